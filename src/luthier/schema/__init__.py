@@ -1,0 +1,1 @@
+"""Records and protocols that cross stages, and the only YAML door."""

@@ -1,0 +1,21 @@
+"""What all records share: extra keys are errors, records never change."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A frozen value that crosses a stage. Units stand in field names or their sentences."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Range(Record):
+    """A figure with its band: low <= expected <= high, all in the unit of the field it stands in."""
+
+    low: float
+    expected: float
+    high: float

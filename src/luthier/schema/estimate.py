@@ -1,0 +1,57 @@
+"""Predicted memory, time and cost. Sizes are bytes, times are seconds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from luthier.schema.base import Range, Record
+
+Part = Literal[
+    "weights",
+    "adapters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "buffers",
+    "workspace",
+    "runtime",
+]
+"""What memory is used for; ``runtime`` is the CUDA context or the interpreter with its libraries."""
+
+
+class Phase(Record):
+    """One moment of a step. Its parts add up to what is held at that moment."""
+
+    name: Literal["load", "forward", "backward", "optimizer", "evaluate", "export"]
+    parts: dict[Part, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+class Estimate(Record):
+    """What a candidate will need."""
+
+    phases: tuple[Phase, ...]
+    tensors: Range
+    """Peak bytes of tensors (what ``torch.cuda.max_memory_allocated`` reports)."""
+    process: Range
+    """Peak bytes of the process: reserved memory and context on a GPU, resident set on a CPU."""
+    seconds: Range | None
+    """Time of the whole training, evaluations not counted; None where it is not known."""
+    tokens_per_second: Range | None = None
+    cost: Range | None = None
+    """Money for the training, in US dollars; None where no price is known."""
+    trainable_parameters: int
+    total_parameters: int
+    flops: float
+    """Floating-point operations of the whole training."""
+    basis: Literal["formula", "trace", "measured"]
+    assumptions: tuple[str, ...] = ()
+    """What was assumed, in words."""
+
+    @property
+    def peak(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.total)

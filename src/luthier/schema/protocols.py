@@ -1,0 +1,112 @@
+"""Shapes that rooms agree on without knowing each other. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+Message = dict[str, Any]
+"""``{"role": "user", "content": "..."}``, with ``tool_calls``, ``name`` or ``reasoning_content`` where used."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRow:
+    """One conversation, as read and mapped, not yet rendered.
+
+    The last assistant turn of a test row is the expected answer; the turns before it are the prompt.
+    """
+
+    messages: list[Message]
+    file: str
+    line: int
+    """1-based line (JSONL) or row number of the file."""
+    id: str
+    """Digest of the content: equal rows have equal ids."""
+    tools: list[dict[str, Any]] | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One rendered row.
+
+    ids: [tokens] int32. trained: [tokens] bool, true where the token itself is a target of the loss.
+    """
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    file: str
+    line: int
+    id: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows of a run, ready for training, validation and proof."""
+
+    train: Sequence[TokenRow]
+    validation: Sequence[TokenRow]
+    tests: dict[str, Sequence[ChatRow]] = field(default_factory=dict)
+
+
+class TextTokenizer(Protocol):
+    """A model's own tokenizer and chat template."""
+
+    eos_ids: frozenset[int]
+    """Every token that ends a turn or a text."""
+    pad_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text as it stands: special tokens in it are recognised, none are added."""
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of token ids."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The chat template applied to messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One greedy answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """New tokens, the end token not included."""
+    stopped: bool
+    """True where an end token ended it, false where the length did."""
+
+
+class Generator(Protocol):
+    """Base, tuned, merged, GGUF and served models alike, so one evaluator judges them all."""
+
+    label: str
+    weights_digest: str
+
+    def generate(
+        self,
+        chats: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Sequence[dict[str, Any]] | None] | None = None,
+        max_new_tokens: int,
+        progress: Progress | None = None,
+    ) -> list[Generated]:
+        """Greedy answers in the order of chats. Each chat ends with a user or tool turn."""
+
+
+class Progress(Protocol):
+    """Told of work done: the terminal draws a bar, a worker writes an event."""
+
+    def __call__(self, done: int, total: int) -> None: ...

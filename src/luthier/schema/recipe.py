@@ -1,0 +1,219 @@
+"""The recipe: one nested YAML document with all that a run needs.
+
+``None`` means "derive it"; the resolved recipe holds the derived value, and ``sources`` says where
+it came from (``training.batch_size: fits 21.3 of 24.0 GiB``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from luthier.schema.base import Record
+
+Purpose = Literal[
+    "chat",
+    "text-generation",
+    "similarity",
+    "reranking",
+    "multi-label-classification",
+    "multi-class-classification",
+]
+Dtype = Literal["float32", "bfloat16"]
+TrainOn = Literal["assistant", "last", "all", "completion"]
+GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M"]
+
+
+class ModelChoice(Record):
+    """Which weights to start from."""
+
+    id: str
+    """A catalogue id, a Hugging Face Hub id or a directory with a saved model."""
+    revision: str | None = None
+    """The Hub commit to use; `luthier get` pins it here."""
+    dtype: Dtype | None = None
+    """Compute and storage type of the weights; derived from what the device does fast."""
+    attention: Literal["eager", "sdpa"] | None = None
+    """Attention implementation; derived from the device."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run. Off unless asked for by name."""
+
+
+class Full(Record):
+    """Train all weights."""
+
+    name: Literal["full"] = "full"
+
+
+class Lora(Record):
+    """Train low-rank adapters beside frozen weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    name: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1)
+    """Rank of each adapter."""
+    alpha: float | None = Field(None, gt=0)
+    """Scale numerator: the update is multiplied by alpha / rank; derived as 2 x rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module names to adapt, or all linear layers but the head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)."""
+    dora: bool = False
+    """Decompose weights into magnitude and direction (Liu et al. 2024, arXiv 2402.09353)."""
+
+
+class QLora(Lora):
+    """LoRA over a base quantised to four bits (Dettmers et al. 2023, arXiv 2305.14314)."""
+
+    name: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+    quantisation: Literal["nf4"] = "nf4"
+    """Storage type of the frozen base weights."""
+    double_quantisation: bool = True
+    """Whether the scales are quantised too."""
+
+
+Method = Annotated[Full | Lora | QLora, Field(discriminator="name")]
+
+
+class DataChoice(Record):
+    """Which rows to train, validate and test on, and how to read them."""
+
+    train: tuple[str, ...]
+    """Files, folders or globs of training rows."""
+    validation: tuple[str, ...] = ()
+    """Rows to watch while training; cut from train when not given."""
+    test: dict[str, tuple[str, ...]] = {}
+    """Named held-out splits for the proof; one is cut from train when none is given."""
+    validation_share: float = Field(0.05, ge=0, lt=1)
+    """Share of train to cut for validation when no file is given."""
+    test_share: float = Field(0.1, ge=0, lt=1)
+    """Share of train to cut for the test split when no file is given."""
+    format: (
+        Literal["messages", "sharegpt", "alpaca", "prompt-completion", "input-output", "text"] | None
+    ) = None
+    """Shape of the rows; detected when not given."""
+    columns: dict[str, str] = {}
+    """Role -> column, where the file's own names are not the usual ones."""
+    system: str | None = None
+    """System prompt for rows that have none."""
+    train_on: TrainOn = "assistant"
+    """Which tokens carry loss: all assistant turns, the last one, the completion, or everything."""
+    max_rows: int | None = Field(None, ge=1)
+    """Use only this many training rows, chosen by seed."""
+    packing: bool | None = None
+    """Whether several rows share one sequence (attention never crosses); derived."""
+    over_length: Literal["error", "truncate", "drop"] = "error"
+    """What to do with a row longer than the sequence length."""
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"test": (value,)}
+        if isinstance(value, (list, tuple)):
+            return {"test": tuple(value)}
+        if isinstance(value, dict):
+            return {k: (v,) if isinstance(v, str) else v for k, v in value.items()}
+        return value
+
+
+class TrainingChoice(Record):
+    """How to train."""
+
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training rows."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimiser steps, whatever the epochs say."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate."""
+    batch_size: int | None = Field(None, ge=1)
+    """Rows (packed: sequences) for each optimiser step, over all micro-batches and devices."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Rows (packed: sequences) that go through the model at once on one device."""
+    sequence_length: int | None = Field(None, ge=8)
+    """Longest sequence in tokens; derived from the data and the model's context."""
+    optimizer: Literal["adamw"] = "adamw"
+    """Optimiser."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay on matrices."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from zero."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    activation_checkpointing: Literal["none", "full"] | None = None
+    """Whether activations are recomputed in the backward pass; derived from memory."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Steps between evaluations on the validation rows; derived as about ten a run."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; derived."""
+    keep_last: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay on disk; the best one always does."""
+    select: Literal["best", "last"] = "best"
+    """Which checkpoint is evaluated and shipped: lowest validation loss, or the last step."""
+
+
+class EvaluationChoice(Record):
+    """How baseline and tuned model are judged, both in the same way."""
+
+    metrics: tuple[str, ...] | None = None
+    """Metrics by name; chosen from the data when not given."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest answer in tokens."""
+    max_rows: int | None = Field(None, ge=1)
+    """Use at most this many rows of each test split, chosen by seed."""
+    batch_size: int | None = Field(None, ge=1)
+    """Prompts that are answered at once; derived."""
+    samples: int = Field(3, ge=0)
+    """How many prompts are shown with both answers."""
+
+
+class ExportChoice(Record):
+    """What to write when training is done."""
+
+    adapter: bool = True
+    """Adapter in PEFT format (adapter methods only)."""
+    merged: bool = True
+    """Merged weights as safetensors."""
+    gguf: tuple[GgufType, ...] = ()
+    """GGUF files by type."""
+    parity_prompts: int = Field(8, ge=1)
+    """How many held-out prompts each export must answer like the trained model."""
+
+    @field_validator("gguf", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+class Recipe(Record):
+    """All that a run needs, and nothing that depends on where it runs."""
+
+    version: Literal[1] = 1
+    """Version of this format."""
+    name: str | None = None
+    """Name of the run; derived from model and data."""
+    task: Purpose = "chat"
+    """What the model is tuned for."""
+    model: ModelChoice
+    method: Method = Lora()
+    data: DataChoice
+    training: TrainingChoice = TrainingChoice()
+    evaluation: EvaluationChoice = EvaluationChoice()
+    export: ExportChoice | None = ExportChoice()
+    seed: int = Field(17, ge=0)
+    """Seed of every random choice: split, order, initialisation, dropout."""
+    sources: dict[str, str] = {}
+    """Dotted key -> where its derived value came from. Written by Luthier, kept as a record."""

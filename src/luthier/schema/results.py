@@ -1,0 +1,140 @@
+"""What training, evaluation and export hand on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from luthier.schema.base import Record
+
+Verdict = Literal["better", "worse", "inconclusive"]
+
+
+class Metric(Record):
+    """A score with its 95 % interval over n rows."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    greater_is_better: bool = True
+
+
+class ScoredRow(Record):
+    """One held-out row, answered and scored."""
+
+    id: str
+    """Stable name of the row (content digest), the same for every model judged on it."""
+    prompt: str
+    """The last user turn, for people to read."""
+    expected: str
+    answer: str
+    scores: dict[str, float]
+    """Metric -> score of this row."""
+    group: str | None = None
+    """Rows with the same group share a source and are resampled together."""
+
+
+class EvalResult(Record):
+    """One model judged on one split."""
+
+    split: str
+    model: str
+    """Which weights answered: ``base``, ``tuned``, ``gguf:Q4_K_M``..."""
+    weights_digest: str
+    metrics: dict[str, Metric]
+    primary: str
+    """The metric that the verdict rests on."""
+    rows: tuple[ScoredRow, ...]
+    seconds: float
+    settings: dict[str, str | int | float | bool] = {}
+
+
+class Difference(Record):
+    """Tuned minus baseline on the same rows, for one metric."""
+
+    metric: str
+    baseline: Metric
+    tuned: Metric
+    delta: Metric
+    p_value: float
+    verdict: Verdict
+    improved: int
+    """Rows that got better."""
+    regressed: int
+    """Rows that got worse."""
+    detectable: float | None = None
+    """The smallest difference that this many rows could have shown (80 % power)."""
+
+
+class Comparison(Record):
+    """Baseline against tuned on one split."""
+
+    split: str
+    primary: str
+    differences: tuple[Difference, ...]
+    verdict: Verdict
+    """Verdict of the primary metric."""
+
+    @property
+    def main(self) -> Difference:
+        return next(d for d in self.differences if d.metric == self.primary)
+
+
+class TrainResult(Record):
+    """What a finished training says of itself."""
+
+    steps: int
+    epochs: float
+    first_loss: float
+    last_loss: float
+    best_step: int
+    best_validation_loss: float | None
+    selected_checkpoint: str
+    """Path relative to the run directory."""
+    seconds: float
+    """Wall time of training steps and validation, over all resumed parts."""
+    tokens: int
+    """Tokens that went through the model, padding not counted."""
+    trained_tokens: int
+    """Tokens that carried loss."""
+    tokens_per_second: float
+    peak_memory: int
+    """Peak bytes: resident set on a CPU, allocated tensors on a GPU."""
+    trainable_parameters: int
+    total_parameters: int
+    device: str
+    dtype: str
+
+
+class ParityCheck(Record):
+    """One exported artifact against the trained model, on the same prompts."""
+
+    prompts: int
+    equal_token_ids: int
+    """Prompts whose rendered token ids are equal."""
+    compared_tokens: int
+    """Greedy tokens compared (up to the first near-tie of each prompt)."""
+    equal_tokens: int
+    near_ties: int
+    """Prompts whose comparison ended at a near-tie (reference gap under 0.05 nats)."""
+    mean_kl: float | None = None
+    """Mean Kullback-Leibler divergence in nats from the trained model, on its top tokens and one tail bucket."""
+    stops: bool
+    """Whether the end-of-turn token ends generation."""
+    passed: bool
+    problems: tuple[str, ...] = ()
+
+
+class Artifact(Record):
+    """A file or folder that was written for use elsewhere."""
+
+    kind: str
+    """``adapter``, ``merged``, ``gguf:F16``, ``gguf:Q4_K_M``, ``model-card``..."""
+    path: str
+    """Path relative to the run directory."""
+    bytes: int
+    sha256: str
+    """Digest of the file, or of the sorted digests of a folder's files."""
+    predicted_bytes: int | None = None
+    parity: ParityCheck | None = None
+    notes: tuple[str, ...] = ()
