@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 Message = dict[str, Any]
-"""``{"role": "user", "content": "..."}``, with ``tool_calls``, ``name`` or ``reasoning_content`` where used."""
+"""``{"role": "user", "content": "..."}``, with ``tool_calls``, ``name``, ``reasoning_content`` where used."""
 
 
 @dataclass(frozen=True, slots=True)

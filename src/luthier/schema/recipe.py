@@ -90,9 +90,9 @@ class DataChoice(Record):
     """Share of train to cut for validation when no file is given."""
     test_share: float = Field(0.1, ge=0, lt=1)
     """Share of train to cut for the test split when no file is given."""
-    format: (
-        Literal["messages", "sharegpt", "alpaca", "prompt-completion", "input-output", "text"] | None
-    ) = None
+    format: Literal["messages", "sharegpt", "alpaca", "prompt-completion", "input-output", "text"] | None = (
+        None
+    )
     """Shape of the rows; detected when not given."""
     columns: dict[str, str] = {}
     """Role -> column, where the file's own names are not the usual ones."""

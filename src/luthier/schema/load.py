@@ -1,0 +1,409 @@
+"""The only YAML door: text in, frozen records out, every fault with its file and line."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from luthier.errors import FileProblem, RecipeError, did_you_mean
+from luthier.schema.base import Record
+from luthier.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+R = TypeVar("R", bound=Record)
+
+ALIASES = {
+    "base_model": "model.id",
+    "model_name_or_path": "model.id",
+    "pretrained_model_name_or_path": "model.id",
+    "lora_r": "method.rank",
+    "lora_rank": "method.rank",
+    "lora_alpha": "method.alpha",
+    "lora_dropout": "method.dropout",
+    "lora_target": "method.targets",
+    "lora_target_modules": "method.targets",
+    "finetuning_type": "method.name",
+    "adapter": "method.name",
+    "sequence_len": "training.sequence_length",
+    "cutoff_len": "training.sequence_length",
+    "max_seq_length": "training.sequence_length",
+    "micro_batch_size": "training.micro_batch_size",
+    "per_device_train_batch_size": "training.micro_batch_size",
+    "local_batch_size": "training.micro_batch_size",
+    "num_epochs": "training.epochs",
+    "num_train_epochs": "training.epochs",
+    "learning_rate": "training.learning_rate",
+    "max_steps": "training.max_steps",
+    "warmup_ratio": "training.warmup_share",
+    "lr_scheduler_type": "training.schedule",
+    "seed": "seed",
+}
+"""Names of the same setting in other tools, accepted at the top of a recipe and as overrides."""
+
+OVERRIDE = re.compile(r"^(?:--)?(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)$", re.DOTALL)
+COMMAND_LINE = "command line"
+
+
+class _Lines:
+    """Remembers where each dotted key was written: a file's line, or the command line."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.of: dict[tuple[str, ...], int | str] = {}
+
+    def place(self, path: tuple[str, ...]) -> tuple[str | Path | None, int | None]:
+        """File and line of the key, or of its nearest written parent."""
+        while path:
+            if (found := self.of.get(path)) is not None:
+                return (COMMAND_LINE, None) if isinstance(found, str) else (self.file, found)
+            path = path[:-1]
+        return self.file, None
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the document of a YAML 1.2 file as plain values. Errors: FileProblem, RecipeError."""
+    return _plain(_parse(_text(path), path))
+
+
+def load_record(path: Path, record: type[R]) -> R:
+    """Read one record from a YAML file. Errors: FileProblem, RecipeError with file and line."""
+    tree = _parse(_text(path), path)
+    lines = _Lines(path)
+    values = _gather(tree, (), lines)
+    return _validate(record, values, lines)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply ``key.sub=value`` overrides, and anchor its relative paths.
+
+    Paths in the file are relative to the file, paths in overrides to the working directory.
+    Errors: FileProblem when it cannot be read, RecipeError with file:line and the nearest name.
+    """
+    tree = _parse(_text(path), path)
+    lines = _Lines(path)
+    values = _gather(tree, (), lines)
+    if not isinstance(values, dict):
+        raise RecipeError("a recipe is a mapping of sections", file=path, line=1, hint=_START)
+    _rename_aliases(values, lines)
+    _anchor(values, path.resolve().parent)
+    _apply(values, overrides, lines)
+    return _validate(Recipe, values, lines)
+
+
+def recipe_from(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Build a recipe from Python values, checked like a file's. Relative paths start here."""
+    lines = _Lines(None)
+    values = _copy(values)
+    _rename_aliases(values, lines)
+    _anchor(values, Path.cwd())
+    _apply(values, overrides, lines)
+    return _validate(Recipe, values, lines)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe as YAML: defaults included, unset values left out, sources last."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 110
+    stream = io.StringIO()
+    yaml.dump(recipe.model_dump(mode="json", exclude_none=True), stream)
+    return stream.getvalue()
+
+
+_START = "start from `luthier init`, `luthier recommend -o recipe.yaml` or the example in the README"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileProblem("no such file", file=path, hint=_START) from None
+    except IsADirectoryError:
+        raise FileProblem("is a directory, not a YAML file", file=path, hint=_START) from None
+    except UnicodeDecodeError as error:
+        raise FileProblem(
+            f"not UTF-8 text (byte {error.start})", file=path, hint="save it as UTF-8 text"
+        ) from None
+    except OSError as error:
+        raise FileProblem(f"cannot be read: {error.strerror}", file=path) from None
+
+
+def _parse(text: str, path: Path | None) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        return YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = None if mark is None else mark.line + 1
+        problem = " ".join(str(error.problem or error.context).split())
+        raise RecipeError(
+            f"not valid YAML: {problem}", file=path, line=line, hint="check indentation and quotes there"
+        ) from None
+    except YAMLError as error:
+        raise RecipeError(f"not valid YAML: {error}", file=path) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _gather(tree: Any, path: tuple[str, ...], lines: _Lines) -> Any:
+    """Turn the round-trip tree into plain values, noting the line of every key."""
+    if isinstance(tree, dict):
+        for key in tree:
+            lines.of[(*path, str(key))] = tree.lc.key(key)[0] + 1  # type: ignore[attr-defined]
+        return {str(key): _gather(value, (*path, str(key)), lines) for key, value in tree.items()}
+    if isinstance(tree, list):
+        for index in range(len(tree)):
+            lines.of[(*path, str(index))] = tree.lc.item(index)[0] + 1  # type: ignore[attr-defined]
+        return [_gather(value, (*path, str(index)), lines) for index, value in enumerate(tree)]
+    return _plain(tree)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _rename_aliases(values: dict[str, Any], lines: _Lines) -> None:
+    for alias in [key for key in values if key in ALIASES and ALIASES[key] != key]:
+        value, target = values.pop(alias), tuple(ALIASES[alias].split("."))
+        file, line = lines.place((alias,))
+        if _find(values, target) is not None:
+            raise RecipeError(
+                f"{alias} and {ALIASES[alias]} say the same thing twice",
+                file=file,
+                line=line,
+                hint=f"keep {ALIASES[alias]}",
+            )
+        if (place := lines.of.pop((alias,), None)) is not None:
+            lines.of[target] = place
+        _set(values, target, value, lines)
+
+
+def _anchor(values: dict[str, Any], base: Path) -> None:
+    """Make relative paths absolute, so that a recipe means the same wherever it is run from."""
+    data = values.get("data")
+    if isinstance(data, dict):
+        for key in ("train", "validation", "test"):
+            if key in data:
+                data[key] = _anchor_sources(data[key], base)
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("id"), str):
+        model["id"] = _anchor_model(model["id"], base)
+
+
+def _anchor_sources(value: Any, base: Path) -> Any:
+    if isinstance(value, str):
+        return value if value.startswith("hub:") else str(base / Path(value).expanduser())
+    if isinstance(value, list):
+        return [_anchor_sources(v, base) for v in value]
+    if isinstance(value, dict):
+        return {k: _anchor_sources(v, base) for k, v in value.items()}
+    return value
+
+
+def _anchor_model(name: str, base: Path) -> str:
+    """A directory that exists is one; ``org/name`` that does not is a Hub id."""
+    path = base / Path(name).expanduser()
+    if name.startswith(("/", "./", "../", "~")) or path.is_dir():
+        return str(path.resolve())
+    return name
+
+
+def _apply(values: dict[str, Any], overrides: Sequence[str], lines: _Lines) -> None:
+    for word in overrides:
+        if word.startswith("~"):
+            path = tuple(word[1:].split("."))
+            if not _drop(values, path):
+                raise RecipeError(f"~{'.'.join(path)}: the recipe has no such key", file=COMMAND_LINE)
+            continue
+        match = OVERRIDE.match(word)
+        if match is None:
+            raise RecipeError(
+                f"{word!r} is not a setting",
+                file=COMMAND_LINE,
+                hint="write key.sub=value, for example training.epochs=2, or ~key to drop one",
+            )
+        dotted = ALIASES.get(match["key"], match["key"]).replace("-", "_")
+        path = tuple(dotted.split("."))
+        value = _plain(_parse(match["value"], None)) if match["value"].strip() else None
+        if path[:1] == ("data",) and path[1:2] and path[1] in ("train", "validation", "test"):
+            value = _anchor_sources(value, Path.cwd())
+        if path == ("model", "id") and isinstance(value, str):
+            value = _anchor_model(value, Path.cwd())
+        if path[:2] == ("method", "name") and isinstance(values.get("method"), dict):
+            values["method"] = {"name": value}
+        lines.of[path] = COMMAND_LINE
+        _set(values, path, value, lines)
+
+
+def _find(values: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        if not isinstance(values, dict) or key not in values:
+            return None
+        values = values[key]
+    return values
+
+
+def _drop(values: Any, path: tuple[str, ...]) -> bool:
+    parent = _find(values, path[:-1])
+    return isinstance(parent, dict) and parent.pop(path[-1], None) is not None
+
+
+def _set(values: dict[str, Any], path: tuple[str, ...], value: Any, lines: _Lines) -> None:
+    node: Any = values
+    for depth, key in enumerate(path[:-1]):
+        if isinstance(node, list):
+            node = node[_index(node, key, path)]
+            continue
+        if not isinstance(node.get(key), (dict, list)):
+            node[key] = {}
+            lines.of.setdefault(path[: depth + 1], lines.of.get(path, COMMAND_LINE))
+        node = node[key]
+    if isinstance(node, list):
+        node[_index(node, path[-1], path)] = value
+    else:
+        node[path[-1]] = value
+
+
+def _index(node: list[Any], key: str, path: tuple[str, ...]) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise RecipeError(
+            f"{'.'.join(path)}: {key} is not one of the {len(node)} entries there", file=COMMAND_LINE
+        )
+    return int(key)
+
+
+def _validate(record: type[R], values: Any, lines: _Lines) -> R:
+    if record is Recipe and isinstance(values, dict) and isinstance(values.get("method"), dict):
+        values["method"].setdefault("name", "lora")
+    try:
+        return record.model_validate(values)
+    except ValidationError as error:
+        raise _explain(record, error.errors(include_url=False)[0], lines) from None
+
+
+def _explain(record: type[BaseModel], fault: ErrorDetails, lines: _Lines) -> RecipeError:
+    path, owner = _walk(record, fault["loc"])
+    file, line = lines.place(path)
+    dotted = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        section = ".".join(path[:-1])
+        of = _title(owner) if owner is not None else "the recipe"
+        known = list(owner.model_fields) if owner is not None else []
+        elsewhere = [p for p in _all_keys(record) if p.rsplit(".", 1)[-1] == path[-1]]
+        hint = did_you_mean(path[-1], known)
+        if elsewhere:
+            hint = f"it stands at {' or '.join(elsewhere)}"
+        return RecipeError(
+            f"{dotted} is not a setting of {of}",
+            file=file,
+            line=line,
+            hint=hint or f"{section or 'the recipe'} has: {', '.join(known)}",
+        )
+    if fault["type"] == "missing":
+        return RecipeError(f"{dotted} is missing", file=file, line=line, hint=_START)
+    if fault["type"] in ("literal_error", "union_tag_invalid"):
+        context = fault.get("ctx", {})
+        expected = str(context.get("expected") or context.get("expected_tags") or "")
+        word = str(fault["input"] if fault["type"] == "literal_error" else context.get("tag"))
+        names = re.findall(r"'([^']+)'", expected)
+        if fault["type"] == "union_tag_invalid":
+            dotted = f"{dotted}.name"
+            file, line = lines.place((*path, "name"))
+        return RecipeError(
+            f"{dotted}: {word!r} is not one of {expected}",
+            file=file,
+            line=line,
+            hint=did_you_mean(word, names),
+        )
+    return RecipeError(f"{dotted}: {fault['msg'][:1].lower()}{fault['msg'][1:]}", file=file, line=line)
+
+
+def _title(owner: type[BaseModel]) -> str:
+    name = owner.model_fields.get("name")
+    if name is not None and isinstance(name.default, str):
+        return name.default
+    return {"Recipe": "the recipe"}.get(owner.__name__, owner.__name__.removesuffix("Choice").lower())
+
+
+def _walk(
+    record: type[BaseModel], loc: tuple[int | str, ...]
+) -> tuple[tuple[str, ...], type[BaseModel] | None]:
+    """Follow an error's location, leaving out union tags; return the written path and its record."""
+    path: list[str] = []
+    owner: type[BaseModel] | None = record
+    options: list[type[BaseModel]] = []
+    last: type[BaseModel] | None = record
+    for part in loc:
+        tagged = [o for o in options if getattr(o.model_fields.get("name"), "default", None) == part]
+        if tagged:
+            owner, options = tagged[0], []
+            last = owner
+            continue
+        path.append(str(part))
+        last = owner
+        field = owner.model_fields.get(str(part)) if owner is not None else None
+        options = [] if field is None else list(_records_in(field.annotation))
+        owner = options[0] if len(options) == 1 else None
+    return tuple(path), last
+
+
+def _records_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is not None:
+        for part in get_args(annotation):
+            yield from _records_in(part)
+
+
+def _all_keys(record: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in record.model_fields.items():
+        inner = list(_records_in(field.annotation))
+        if inner:
+            seen: set[str] = set()
+            for part in inner:
+                for key in _all_keys(part, f"{prefix}{name}."):
+                    if key not in seen:
+                        seen.add(key)
+                        yield key
+        else:
+            yield f"{prefix}{name}"
+
+
+def explain_key(dotted: str) -> tuple[str, str, str]:
+    """Return (key, type, sentence) of a recipe setting; aliases of other tools are known too."""
+    dotted = ALIASES.get(dotted, dotted)
+    options: list[type[BaseModel]] = [Recipe]
+    field = None
+    for part in dotted.split("."):
+        found = [o.model_fields[part] for o in options if part in o.model_fields]
+        if not found:
+            raise RecipeError(
+                f"{dotted} is not a setting of a recipe", hint=did_you_mean(dotted, set(_all_keys(Recipe)))
+            )
+        field = found[0]
+        options = [r for f in found for r in _records_in(f.annotation)]
+    assert field is not None
+    kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
+    return dotted, re.sub(r"\btyping\.|luthier\.schema\.recipe\.", "", kind), field.description or ""
