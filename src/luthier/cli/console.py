@@ -1,0 +1,93 @@
+"""Where words go: data to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from luthier.errors import LuthierError
+
+JSON_VERSION = 1
+"""Version of every ``--json`` object."""
+
+
+@cache
+def out() -> Console:
+    """The console for what a command answers."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+@cache
+def err() -> Console:
+    """The console for progress, notes and errors."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def interactive() -> bool:
+    """Whether a person watches: live bars are drawn only then."""
+    return sys.stderr.isatty() and not os.environ.get("CI")
+
+
+def print_json(values: Any) -> None:
+    """Print one JSON object with its schema version."""
+    document = {"version": JSON_VERSION, **values} if isinstance(values, dict) else values
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def print_error(error: LuthierError, *, as_json: bool) -> None:
+    """Print a failure: where, what and every way out."""
+    if as_json:
+        print_json(
+            {
+                "error": {
+                    "kind": type(error).__name__,
+                    "message": error.message,
+                    "where": error.where,
+                    "hint": error.hint,
+                }
+            }
+        )
+        return
+    from rich.text import Text
+
+    line = Text("error: ", style="bold red")
+    line.append(str(error), style="default not bold")
+    err().print(line, soft_wrap=True)
+    if error.hint:
+        hint = Text("hint:  ", style="bold cyan")
+        hint.append(error.hint, style="default not bold")
+        err().print(hint, soft_wrap=True)
+
+
+def size(value: float) -> str:
+    """Bytes as people read them: 105.5 MB, 1.2 GB (powers of 1,000, as disks and files are sold)."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def memory(value: float) -> str:
+    """Bytes of memory in GiB (powers of 1,024, as memory is built)."""
+    return f"{value / 2**30:.2f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 48 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

@@ -1,0 +1,78 @@
+"""The ``luthier`` command: words into calls. Every command loads only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Group
+
+from luthier import __version__
+from luthier.errors import LuthierError
+
+CHOOSE = Group.create_ordered("Choose")
+TUNE = Group.create_ordered("Tune")
+SHIP = Group.create_ordered("Prove and ship")
+HOUSE = Group.create_ordered("House-keeping")
+
+COMMANDS: dict[str, tuple[str, Group, str]] = {
+    "quickstart": (
+        "luthier.cli.quickstart:quickstart",
+        TUNE,
+        "The whole way on a small real model: audit, recommend, plan, train, prove, ship.",
+    ),
+    "doctor": ("luthier.cli.doctor:doctor", CHOOSE, "What this machine has and what it allows."),
+    "models": ("luthier.cli.models:app", CHOOSE, "The catalogue of base models."),
+    "licences": ("luthier.cli.licences:app", CHOOSE, "What each licence asks and allows."),
+    "recommend": ("luthier.cli.recommend:recommend", CHOOSE, "Which model and method for this task."),
+    "init": ("luthier.cli.init:init", CHOOSE, "A guided recommendation that ends in a recipe."),
+    "plan": ("luthier.cli.plan:plan", CHOOSE, "Memory by part, time and cost, before anything loads."),
+    "fit": ("luthier.cli.fit:fit", CHOOSE, "What a model needs to be served with a context."),
+    "get": ("luthier.cli.get:get", TUNE, "Fetch a model by name: size and licence first, resumable."),
+    "train": ("luthier.cli.train:train", TUNE, "Tune a model by a recipe."),
+    "data": ("luthier.cli.data:app", TUNE, "Look at, check and profile training data."),
+    "evaluate": ("luthier.cli.evaluate:evaluate", SHIP, "Judge base and tuned model on the same rows."),
+    "export": ("luthier.cli.export:export", SHIP, "Adapter, merged weights and GGUF, checked."),
+    "chat": ("luthier.cli.chat:chat", SHIP, "Talk to a run's GGUF."),
+    "report": ("luthier.cli.report:report", SHIP, "Write a run's report."),
+    "runs": ("luthier.cli.runs:app", HOUSE, "List and look after runs."),
+    "config": ("luthier.cli.config:app", HOUSE, "What a setting of a recipe means."),
+    "setup": ("luthier.cli.setup:app", HOUSE, "Bring the tools that exports need."),
+    "cache": ("luthier.cli.cache:app", HOUSE, "What is kept on disk, and how to free it."),
+}
+
+
+def build() -> App:
+    """The command tree. Nothing but names is loaded here."""
+    app = App(
+        name="luthier",
+        version=__version__,
+        help="From a task and your hardware to a tuned, proven, deployable open model.",
+        help_format="plaintext",
+    )
+    for name, (target, group, sentence) in COMMANDS.items():
+        app.command(target, name=name, group=group, help=sentence)
+    return app
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code (see the README for the list)."""
+    words = list(sys.argv[1:] if words is None else words)
+    app = build()
+    try:
+        code = app(words, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        sys.exit(2)  # cyclopts has said what was wrong and the nearest name
+    except LuthierError as error:
+        from luthier.cli.console import print_error
+
+        print_error(error, as_json="--json" in words)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (``| head``): nothing more to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,286 @@
+"""The stages of a run as a person reads them. Each function prints one stage from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from luthier.cli.console import duration, memory, out, size
+from luthier.schema.base import Range
+from luthier.schema.estimate import Estimate
+from luthier.schema.hardware import Hardware
+from luthier.schema.recipe import Recipe
+from luthier.schema.results import Artifact, Comparison, Difference, EvalResult, Metric, TrainResult
+from luthier.schema.run import Status
+
+VERDICTS = {
+    "better": ("better", "green"),
+    "worse": ("worse", "red"),
+    "inconclusive": ("no clear difference", "yellow"),
+}
+
+
+def heading(number: int | None, title: str, sentence: str = "") -> None:
+    """Open a stage: a rule with its number and what it is for."""
+    text = Text()
+    if number is not None:
+        text.append(f"{number} ", style="bold cyan")
+    text.append(title, style="bold")
+    if sentence:
+        text.append(f"  {sentence}", style="dim")
+    out().print()
+    out().print(Rule(text, align="left", style="cyan"))
+
+
+def grid(rows: Sequence[tuple[str, str | Text]]) -> Padding:
+    """Facts as two columns."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value)
+    return Padding(table, (0, 0, 0, 2))
+
+
+def columns(*heads: str, numbers: Sequence[int] = ()) -> Table:
+    """A plain table; columns in ``numbers`` are right-aligned."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index in numbers else "left")
+    return table
+
+
+def show_hardware(hardware: Hardware, allows: str) -> None:
+    """What the machine has, and what that allows."""
+    cpu = hardware.processor
+    rows: list[tuple[str, str | Text]] = [
+        ("CPU", f"{cpu.name}, {cpu.cores} cores, {'native' if cpu.bf16 else 'no native'} bf16"),
+        ("RAM", f"{memory(hardware.memory_free)} free of {memory(hardware.memory_total)}"),
+    ]
+    for gpu in hardware.accelerators:
+        held = f", held by {', '.join(h.name for h in gpu.holders)}" if gpu.holders else ""
+        rows.append(
+            (
+                f"GPU {gpu.index}",
+                f"{gpu.name}: {memory(gpu.memory_free)} free of {memory(gpu.memory_total)}{held}",
+            )
+        )
+    if not hardware.accelerators:
+        rows.append(("GPU", "none found"))
+    if hardware.disk_free is not None:
+        rows.append(("Disk", f"{size(hardware.disk_free)} free"))
+    shown = ("python", "torch", "transformers", "peft", "luthier")
+    versions = "  ".join(f"{k} {hardware.versions[k]}" for k in shown if k in hardware.versions)
+    rows.append(("Versions", versions))
+    rows.append(("Allows", Text(allows, style="bold")))
+    out().print(grid(rows))
+
+
+def show_plan(recipe: Recipe, estimate: Estimate) -> None:
+    """Every derived value with its source, then memory by part and time."""
+    table = columns("setting", "value", "because")
+    values = recipe.model_dump(mode="json")
+    for key, source in recipe.sources.items():
+        value: object = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        table.add_row(key, Text(str(value), style="bold"), Text(source, style="dim"))
+    out().print(Padding(table, (0, 0, 0, 2)))
+    show_estimate(estimate)
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """Predicted memory by part and time, each with its band."""
+    peak = estimate.peak
+    parts = "  ".join(
+        f"{name} {memory(n)}" for name, n in sorted(peak.parts.items(), key=lambda p: -p[1]) if n > 2**20
+    )
+    rows: list[tuple[str, str | Text]] = [
+        (
+            "Predicted peak",
+            Text(f"{memory(estimate.process.expected)}", style="bold").append(
+                f"  ({memory(estimate.process.low)} to {memory(estimate.process.high)})"
+                f", in {peak.name}: {parts}",
+                style="not bold",
+            ),
+        )
+    ]
+    if estimate.seconds is not None:
+        rows.append(
+            (
+                "Predicted time",
+                Text(duration(estimate.seconds.expected), style="bold").append(
+                    f"  ({duration(estimate.seconds.low)} to {duration(estimate.seconds.high)}) for training",
+                    style="not bold",
+                ),
+            )
+        )
+    share = estimate.trainable_parameters / max(1, estimate.total_parameters)
+    rows.append(
+        (
+            "Trains",
+            f"{estimate.trainable_parameters:,} of {estimate.total_parameters:,} parameters ({share:.2%})",
+        )
+    )
+    out().print()
+    out().print(grid(rows))
+
+
+def score(metric: Metric) -> str:
+    """A score with its interval: shares as percentages, other scores as they are."""
+    if 0 <= metric.low <= metric.high <= 1:
+        return f"{metric.value:.1%}  [{metric.low:.1%}, {metric.high:.1%}]"
+    return f"{metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]"
+
+
+def show_scores(results: Mapping[str, EvalResult]) -> None:
+    """One model on every split."""
+    table = columns("split", "metric", "score  [95 % interval]", "rows", numbers=(3,))
+    for split, result in results.items():
+        for name, metric in result.metrics.items():
+            style = "bold" if name == result.primary else ""
+            table.add_row(split, Text(name, style=style), Text(score(metric), style=style), str(metric.n))
+    out().print(Padding(table, (0, 0, 0, 2)))
+
+
+def show_training(result: TrainResult, estimate: Estimate | None) -> None:
+    """What the training did, predicted against measured."""
+    seconds, process = (None, None) if estimate is None else (estimate.seconds, estimate.process)
+    rows: list[tuple[str, str | Text]] = [
+        ("Loss", f"{result.first_loss:.3f} → {result.last_loss:.3f}"),
+    ]
+    if result.best_validation_loss is not None:
+        rows.append(("Validation", f"best {result.best_validation_loss:.4f} at step {result.best_step}"))
+    rows += [
+        ("Steps", f"{result.steps} ({result.epochs:g} epochs), {result.tokens:,} tokens"),
+        ("Speed", f"{result.tokens_per_second:,.0f} tokens/s on {result.device} in {result.dtype}"),
+        ("Time", f"{duration(result.seconds)}{_against(result.seconds, seconds, duration)}"),
+        ("Peak memory", f"{memory(result.peak_memory)}{_against(result.peak_memory, process, memory)}"),
+    ]
+    out().print(grid(rows))
+
+
+def _against(measured: float, predicted: Range | None, words: Callable[[float], str]) -> str:
+    if predicted is None:
+        return ""
+    return f"  (predicted {words(predicted.expected)}, {measured / predicted.expected - 1:+.0%})"
+
+
+def show_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """Baseline against tuned on every split, with the verdict."""
+    table = columns(
+        "split", "metric", "baseline", "tuned", "difference  [95 % interval]", "rows", "verdict", numbers=(5,)
+    )
+    for comparison in comparisons:
+        for difference in comparison.differences:
+            words, colour = VERDICTS[difference.verdict]
+            primary = difference.metric == comparison.primary
+            table.add_row(
+                comparison.split,
+                Text(difference.metric, style="bold" if primary else ""),
+                _short(difference.baseline),
+                Text(_short(difference.tuned), style="bold" if primary else ""),
+                _delta(difference),
+                str(difference.delta.n),
+                Text(words, style=colour),
+            )
+    out().print(Padding(table, (0, 0, 0, 2)))
+    for comparison in comparisons:
+        words, colour = VERDICTS[comparison.verdict]
+        main = comparison.main
+        out().print(
+            Text(f"  On {comparison.split} the tuned model is ")
+            .append(words, style=f"bold {colour}")
+            .append(f" ({main.metric}; {main.improved} rows improved, {main.regressed} got worse)")
+        )
+
+
+def _short(metric: Metric) -> str:
+    return f"{metric.value:.1%}" if 0 <= metric.low <= metric.high <= 1 else f"{metric.value:.3f}"
+
+
+def _delta(difference: Difference) -> str:
+    d = difference.delta
+    if difference.tuned.high <= 1 and difference.baseline.low >= 0:
+        return f"{d.value * 100:+.1f} points  [{d.low * 100:+.1f}, {d.high * 100:+.1f}]"
+    return f"{d.value:+.3f}  [{d.low:+.3f}, {d.high:+.3f}]"
+
+
+def show_samples(baseline: EvalResult, tuned: EvalResult, count: int) -> None:
+    """A few prompts with the expected answer and both models' answers."""
+    after = {row.id: row for row in tuned.rows}
+    for row in baseline.rows[:count]:
+        answer = after.get(row.id)
+        if answer is None:
+            continue
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_row("expected", Text(row.expected))
+        table.add_row("before", Text(_clip(row.answer), style="yellow"))
+        table.add_row(
+            "after", Text(_clip(answer.answer), style="green" if answer.answer == row.expected else "")
+        )
+        out().print(Padding(Panel(Group(Text(row.prompt), Text(), table), border_style="dim"), (0, 0, 0, 2)))
+
+
+def _clip(text: str, most: int = 400) -> str:
+    text = text.strip() or "(nothing)"
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
+def show_artifacts(artifacts: Sequence[Artifact], root: Path) -> None:
+    """What was written, how large, and whether it answers like the trained model."""
+    table = columns(
+        "artifact",
+        "size",
+        "prompts with equal token ids",
+        "greedy tokens equal",
+        "KL (nats)",
+        "check",
+        numbers=(1, 2, 3, 4),
+    )
+    for artifact in artifacts:
+        parity = artifact.parity
+        if parity is None:
+            table.add_row(artifact.kind, size(artifact.bytes), "", "", "", "")
+            continue
+        table.add_row(
+            artifact.kind,
+            size(artifact.bytes),
+            f"{parity.equal_token_ids}/{parity.prompts}",
+            f"{parity.equal_tokens}/{parity.compared_tokens}",
+            "" if parity.mean_kl is None else f"{parity.mean_kl:.4f}",
+            Text("passed", style="green") if parity.passed else Text("; ".join(parity.problems), style="red"),
+        )
+    out().print(Padding(table, (0, 0, 0, 2)))
+    out().print(f"  [dim]in[/] {root}", soft_wrap=True)
+
+
+def show_times(status: Status) -> None:
+    """Where time and memory went."""
+    table = columns("stage", "time", "largest process", numbers=(1, 2))
+    for stage, seconds in status.seconds.items():
+        table.add_row(stage, duration(seconds), memory(status.peak_memory.get(stage, 0)))
+    if status.seconds:
+        table.add_row(
+            Text("all", style="bold"),
+            Text(duration(sum(status.seconds.values())), style="bold"),
+            Text(memory(max(status.peak_memory.values(), default=0)), style="bold"),
+        )
+    out().print(Padding(table, (0, 0, 0, 2)))
+
+
+def show_next(commands: Sequence[tuple[str, str]]) -> None:
+    """What to try now."""
+    table = Table.grid(padding=(0, 2))
+    for command, why in commands:
+        table.add_row(Text(command, style="bold cyan"), Text(why, style="dim"))
+    out().print(Padding(table, (0, 0, 0, 2)))

@@ -1,0 +1,98 @@
+"""The worker as a process: started detached, named for good, watched, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from luthier.runs.directory import RunDirectory
+from luthier.schema.run import State, WorkerIdentity
+
+ACTIVE: frozenset[State] = frozenset({"queued", "preparing", "running", "stopping"})
+SILENT_AFTER = 60.0
+"""Seconds without a heartbeat after which a worker of another boot or host counts as lost."""
+
+
+def boot_id() -> str:
+    """Identity of this boot, so that a pid of an earlier one is never taken for ours."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+def identity(pid: int | None = None) -> WorkerIdentity:
+    """Name a process (this one by default) so that a reused pid is told apart."""
+    process = psutil.Process(pid)
+    return WorkerIdentity(pid=process.pid, started=process.create_time(), boot=boot_id())
+
+
+def alive(worker: WorkerIdentity | None) -> bool:
+    """Whether that very process still runs."""
+    if worker is None or worker.boot != boot_id():
+        return False
+    try:
+        process = psutil.Process(worker.pid)
+        return abs(process.create_time() - worker.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def start_worker(run: RunDirectory, *, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start the worker of a run in a session of its own: it outlives whoever started it."""
+    run.clear("stop")
+    run.clear("save")
+    # The worker writes its own name here; until then the run counts as waiting, not as lost.
+    run.set_status(run.status.model_copy(update={"state": "queued", "worker": None, "failure": None}))
+    with (run.path / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "luthier.runs.worker", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+
+
+def current_state(run: RunDirectory) -> State:
+    """The run's state, with a worker that died without a word shown as lost (and written so)."""
+    status = run.status
+    if status.state not in ACTIVE or (status.state == "queued" and status.worker is None):
+        return status.state
+    if alive(status.worker):
+        return status.state
+    lost = run.status  # the worker may have finished between the two looks
+    if lost.state in ACTIVE:
+        run.set_status(lost.model_copy(update={"state": "lost"}))
+        return "lost"
+    return lost.state
+
+
+def kill_group(worker: WorkerIdentity) -> None:
+    """End a worker and its children at once; the last checkpoint stays."""
+    if alive(worker):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+
+
+def stop_worker(run: RunDirectory, *, patience: float = 60.0) -> None:
+    """Ask for a stop; after ``patience`` seconds send SIGTERM, after 30 more end it for sure."""
+    run.ask("stop")
+    worker = run.status.worker
+    for seconds, sign in ((patience, signal.SIGTERM), (30.0, signal.SIGKILL)):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if not alive(worker):
+                return
+            time.sleep(0.1)
+        if worker is not None and alive(worker):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, sign)
