@@ -60,3 +60,26 @@ class Hardware(Record):
     os: str = ""
     versions: dict[str, str] = {}
     """Package -> installed version."""
+
+
+class GpuSpec(Record):
+    """An accelerator by its datasheet."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    kind: Literal["cuda", "rocm", "mps"] = "cuda"
+    memory_total: int
+    """Bytes that a process sees: measured where it was, else 98 % of the nameplate."""
+    nameplate: int
+    """Bytes as sold."""
+    flops: float
+    """Dense matrix rate in FLOP/s: bf16, or fp16 where there is no bf16."""
+    bandwidth: float
+    """Memory bandwidth in bytes/s."""
+    compute_capability: tuple[int, int] | None = None
+    bf16: bool = True
+    fp8: bool = False
+    unified: bool = False
+    """The accelerator's memory is the machine's memory."""
+    verified: Literal["measured", "datasheet", "secondary", "recalled"]

@@ -8,7 +8,8 @@ from luthier.schema.base import Record
 from luthier.schema.recipe import Purpose
 
 LayerKind = Literal["full", "sliding", "linear", "mlp"]
-"""``linear`` is a linear-attention or state-space mixer; ``mlp`` a layer without any mixer."""
+"""``linear`` is a linear-attention or state-space mixer; ``mlp`` a layer without any mixer. A model that
+has ``mlp`` layers has its MLPs (or experts) in those alone: its other layers are mixers and nothing else."""
 
 Kind = Literal["decoder", "vision-language", "encoder", "bi-encoder", "cross-encoder"]
 Confidence = Literal["high", "medium", "low"]
@@ -24,11 +25,37 @@ class Experts(Record):
     shared: int = 0
     """Experts that every token goes through besides."""
     intermediate_size: int
-    """Width of one expert."""
+    """Width of one expert; a shared expert that is wider counts as several."""
     dense_layers: int = 0
     """Leading layers with an ordinary MLP."""
     bias: bool = False
     """Whether router and experts have bias vectors."""
+
+
+class LinearMixer(Record):
+    """What stands in the ``linear`` layers in place of softmax attention."""
+
+    kind: Literal["gated-deltanet", "mamba2"]
+    key_heads: int
+    """Key heads; for Mamba-2 the groups that share one state matrix."""
+    value_heads: int
+    """Value heads; for Mamba-2 its heads."""
+    key_dim: int
+    """Width of a key head; for Mamba-2 the state size."""
+    value_dim: int
+    """Width of a value head."""
+    convolution: int = 4
+    """Taps of the short convolution."""
+
+
+class LatentAttention(Record):
+    """Multi-head latent attention: keys and values come from one compressed vector a token."""
+
+    query_rank: int
+    kv_rank: int
+    rope_dim: int
+    """Part of each query and key head that carries position; shared by all key heads."""
+    value_dim: int
 
 
 class Architecture(Record):
@@ -46,6 +73,10 @@ class Architecture(Record):
     tied_embeddings: bool
     qkv_bias: bool = False
     qk_norm: bool = False
+    gated_attention: bool = False
+    """The query projection is twice as wide: its second half gates the attention's output."""
+    latent_attention: LatentAttention | None = None
+    linear_mixer: LinearMixer | None = None
     gated_mlp: bool = True
     """Three matrices an MLP (gate, up, down) rather than two."""
     layer_kinds: tuple[LayerKind, ...] = ()
@@ -81,8 +112,8 @@ class Architecture(Record):
     per_layer_embeddings: int = 0
     """Parameters of per-layer embedding tables (lookups, kept frozen)."""
     other_parameters: int = 0
-    """Backbone parameters that the fields above do not describe (state-space mixers, relative positions,
-    routers' corrections): published or computed total less what the shape gives."""
+    """Backbone parameters that the fields above do not describe (relative positions, attention sinks,
+    gates of shared experts, score heads): published or computed total less what the shape gives."""
 
 
 class Variants(Record):
@@ -98,7 +129,7 @@ class Variants(Record):
 class ParameterFacts(Record):
     """Published or computed parameter counts."""
 
-    total: int | None
+    total: int | None = None
     """All parameters, tied weights once, multi-token-prediction heads not counted."""
     basis: str | None = None
     """``computed`` from the model class, or ``published``."""
@@ -117,12 +148,12 @@ class ParameterFacts(Record):
 class ContextFacts(Record):
     """How many tokens a model can read."""
 
-    native: int | None
+    native: int | None = None
     extended: int | None = None
     """Reached only by a published extension (YaRN or a vendor's setting)."""
     note: str | None = None
-    embedding_dimensions: int | None = None
-    """Length of the vectors of a bi-encoder."""
+    embedding_dimensions: tuple[int, ...] = ()
+    """Lengths of a bi-encoder's vectors: several where they may be cut (Matryoshka)."""
 
 
 class Benchmark(Record):
@@ -141,7 +172,7 @@ class Benchmark(Record):
 class GgufFacts(Record):
     """What llama.cpp's converter does with the model."""
 
-    supported: bool | None
+    supported: bool | None = None
     architecture: str | None = None
     hf_class: str | None = None
     projector: bool | None = None
@@ -199,17 +230,21 @@ class ModelCard(Record):
     """ISO date."""
     status: str = "weights available"
     variants: Variants = Variants()
-    parameters: ParameterFacts
+    parameters: ParameterFacts = ParameterFacts()
     architecture: Architecture | None = None
     """None where the shape is not verified: memory cannot be predicted then."""
-    context: ContextFacts
+    context: ContextFacts = ContextFacts()
     modalities: tuple[str, ...] = ("text",)
     """What the model reads: text, image, audio, video."""
     purposes: tuple[Purpose, ...]
     tags: tuple[str, ...] = ()
     """``code``, ``thinking``, ``tools``."""
     languages: tuple[str, ...] | None = None
-    """ISO codes where the maker lists them, else the maker's words; None: not verified."""
+    """ISO 639-1 codes that the maker names; None: none named or not verified."""
+    language_claim: str | None = None
+    """The maker's words where languages are counted rather than listed (``119 languages and dialects``)."""
+    language_count: int | None = None
+    """How many languages that claim is about."""
     licence: str
     """Key into the catalogue's licences."""
     licence_note: str | None = None
@@ -218,7 +253,7 @@ class ModelCard(Record):
     gated: bool | None = None
     """Whether the download asks for an agreement first."""
     benchmarks: tuple[Benchmark, ...] = ()
-    gguf: GgufFacts
+    gguf: GgufFacts = GgufFacts()
     chat_template: ChatTemplateFacts | None = None
     lora: LoraFacts = LoraFacts()
     caveats: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""What is known: base models, licences, accelerators, hyperparameters, recipes, guides."""
