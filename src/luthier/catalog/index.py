@@ -125,7 +125,7 @@ def _names() -> dict[str, tuple[ModelCard, Literal["id", "variant", "name", "ali
     for how in ("id", "variant", "name", "alias"):
         for card in all_models():
             for spelling in _spellings(card, how):
-                found.setdefault(_fold(spelling), (card, how))  # type: ignore[arg-type]
+                found.setdefault(_fold(spelling), (card, how))
     return found
 
 
@@ -196,3 +196,23 @@ def gpu(name: str) -> GpuSpec | None:
 def _gpu_fold(name: str) -> str:
     folded = re.sub(r"[\s_\-]+", "", name.strip().lower())
     return re.sub(r"^(nvidia|geforce|tesla|amd|apple|instinct|radeon|rtx|gtx|rx)+", "", folded)
+
+
+def gpu_like(driver_name: str) -> GpuSpec | None:
+    """Find the accelerator that a driver calls by a longer name (``NVIDIA H100 80GB HBM3``), or None."""
+    if (exact := gpu(driver_name)) is not None:
+        return exact
+    words = _gpu_words(driver_name)
+    fitting = [
+        (len(named), entry)
+        for entry in gpus()
+        for named in (_gpu_words(w) for w in (entry.id, entry.name, *entry.aliases))
+        # A Ti, a Super or a laptop's card is another chip, not a longer name.
+        if named and named <= words and not (words - named) & {"ti", "super", "laptop", "mobile"}
+    ]
+    return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
+
+
+def _gpu_words(name: str) -> frozenset[str]:
+    vendors = {"nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "rtx", "gtx", "rx", "gpu"}
+    return frozenset(word for word in re.split(r"[\s_\-]+", name.lower()) if word not in vendors)
