@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import FileProblem, RecipeError
-from luthier.schema.load import dump_recipe, explain_key, load_recipe, recipe_from
+from luthier.schema.explain import explain_key
+from luthier.schema.load import dump_recipe, load_recipe, recipe_from
 from luthier.schema.recipe import Full, Lora
 
 GOOD = """\

@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from luthier.errors import FileProblem, RecipeError, did_you_mean
+from luthier.errors import FileProblem, RecipeError
 from luthier.schema.base import Record
-from luthier.schema.recipe import Recipe
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from luthier.schema.explain import ALIASES, START, explain_fault
+from luthier.schema.recipe import ExportChoice, Recipe
 
 R = TypeVar("R", bound=Record)
-
-ALIASES = {
-    "base_model": "model.id",
-    "model_name_or_path": "model.id",
-    "pretrained_model_name_or_path": "model.id",
-    "lora_r": "method.rank",
-    "lora_rank": "method.rank",
-    "lora_alpha": "method.alpha",
-    "lora_dropout": "method.dropout",
-    "lora_target": "method.targets",
-    "lora_target_modules": "method.targets",
-    "finetuning_type": "method.name",
-    "adapter": "method.name",
-    "sequence_len": "training.sequence_length",
-    "cutoff_len": "training.sequence_length",
-    "max_seq_length": "training.sequence_length",
-    "micro_batch_size": "training.micro_batch_size",
-    "per_device_train_batch_size": "training.micro_batch_size",
-    "local_batch_size": "training.micro_batch_size",
-    "num_epochs": "training.epochs",
-    "num_train_epochs": "training.epochs",
-    "learning_rate": "training.learning_rate",
-    "max_steps": "training.max_steps",
-    "warmup_ratio": "training.warmup_share",
-    "lr_scheduler_type": "training.schedule",
-    "seed": "seed",
-}
-"""Names of the same setting in other tools, accepted at the top of a recipe and as overrides."""
 
 OVERRIDE = re.compile(r"^(?:--)?(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)$", re.DOTALL)
 COMMAND_LINE = "command line"
@@ -90,7 +60,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     lines = _Lines(path)
     values = _gather(tree, (), lines)
     if not isinstance(values, dict):
-        raise RecipeError("a recipe is a mapping of sections", file=path, line=1, hint=_START)
+        raise RecipeError("a recipe is a mapping of sections", file=path, line=1, hint=START)
     _rename_aliases(values, lines)
     _anchor(values, path.resolve().parent)
     _apply(values, overrides, lines)
@@ -119,16 +89,13 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-_START = "start from `luthier init`, `luthier recommend -o recipe.yaml` or the example in the README"
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileProblem("no such file", file=path, hint=_START) from None
+        raise FileProblem("no such file", file=path, hint=START) from None
     except IsADirectoryError:
-        raise FileProblem("is a directory, not a YAML file", file=path, hint=_START) from None
+        raise FileProblem("is a directory, not a YAML file", file=path, hint=START) from None
     except UnicodeDecodeError as error:
         raise FileProblem(
             f"not UTF-8 text (byte {error.start})", file=path, hint="save it as UTF-8 text"
@@ -300,110 +267,9 @@ def _validate(record: type[R], values: Any, lines: _Lines) -> R:
     try:
         return record.model_validate(values)
     except ValidationError as error:
-        raise _explain(record, error.errors(include_url=False)[0], lines) from None
+        raise explain_fault(record, error.errors(include_url=False)[0], lines.place) from None
 
 
-def _explain(record: type[BaseModel], fault: ErrorDetails, lines: _Lines) -> RecipeError:
-    path, owner = _walk(record, fault["loc"])
-    file, line = lines.place(path)
-    dotted = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        section = ".".join(path[:-1])
-        of = _title(owner) if owner is not None else "the recipe"
-        known = list(owner.model_fields) if owner is not None else []
-        elsewhere = [p for p in _all_keys(record) if p.rsplit(".", 1)[-1] == path[-1]]
-        hint = did_you_mean(path[-1], known)
-        if elsewhere:
-            hint = f"it stands at {' or '.join(elsewhere)}"
-        return RecipeError(
-            f"{dotted} is not a setting of {of}",
-            file=file,
-            line=line,
-            hint=hint or f"{section or 'the recipe'} has: {', '.join(known)}",
-        )
-    if fault["type"] == "missing":
-        return RecipeError(f"{dotted} is missing", file=file, line=line, hint=_START)
-    if fault["type"] in ("literal_error", "union_tag_invalid"):
-        context = fault.get("ctx", {})
-        expected = str(context.get("expected") or context.get("expected_tags") or "")
-        word = str(fault["input"] if fault["type"] == "literal_error" else context.get("tag"))
-        names = re.findall(r"'([^']+)'", expected)
-        if fault["type"] == "union_tag_invalid":
-            dotted = f"{dotted}.name"
-            file, line = lines.place((*path, "name"))
-        return RecipeError(
-            f"{dotted}: {word!r} is not one of {expected}",
-            file=file,
-            line=line,
-            hint=did_you_mean(word, names),
-        )
-    return RecipeError(f"{dotted}: {fault['msg'][:1].lower()}{fault['msg'][1:]}", file=file, line=line)
-
-
-def _title(owner: type[BaseModel]) -> str:
-    name = owner.model_fields.get("name")
-    if name is not None and isinstance(name.default, str):
-        return name.default
-    return {"Recipe": "the recipe"}.get(owner.__name__, owner.__name__.removesuffix("Choice").lower())
-
-
-def _walk(
-    record: type[BaseModel], loc: tuple[int | str, ...]
-) -> tuple[tuple[str, ...], type[BaseModel] | None]:
-    """Follow an error's location, leaving out union tags; return the written path and its record."""
-    path: list[str] = []
-    owner: type[BaseModel] | None = record
-    options: list[type[BaseModel]] = []
-    last: type[BaseModel] | None = record
-    for part in loc:
-        tagged = [o for o in options if getattr(o.model_fields.get("name"), "default", None) == part]
-        if tagged:
-            owner, options = tagged[0], []
-            last = owner
-            continue
-        path.append(str(part))
-        last = owner
-        field = owner.model_fields.get(str(part)) if owner is not None else None
-        options = [] if field is None else list(_records_in(field.annotation))
-        owner = options[0] if len(options) == 1 else None
-    return tuple(path), last
-
-
-def _records_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) is not None:
-        for part in get_args(annotation):
-            yield from _records_in(part)
-
-
-def _all_keys(record: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in record.model_fields.items():
-        inner = list(_records_in(field.annotation))
-        if inner:
-            seen: set[str] = set()
-            for part in inner:
-                for key in _all_keys(part, f"{prefix}{name}."):
-                    if key not in seen:
-                        seen.add(key)
-                        yield key
-        else:
-            yield f"{prefix}{name}"
-
-
-def explain_key(dotted: str) -> tuple[str, str, str]:
-    """Return (key, type, sentence) of a recipe setting; aliases of other tools are known too."""
-    dotted = ALIASES.get(dotted, dotted)
-    options: list[type[BaseModel]] = [Recipe]
-    field = None
-    for part in dotted.split("."):
-        found = [o.model_fields[part] for o in options if part in o.model_fields]
-        if not found:
-            raise RecipeError(
-                f"{dotted} is not a setting of a recipe", hint=did_you_mean(dotted, set(_all_keys(Recipe)))
-            )
-        field = found[0]
-        options = [r for f in found for r in _records_in(f.annotation)]
-    assert field is not None
-    kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
-    return dotted, re.sub(r"\btyping\.|luthier\.schema\.recipe\.", "", kind), field.description or ""
+def export_from(**values: object) -> ExportChoice:
+    """An export choice from words of the command line. Errors: RecipeError with the nearest type."""
+    return _validate(ExportChoice, values, _Lines(None))

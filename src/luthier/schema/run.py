@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.schema.base import Record
+from luthier.schema.recipe import ExportChoice
 
 State = Literal["queued", "preparing", "running", "stopping", "done", "stopped", "failed", "lost"]
 Stage = Literal["prepare", "baseline", "train", "prove", "ship", "report"]
@@ -44,3 +45,15 @@ class Status(Record):
     """Stage -> wall time so far."""
     peak_memory: dict[Stage, int] = {}
     """Stage -> peak resident bytes of its largest process."""
+
+
+class Job(Record):
+    """One thing to do with a finished training, besides the stages that its recipe names."""
+
+    kind: Literal["evaluate", "export"]
+    data: tuple[str, ...] = ()
+    """evaluate: files of rows to judge base and tuned model on."""
+    name: str = "extra"
+    """evaluate: what the split is called."""
+    export: ExportChoice | None = None
+    """export: what to write."""
