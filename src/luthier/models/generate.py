@@ -1,0 +1,235 @@
+"""Greedy answers from a torch model, many prompts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luthier.errors import DataError
+from luthier.models.cache import keep_rows, left_padded, roomy_cache, shared_prefix
+from luthier.models.heads import Head, head_is_right, head_of
+from luthier.schema.protocols import Generated, Message, Progress, TextTokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Shorter shared beginnings are not worth a pass of their own.
+WORTHWHILE_PREFIX = 8
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Greedy tokens after one prompt, without the end token."""
+
+    ids: tuple[int, ...]
+    stopped: bool
+    """True where an end token came, false where the length ended it."""
+    gaps: tuple[float, ...] = ()
+    """For each token (and the end token), how far the best one leads the second, in nats."""
+
+
+class TorchGenerator:
+    """A `Generator` over a model in this process.
+
+    Prompts are sorted by length and answered batch_size at a time: padded on the left, with a
+    key-value cache that is written in place; rows leave the batch as they end; what all prompts of a
+    batch begin with is computed once. In fp32 the tokens are those of
+    ``model.generate(do_sample=False)`` one prompt at a time.
+
+    scope: what must hold while the model computes (adapters switched off for the base's answers).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: TextTokenizer,
+        *,
+        label: str,
+        weights_digest: str,
+        batch_size: int = 16,
+        scope: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.label, self.weights_digest = label, weights_digest
+        self.batch_size, self.scope = batch_size, scope
+        self.device = next(model.parameters()).device
+        head = head_of(model)
+        self.head: Head | None = head if head is not None and head_is_right(model, head) else None
+        config = model.config
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None)
+        if window is not None and getattr(config, "layer_types", None) is None:
+            kinds.add("sliding_attention")
+        self.plain = kinds == {"full_attention"}
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+
+    def generate(
+        self,
+        chats: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Sequence[dict[str, Any]] | None] | None = None,
+        max_new_tokens: int,
+        progress: Progress | None = None,
+    ) -> list[Generated]:
+        """Greedy answers in the order of chats. Each chat ends with a user or tool turn.
+
+        Raises DataError when a prompt leaves no room in the model's context.
+        """
+        given = tools if tools is not None else [None] * len(chats)
+        prompts = [
+            self.tokenizer.encode(self.tokenizer.render(chat, tools=used, add_generation_prompt=True))
+            for chat, used in zip(chats, given, strict=True)
+        ]
+        answers = self.greedy(prompts, max_new_tokens=max_new_tokens, progress=progress)
+        return [
+            Generated(self.tokenizer.decode(answer.ids), answer.ids, answer.stopped) for answer in answers
+        ]
+
+    @torch.inference_mode()
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        gaps: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Continuation]:
+        """Greedy continuations of token ids, in the order of prompts.
+
+        gaps: also say how clear each choice was, for comparisons that must end at a near-tie.
+        """
+        for number, prompt in enumerate(prompts, 1):
+            if not prompt:
+                raise DataError(f"prompt {number} is empty: there is nothing to continue")
+            if self.context is not None and len(prompt) >= self.context:
+                raise DataError(
+                    f"prompt {number} has {len(prompt)} tokens and the model's context {self.context}: "
+                    "no room for an answer",
+                    hint="shorten the row or take a model with a longer context",
+                )
+        found: list[Continuation | None] = [None] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        done = 0
+        self.model.eval()
+        with self.scope():
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                batch = [list(prompts[index]) for index in chosen]
+                for index, answer in zip(chosen, self._batch(batch, max_new_tokens, gaps), strict=True):
+                    found[index] = answer
+                done += len(chosen)
+                if progress is not None:
+                    progress(done, len(prompts))
+        return [answer for answer in found if answer is not None]
+
+    def _batch(self, prompts: list[list[int]], most: int, gaps: bool) -> list[Continuation]:
+        """Answers to one batch, in its order."""
+        longest = max(len(prompt) for prompt in prompts)
+        if self.context is not None:
+            most = min(most, self.context - longest)
+        logits, cache, mask, places = self._prefill(prompts, longest + most)
+        alive = torch.arange(len(prompts), device=self.device)
+        ids: list[list[int]] = [[] for _ in prompts]
+        leads: list[list[float]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        for count in range(most):
+            if gaps:
+                best = logits.topk(2, dim=-1)
+                token = best.indices[:, 0]
+                lead = (best.values[:, 0] - best.values[:, 1]).tolist()
+            else:
+                token, lead = logits.argmax(dim=-1), None
+            going = []
+            for place, (row, new) in enumerate(zip(alive.tolist(), token.tolist(), strict=True)):
+                if lead is not None:
+                    leads[row].append(lead[place])
+                if new in self.tokenizer.eos_ids:
+                    ended[row] = True
+                else:
+                    ids[row].append(new)
+                    going.append(place)
+            if not going or count + 1 == most:
+                break
+            if len(going) < len(alive):
+                kept = torch.tensor(going, device=self.device)
+                keep_rows(cache, kept)
+                alive, token, mask, places = alive[kept], token[kept], mask[kept], places[kept]
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+            places = places + 1
+            logits = self._last_logits(token[:, None], mask, places[:, None], cache)
+        return [
+            Continuation(tuple(row), end, tuple(lead))
+            for row, end, lead in zip(ids, ended, leads, strict=True)
+        ]
+
+    def _prefill(self, prompts: list[list[int]], capacity: int) -> tuple[Tensor, Any, Tensor, Tensor]:
+        """Logits after each prompt [rows, vocab], cache, mask [rows, seen] and last positions [rows]."""
+        rows = len(prompts)
+        prefix = shared_prefix(prompts) if self.plain else 0
+        if prefix < WORTHWHILE_PREFIX:
+            prefix = 0
+        if self.plain:
+            cache = roomy_cache(self.model.config.num_hidden_layers, rows=rows, capacity=capacity)
+        else:
+            from transformers import DynamicCache
+
+            cache = DynamicCache(config=self.model.config)
+        if prefix:
+            shared = torch.tensor([prompts[0][:prefix]], device=self.device)
+            self.model.base_model(input_ids=shared, past_key_values=cache, use_cache=True)
+        ids, mask = left_padded([prompt[prefix:] for prompt in prompts], self.tokenizer.pad_id)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        places = (mask.cumsum(1) - 1).clamp_min_(0) + prefix
+        seen = torch.cat([mask.new_ones(rows, prefix), mask], dim=1)
+        logits = self._last_logits(ids, seen, places, cache)
+        return logits, cache, seen, places[:, -1]
+
+    def _last_logits(self, ids: Tensor, mask: Tensor, places: Tensor, cache: Any) -> Tensor:
+        """fp32 logits after the last token of each row: [rows, vocab]."""
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": places,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if self.head is None:
+            return self.model(**inputs, logits_to_keep=1).logits[:, -1].float()  # type: ignore[no-any-return]
+        return self.head(self.model.base_model(**inputs).last_hidden_state[:, -1])
+
+    @torch.inference_mode()
+    def next_log_probs(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Log-probabilities, in nats, of the token after each sequence: [sequences, vocab]."""
+        rows = []
+        with self.scope():
+            for start in range(0, len(sequences), self.batch_size):
+                batch = [list(sequence) for sequence in sequences[start : start + self.batch_size]]
+                logits, *_ = self._prefill(batch, max(len(sequence) for sequence in batch))
+                rows.append(logits.log_softmax(-1).cpu().numpy())
+        return np.concatenate(rows)
+
+    @torch.inference_mode()
+    def log_probs(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
+        """Log-probabilities of the token that follows each position of ids: [positions, vocab]."""
+        with self.scope():
+            row = torch.tensor([list(ids)], device=self.device)
+            wanted = torch.tensor(list(positions), device=self.device)
+            if self.head is None:
+                logits = self.model(input_ids=row, use_cache=False).logits[0, wanted].float()
+            else:
+                states = self.model.base_model(input_ids=row, use_cache=False).last_hidden_state
+                logits = self.head(states[0, wanted])
+            found: NDArray[np.float32] = logits.log_softmax(-1).cpu().numpy()
+            return found
+
+    def top_log_probs(self, sequences: Sequence[Sequence[int]], top: int) -> list[dict[int, float]]:
+        """The likeliest next tokens after each sequence: token id -> log-probability in nats."""
+        table = self.next_log_probs(sequences)
+        best = np.argsort(-table, axis=1)[:, :top]
+        return [{int(i): float(row[i]) for i in chosen} for row, chosen in zip(table, best, strict=True)]

@@ -1,0 +1,1 @@
+"""The training loop: objective, attention over documents, checkpoints. Needs torch."""

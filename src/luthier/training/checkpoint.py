@@ -1,0 +1,288 @@
+"""Checkpoints that are whole or not there, and that a run goes on from exactly.
+
+A checkpoint is a folder ``step-00000012``. It is written under another name, every file is brought
+to the disk, the manifest with size and digest of each comes last, and one rename makes it exist. What
+does not match its manifest is torn and never loaded: the one before it is taken, and that is said.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luthier.errors import CheckpointError, DoesNotFit
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.pt"
+RANDOM = "random.pt"
+STATE = "state.json"
+_VERSION = 1
+_PART = ".part"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands after a step; counts add up over all resumed parts."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    """Steps of this epoch that are done."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    threads: int = 1
+    """Threads of torch: sums are split by them, so another number gives another rounding."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A whole checkpoint, read."""
+
+    directory: Path
+    position: Position
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    random: dict[str, Any]
+
+
+def random_state() -> dict[str, Any]:
+    """State of every generator that training may draw from."""
+    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": _plain(random.getstate()),
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), place, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put every generator back to a state taken by `random_state`."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, place, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), place, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+
+
+def seed_everything(seed: int) -> None:
+    """Start every generator from one seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save(
+    directory: Path,
+    position: Position,
+    *,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    recipe_digest: str,
+    before_rename: Callable[[], None] | None = None,
+) -> Path:
+    """Write the checkpoint of a step under directory and return its folder.
+
+    Nothing that was there before is touched. Raises DoesNotFit when the disk is full and
+    CheckpointError when it cannot be written for another reason; no torn folder is left behind then.
+    before_rename is called when all is written and not yet in place (for tests of sudden ends).
+    """
+    final = directory / step_name(position.step)
+    part = final.with_name(final.name + _PART)
+    try:
+        if is_whole(final, recipe_digest):
+            return final
+        for old in (part, final):
+            if old.exists():
+                shutil.rmtree(old)
+        part.mkdir(parents=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, part / WEIGHTS)
+        torch.save(dict(optimizer), part / OPTIMIZER)
+        torch.save(random_state(), part / RANDOM)
+        (part / STATE).write_text(json.dumps(asdict(position), indent=1) + "\n", encoding="utf-8")
+        files = {name: _describe(part / name) for name in (WEIGHTS, OPTIMIZER, RANDOM, STATE)}
+        manifest = {"version": _VERSION, "step": position.step, "recipe": recipe_digest, "files": files}
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _to_disk(part / MANIFEST)
+        _to_disk(part)
+        if before_rename is not None:
+            before_rename()
+        part.rename(final)
+        _to_disk(directory)
+    except (OSError, RuntimeError) as error:
+        # safetensors and torch.save wrap the system's error in their own, with its text in the message.
+        shutil.rmtree(part, ignore_errors=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        last = newest(directory)
+        kept = (
+            f"the checkpoint of step {last} is untouched" if last is not None else "there is none before it"
+        )
+        if full or "enough space" in str(error) or "inline_container" in str(error):
+            raise DoesNotFit(
+                f"the disk is full: the checkpoint of step {position.step} was not written, {kept}",
+                file=directory,
+                hint="free space there, then go on with luthier train --resume",
+            ) from error
+        raise CheckpointError(
+            f"the checkpoint of step {position.step} cannot be written ({error}), {kept}", file=directory
+        ) from error
+    return final
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """Size and digest of a file that is on the disk when this returns."""
+    _to_disk(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def steps(directory: Path) -> list[int]:
+    """Steps that have a finished folder, oldest first; whether it is whole is not looked at."""
+    if not directory.is_dir():
+        return []
+    names = (path.name for path in directory.iterdir() if path.is_dir())
+    found = (name.removeprefix("step-") for name in names if name.startswith("step-"))
+    return sorted(int(number) for number in found if number.isdecimal())
+
+
+def newest(directory: Path) -> int | None:
+    return max(steps(directory), default=None)
+
+
+def is_whole(folder: Path, recipe_digest: str | None = None) -> bool:
+    """Whether every file of the checkpoint is there as it was written (and is of that recipe)."""
+    fault, manifest = _check(folder)
+    return fault is None and recipe_digest in (None, manifest.get("recipe"))
+
+
+def _check(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """The first fault of a checkpoint in words, or None; and its manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        for name, wanted in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing", manifest
+            if path.stat().st_size != wanted["bytes"]:
+                return f"{name} is {path.stat().st_size} bytes, {wanted['bytes']} were written", manifest
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != wanted["sha256"]:
+                    return f"{name} is not what was written", manifest
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing", {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})", {}
+    if not {WEIGHTS, OPTIMIZER, RANDOM, STATE} <= files.keys():
+        return f"{MANIFEST} names too few files", manifest
+    return None, manifest
+
+
+def load(folder: Path, *, recipe_digest: str | None = None) -> Loaded:
+    """Read one checkpoint. Raises CheckpointError when it is torn or of another recipe."""
+    fault, manifest = _check(folder)
+    if fault is not None:
+        raise CheckpointError(f"the checkpoint is torn: {fault}", file=folder)
+    if manifest.get("version") != _VERSION:
+        raise CheckpointError(
+            f"the checkpoint has format {manifest.get('version')}, this version reads {_VERSION}", file=folder
+        )
+    if recipe_digest is not None and manifest["recipe"] != recipe_digest:
+        raise CheckpointError(
+            "the checkpoint is of another recipe",
+            file=folder,
+            hint="resume with the recipe in that run's folder, or start a new run",
+        )
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    known = {entry.name for entry in fields(Position)}
+    return Loaded(
+        folder,
+        Position(**{key: value for key, value in state.items() if key in known}),
+        load_file(folder / WEIGHTS),
+        torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
+        torch.load(folder / RANDOM, map_location="cpu", weights_only=True),
+    )
+
+
+def load_newest(
+    directory: Path, *, recipe_digest: str, say: Callable[[str], None] | None = None
+) -> Loaded | None:
+    """The newest whole checkpoint, or None where there is none.
+
+    Torn ones are passed over, each with a word to say. One of another recipe raises CheckpointError.
+    """
+    for step in reversed(steps(directory)):
+        folder = directory / step_name(step)
+        fault, _ = _check(folder)
+        if fault is None:
+            return load(folder, recipe_digest=recipe_digest)
+        if say is not None:
+            say(f"the checkpoint of step {step} is torn ({fault}): going back to the one before it")
+    return None
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Trained weights of a whole checkpoint by name."""
+    fault, _ = _check(folder)
+    if fault is not None:
+        raise CheckpointError(f"the checkpoint is torn: {fault}", file=folder)
+    weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    return weights
+
+
+def prune(directory: Path, *, keep_last: int, best_step: int | None) -> list[int]:
+    """Delete all but the newest keep_last checkpoints and the best; returns the deleted steps."""
+    present = steps(directory)
+    kept = {*present[-keep_last:], *([] if best_step is None else [best_step])}
+    gone = [step for step in present if step not in kept]
+    for step in gone:
+        # Renamed first: what is half deleted must not look like a checkpoint.
+        old = directory / step_name(step)
+        dead = old.with_name(old.name + _PART)
+        shutil.rmtree(dead, ignore_errors=True)
+        old.rename(dead)
+        shutil.rmtree(dead)
+    for dead in directory.glob("step-*" + _PART):
+        shutil.rmtree(dead, ignore_errors=True)
+    return gone

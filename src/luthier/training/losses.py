@@ -1,0 +1,87 @@
+"""Cross-entropy that never holds the whole matrix of logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Logits held at once, in numbers: 16 million are 64 MiB in fp32, small beside any model's weights and
+# large enough for full speed of the matrix product.
+CHUNK_NUMBERS = 1 << 24
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of ``hidden weight'`` against targets, chunk by chunk.
+
+    The gradient is computed beside the loss while a chunk's logits are there, so that they are
+    neither kept nor computed twice.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 (autograd passes by place)
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, multiplier: float, softcap: float | None
+    ) -> Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        rows = max(16, CHUNK_NUMBERS // weight.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
+            logits = (part @ weight.t()).float()
+            if multiplier != 1:
+                logits *= multiplier
+            if softcap:
+                logits.div_(softcap).tanh_().mul_(softcap)
+            slope = 1 - (logits / softcap).square_() if softcap and (need_hidden or need_weight) else None
+            norm = logits.logsumexp(dim=1, keepdim=True)
+            total += (norm - logits.gather(1, wanted)).sum()
+            if not (need_hidden or need_weight):
+                continue
+            grad = logits.sub_(norm).exp_()
+            grad.scatter_add_(1, wanted, grad.new_full((), -1.0).expand_as(wanted))
+            if slope is not None:
+                grad *= slope
+            if multiplier != 1:
+                grad *= multiplier
+            grad = grad.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, weight, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                grad_weight += grad.t() @ part
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        hidden, weight = ctx.saved_tensors
+        return (
+            None if hidden is None else (hidden * grad).to(hidden.dtype),
+            None if weight is None else (weight * grad).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    multiplier: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Sum over rows of the cross-entropy of ``softcap tanh(multiplier hidden weight' / softcap)``.
+
+    hidden: [rows, width]; weight: [vocab, width]; targets: [rows] of int64. Returns an fp32 scalar,
+    in nats. Memory beside the gradient of hidden: one chunk of logits.
+    """
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, multiplier, softcap)  # type: ignore[no-untyped-call]
+    return loss

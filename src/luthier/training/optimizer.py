@@ -1,0 +1,137 @@
+"""AdamW over the trainable weights, with fp32 masters where these are held in fewer bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.errors import CheckpointError
+from luthier.schema.recipe import TrainingChoice
+
+
+def learning_rate(step: int, total: int, choice: TrainingChoice) -> float:
+    """Rate of a step (counted from 0): linear rise over the warm-up, then the schedule down to zero.
+
+    A function of the step alone, so that a resumed run has nothing to restore.
+    """
+    peak = choice.learning_rate
+    assert peak is not None
+    warm = math.ceil(total * choice.warmup_share)
+    if step < warm:
+        return peak * (step + 1) / warm
+    done = (step - warm) / max(1, total - warm)
+    match choice.schedule:
+        case "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        case "linear":
+            return peak * (1 - done)
+        case "constant":
+            return peak
+
+
+class Optimizer:
+    """Decoupled weight decay on matrices, moments in fp32, gradients clipped by their global norm.
+
+    A weight in fp32 is updated in place. One in bf16 gets an fp32 master: gradients are added up
+    there in fp32 as each micro-batch leaves them, and the master is rounded back after each step.
+    Bytes for each such weight: 2 weight + 4 gradient + 4 master + 8 moments (and 2 for a moment, the
+    gradient of the layer at hand).
+    """
+
+    def __init__(self, model: nn.Module, choice: TrainingChoice) -> None:
+        self.model_weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert self.model_weights, "nothing to train"
+        self.masters: dict[str, Tensor] = {}
+        self.handles = []
+        for name, weight in self.model_weights.items():
+            if weight.dtype == torch.float32:
+                self.masters[name] = weight
+                continue
+            master = weight.detach().float().requires_grad_(True)
+            self.masters[name] = master
+            handle = weight.register_post_accumulate_grad_hook(_add_to(master))  # type: ignore[no-untyped-call]
+            self.handles.append(handle)
+        decayed = [master for master in self.masters.values() if master.ndim >= 2]
+        plain = [master for master in self.masters.values() if master.ndim < 2]
+        groups = [
+            {"params": group, "weight_decay": decay}
+            for group, decay in ((decayed, choice.weight_decay), (plain, 0.0))
+            if group
+        ]
+        kind = next(iter(self.masters.values())).device.type
+        self.adamw = torch.optim.AdamW(
+            groups,
+            lr=0.0,
+            betas=(choice.beta1, choice.beta2),
+            fused=kind in ("cpu", "cuda"),
+            foreach=False if kind in ("cpu", "cuda") else None,
+        )
+        self.max_norm = choice.max_grad_norm
+
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the largest norm allowed; returns the norm before."""
+        grads = [master.grad for master in self.masters.values() if master.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.max_norm, norm)
+        return norm
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Update the weights and forget the gradients."""
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        self._round_back()
+
+    def _round_back(self) -> None:
+        for name, weight in self.model_weights.items():
+            if self.masters[name] is not weight:
+                weight.copy_(self.masters[name])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Trained weights by the model's names, in full precision."""
+        return dict(self.masters)
+
+    def state(self) -> dict[str, Any]:
+        return self.adamw.state_dict()
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy saved weights in; names and shapes must be the trained ones."""
+        if weights.keys() != self.masters.keys():
+            raise CheckpointError("the checkpoint holds other weights than this recipe trains")
+        for name, master in self.masters.items():
+            if master.shape != weights[name].shape:
+                raise CheckpointError(
+                    f"the checkpoint's {name} is {list(weights[name].shape)}, "
+                    f"this recipe trains {list(master.shape)}"
+                )
+            master.copy_(weights[name])
+        self._round_back()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.adamw.load_state_dict(dict(state))
+
+    def close(self) -> None:
+        """Let go of the model."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def _add_to(master: Tensor) -> Any:
+    """A hook that moves a finished gradient into its fp32 master."""
+
+    def hook(weight: Tensor) -> None:
+        assert weight.grad is not None
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad
+        weight.grad = None
+
+    return hook
