@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 
+from luthier.errors import Interrupted, TrainingError, UsageError
 from luthier.runs.directory import RunDirectory
-from luthier.schema.run import State, WorkerIdentity
+from luthier.schema.run import Failure, Job, State, WorkerIdentity
 
 ACTIVE: frozenset[State] = frozenset({"queued", "preparing", "running", "stopping"})
 SILENT_AFTER = 60.0
@@ -45,20 +46,30 @@ def alive(worker: WorkerIdentity | None) -> bool:
         return False
 
 
-def start_worker(run: RunDirectory, *, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start the worker of a run in a session of its own: it outlives whoever started it."""
+def start_worker(run: RunDirectory, job: Job | None = None) -> subprocess.Popen[bytes]:
+    """Start the worker of a run in a session of its own: it outlives whoever started it.
+
+    Errors: UsageError where a worker is at it already.
+    """
+    if alive(run.status.worker):
+        raise UsageError(
+            f"{run.id} is being worked on already",
+            hint=f"see `luthier runs show {run.id}`, or `luthier runs stop`",
+        )
     run.clear("stop")
     run.clear("save")
     # The worker writes its own name here; until then the run counts as waiting, not as lost.
     run.set_status(run.status.model_copy(update={"state": "queued", "worker": None, "failure": None}))
+    words = [sys.executable, "-m", "luthier.runs.worker", str(run.path)]
+    if job is not None:
+        words.append(job.model_dump_json())
     with (run.path / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "luthier.runs.worker", str(run.path)],
+            words,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
         )
 
 
@@ -96,3 +107,27 @@ def stop_worker(run: RunDirectory, *, patience: float = 60.0) -> None:
         if worker is not None and alive(worker):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.pid, sign)
+
+
+class RunFailed(TrainingError):
+    """A run's own failure, as told by its worker; leaves with the exit code of its cause."""
+
+    def __init__(self, failure: Failure, run: RunDirectory) -> None:
+        super().__init__(failure.message, hint=failure.hint or f"see the log: luthier runs logs {run.id}")
+        self.exit_code = failure.exit_code
+
+
+def raise_for_end(run: RunDirectory) -> None:
+    """Pass on how a run ended. Errors: RunFailed; TrainingError where it was lost; Interrupted."""
+    state = current_state(run)
+    go_on = f"luthier train --resume {run.id}"
+    if state == "failed":
+        unknown = Failure(kind="unknown", message="failed", hint=None, exit_code=1)
+        raise RunFailed(run.status.failure or unknown, run)
+    if state == "lost":
+        raise TrainingError(
+            f"the worker of {run.id} is gone without a word (killed, or out of memory)",
+            hint=f"go on from its last checkpoint: {go_on}; its last words: luthier runs logs {run.id}",
+        )
+    if state == "stopped":
+        raise Interrupted(f"{run.id} was stopped, its work is saved", hint=f"go on with: {go_on}")

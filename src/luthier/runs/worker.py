@@ -1,6 +1,6 @@
 """The worker: one process that takes a run from its frozen recipe to its report.
 
-``python -m luthier.runs.worker RUN_DIR``. It is started in a session of its own, writes only into
+``python -m luthier.runs.worker RUN_DIR [JOB]``. It is started in a session of its own, writes only into
 the run's directory, looks for wishes in ``control/`` after every step, and may be killed at any
 moment: a new worker on the same directory goes on from the last finished stage and checkpoint.
 """
@@ -23,7 +23,7 @@ from luthier.errors import Interrupted, LuthierError
 from luthier.runs.directory import RunDirectory
 from luthier.runs.memory import MemoryWatch
 from luthier.runs.process import identity
-from luthier.schema.run import Failure, Stage, Status
+from luthier.schema.run import Failure, Job, Stage, Status
 
 HEARTBEAT = 5.0
 """Seconds between signs of life."""
@@ -113,8 +113,8 @@ class _Progress:
             raise Interrupted("stopped on request", hint="`luthier train --resume RUN` goes on from here")
 
 
-def work(path: Path) -> int:
-    """Take a run as far as it goes. Returns the exit code that its starter should pass on."""
+def work(path: Path, job: Job | None = None) -> int:
+    """Take a run as far as it goes, or do one job on it. Returns the exit code to pass on."""
     from luthier.runs.workflow import execute
 
     run = RunDirectory(path)
@@ -127,7 +127,7 @@ def work(path: Path) -> int:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         try:
-            execute(run, board)
+            execute(run, board, job)
         except Interrupted:
             board.close(state="stopped")
             board.event("state", state="stopped")
@@ -157,7 +157,8 @@ def main() -> None:
     """Entry of the worker process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns, and may hang, after a fork
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is on disk by now; nothing else is fetched
-    sys.exit(work(Path(sys.argv[1])))
+    job = Job.model_validate_json(sys.argv[2]) if len(sys.argv) > 2 else None
+    sys.exit(work(Path(sys.argv[1]), job))
 
 
 if __name__ == "__main__":

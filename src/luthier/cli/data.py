@@ -1,0 +1,147 @@
+"""``luthier data``: look at, check and profile training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.text import Text
+
+from luthier.cli.console import err, out, print_json
+from luthier.errors import DataError, UsageError
+
+app = App(name="data", help="Look at, check and profile training data.", help_format="plaintext")
+
+
+def _tokenizer(model: str | None):  # type: ignore[no-untyped-def]
+    from luthier.data.tokenizer import load_tokenizer
+    from luthier.runs.model import obtain, offline_choice
+
+    if model is None:
+        return None
+    found = obtain(offline_choice(model), say=lambda words: err().print(words), offline=True)
+    return load_tokenizer(found.path)
+
+
+@app.command
+def show(
+    source: Path,
+    /,
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    n: Annotated[int, Parameter(name=("--rows", "-n"))] = 3,
+    model: str | None = None,
+    ids: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Rows exactly as the model will see them, with the trained tokens marked.
+
+    Parameters
+    ----------
+    source
+        A recipe.yaml, or a data file together with --model.
+    overrides
+        Settings that win over the recipe's.
+    n
+        How many rows.
+    model
+        The model whose template is used (a folder, or an id that is on disk), where source is data.
+    ids
+        Token ids too.
+    json
+        Print one JSON object.
+    """
+    from luthier.runs.inspect import rendered_rows
+
+    rows = rendered_rows(source, overrides, model=model, count=n, say=lambda words: err().print(words))
+    if json:
+        print_json(
+            {
+                "rows": [
+                    {
+                        "file": row.file,
+                        "line": row.line,
+                        "tokens": [{"text": t, "id": i, "trained": k} for t, i, k in tokens],
+                    }
+                    for row, tokens in rows
+                ]
+            }
+        )
+        return
+    for row, tokens in rows:
+        text = Text()
+        for piece, token, trained in tokens:
+            text.append(piece, style="bold green" if trained else "dim")
+            if ids:
+                text.append(f"·{token} ", style="cyan dim")
+        trained = sum(1 for _, _, t in tokens if t)
+        title = f"{Path(row.file).name}:{row.line}  {len(tokens)} tokens, {trained} trained"
+        out().print(Padding(Panel(text, title=title, title_align="left", border_style="dim"), (0, 0, 0, 2)))
+    out().print("  [bold green]green[/] carries loss, [dim]grey[/] is only read")
+
+
+@app.command
+def check(
+    *files: Path,
+    held_out: tuple[Path, ...] = (),
+    model: str | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Find what would go wrong in training, each finding with file, line and what to do.
+
+    Parameters
+    ----------
+    files
+        Files, folders or globs of training rows.
+    held_out
+        Test or validation rows: what leaks from them into the training rows is found.
+    model
+        Count tokens with this model's tokenizer (a folder, or an id that is on disk).
+    json
+        Print one JSON object.
+    """
+    from luthier.cli.findings import show_findings
+    from luthier.data.check import check as find
+
+    if not files:
+        raise UsageError("name at least one file", hint="luthier data check train.jsonl")
+    found = find(
+        tuple(str(f) for f in files),
+        base=Path.cwd(),
+        held_out=tuple(str(f) for f in held_out),
+        tokenizer=_tokenizer(model),
+    )
+    if json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        show_findings(found)
+    return DataError.exit_code if found.errors else 0
+
+
+@app.command
+def profile(
+    *files: Path, model: str | None = None, json: Annotated[bool, Parameter(negative="")] = False
+) -> None:
+    """Rows, lengths, languages and structure: what the advisor and the planner need to know.
+
+    Parameters
+    ----------
+    files
+        Files, folders or globs.
+    model
+        Count tokens with this model's tokenizer; estimated from characters when not given.
+    json
+        Print one JSON object.
+    """
+    from luthier.cli.findings import show_profile
+    from luthier.data.profile import profile as describe
+
+    if not files:
+        raise UsageError("name at least one file", hint="luthier data profile train.jsonl")
+    found = describe(tuple(str(f) for f in files), base=Path.cwd(), tokenizer=_tokenizer(model))
+    if json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        show_profile(found)

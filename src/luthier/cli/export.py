@@ -1,0 +1,62 @@
+"""``luthier export``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from luthier.errors import UsageError
+
+
+def export(
+    run: str,
+    /,
+    *,
+    gguf: str = "",
+    adapter: Annotated[bool, Parameter(negative="")] = False,
+    merged: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Write a run's adapter, merged weights or GGUF files, each checked against the trained model.
+
+    Parameters
+    ----------
+    run
+        Id, beginning of one, path, or latest.
+    gguf
+        Types, separated by commas: F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q3_K_M.
+    adapter
+        The adapter alone, in PEFT format.
+    merged
+        The merged weights as safetensors.
+    json
+        Print one JSON object.
+    """
+    from luthier.cli import story
+    from luthier.cli.attend import attend
+    from luthier.cli.console import print_json
+    from luthier.runs.directory import find_run
+    from luthier.runs.workflow import load_artifacts
+    from luthier.schema.load import export_from
+    from luthier.schema.run import Job
+
+    if not (gguf or adapter or merged):
+        raise UsageError(
+            "name what to export", hint="for example: luthier export latest --merged --gguf Q4_K_M,Q8_0"
+        )
+    found = find_run(run)
+    wanted = export_from(adapter=adapter, merged=merged, gguf=gguf)
+    if wanted.gguf:
+        from luthier.llamacpp.setup import converter
+
+        converter()
+    code = attend(found, Job(kind="export", export=wanted), quiet=True)
+    if code != 0:
+        return code
+    artifacts = load_artifacts(found)
+    if json:
+        print_json({"run": found.id, "artifacts": [a.model_dump(mode="json") for a in artifacts]})
+    else:
+        story.show_artifacts(artifacts, found.path / "artifacts")
+    return 0

@@ -1,0 +1,70 @@
+"""Findings and profiles of data as tables."""
+
+from __future__ import annotations
+
+from rich.padding import Padding
+from rich.text import Text
+
+from luthier.cli.console import out
+from luthier.cli.follow import BLOCKS
+from luthier.cli.story import columns, grid
+from luthier.schema.data import CheckReport, DataProfile, Lengths
+
+COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
+
+
+def show_findings(report: CheckReport) -> None:
+    """All findings, worst first, then what was kept and dropped."""
+    order = ("error", "warning", "info")
+    for finding in sorted(report.findings, key=lambda f: order.index(f.level)):
+        where = f"{finding.file}:{finding.line}" if finding.line is not None else (finding.file or "")
+        line = Text(f"{finding.level} ", style=COLOURS[finding.level])
+        line.append(f"[{finding.code}] ", style="dim not bold")
+        line.append(finding.message, style="default not bold")
+        if finding.count > 1:
+            line.append(f" ({finding.count} rows)", style="dim not bold")
+        out().print(line, soft_wrap=True)
+        details = [("at", where), ("sample", finding.sample or ""), ("do", finding.fix or "")]
+        out().print(grid([(name, Text(value)) for name, value in details if value]))
+    dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items()) or "none"
+    facts: list[tuple[str, str | Text]] = [
+        (
+            "rows",
+            f"{report.read} read = {report.kept} kept + {sum(report.dropped.values())} dropped ({dropped})",
+        ),
+        ("format", report.format),
+    ]
+    if report.tokens is not None:
+        facts.append(("tokens", lengths(report.tokens)))
+    if report.histogram:
+        most = max(rows for _, rows in report.histogram)
+        bars = "".join(BLOCKS[min(7, int(rows / most * 7.999))] for _, rows in report.histogram)
+        facts.append(("lengths", f"{bars}  up to {report.histogram[-1][0]} tokens"))
+    facts.append(("read in", f"{report.seconds:.1f} s ({report.megabytes:.1f} MB)"))
+    out().print(grid(facts))
+
+
+def lengths(found: Lengths) -> str:
+    """Quantiles in one line."""
+    return (
+        f"{found.total:,} in all; median {found.median}, 90 % up to {found.p90}, "
+        f"99 % up to {found.p99}, longest {found.maximum}"
+    )
+
+
+def show_profile(profile: DataProfile) -> None:
+    """A data profile as facts and shares."""
+    out().print(
+        grid(
+            [
+                ("rows", f"{profile.rows:,} ({profile.format})"),
+                ("tokens a row", lengths(profile.tokens)),
+                ("answers", lengths(profile.answer_tokens)),
+                ("counted by", profile.basis),
+            ]
+        )
+    )
+    table = columns("what", "share", numbers=(1,))
+    for name, share in (*profile.languages.items(), *profile.structure.items()):
+        table.add_row(name, f"{share:.0%}")
+    out().print(Padding(table, (1, 0, 0, 2)))

@@ -1,0 +1,74 @@
+"""``luthier quickstart``: the whole way on a small real model, told stage by stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def quickstart(
+    folder: Path = Path("quickstart"),
+    /,
+    *,
+    fresh: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """The whole way on a small real model: audit, recommend, plan, baseline, train, prove, ship, report.
+
+    A second call goes on where the first one stopped, and shows the results when all is done.
+
+    Parameters
+    ----------
+    folder
+        Where its data and recipe are written.
+    fresh
+        Begin anew in another run directory.
+    json
+        Print one JSON object when all is done.
+    """
+    from luthier.cli import story
+    from luthier.cli.attend import attend, run_json
+    from luthier.cli.console import err, out
+    from luthier.cli.recommend import show_plan as show_recommendation
+    from luthier.runs.directory import RunDirectory, runs_root
+    from luthier.runs.prepare import create_run, prepare
+    from luthier.runs.quickstart import QUICKSTART_ID, advise, write_recipe
+    from luthier.schema.load import load_recipe
+
+    advice = advise()
+    if not json:
+        story.heading(1, "Audit", "what this machine has")
+        story.show_hardware(advice.hardware, advice.allows)
+        story.heading(2, "Recommend", "base model and method for chat, Apache-2.0, weights without the Hub")
+        show_recommendation(advice.plan)
+    run = RunDirectory(runs_root() / QUICKSTART_ID)
+    if fresh or not (run.path / "model.json").exists():
+        recipe = write_recipe(folder, advice)
+        if not json:
+            story.heading(3, "Plan", f"{recipe}: every derived value with its source")
+        prepared = prepare(load_recipe(recipe), say=lambda words: err().print(f"  {words}", style="dim"))
+        run = create_run(prepared, run_id=QUICKSTART_ID)
+    elif not json:
+        story.heading(3, "Plan", "made before")
+    estimate = run.stage("plan", _estimate())
+    if not json and estimate is not None:
+        story.show_plan(run.recipe, estimate)
+    code = attend(run, first_number=4, quiet=json)
+    if code != 0:
+        return code
+    if json:
+        run_json(run)
+        return 0
+    from luthier.runs.reporting import next_commands
+
+    out().print()
+    story.show_next(next_commands(run))
+    return 0
+
+
+def _estimate():  # type: ignore[no-untyped-def]
+    from luthier.schema.estimate import Estimate
+
+    return Estimate

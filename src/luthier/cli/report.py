@@ -1,0 +1,41 @@
+"""``luthier report``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def report(
+    run: str = "latest",
+    /,
+    *,
+    md: Annotated[bool, Parameter(negative="")] = False,
+    open: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the flag's name)
+) -> None:
+    """Write a run's report anew from what its directory holds.
+
+    Parameters
+    ----------
+    run
+        Id, beginning of one, path, or latest.
+    md
+        Markdown to stdout instead of HTML.
+    open
+        Open the page in the browser.
+    """
+    from luthier.cli.console import err, out
+    from luthier.runs.directory import find_run
+    from luthier.runs.reporting import make_markdown, make_report
+
+    found = find_run(run)
+    if md:
+        out().print(make_markdown(found), markup=False, soft_wrap=True)
+        return
+    path = make_report(found)
+    err().print(f"wrote {path}", soft_wrap=True)
+    if open:
+        import webbrowser
+
+        webbrowser.open(path.as_uri())

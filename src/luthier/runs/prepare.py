@@ -1,0 +1,130 @@
+"""From a recipe to a run that can start: model brought, data read, every value derived, memory predicted.
+
+Nothing is loaded into torch here, so all of it works on a machine that could not train the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.data.load import LoadedData, load_splits, load_tests
+from luthier.data.tokenizer import FileTokenizer, load_tokenizer
+from luthier.errors import DoesNotFit
+from luthier.hub.snapshot import LocalModel
+from luthier.llamacpp.setup import converter
+from luthier.planning.audit import audit
+from luthier.planning.resolve import Resolved, resolve
+from luthier.runs.directory import RunDirectory, runs_root
+from luthier.runs.model import Say, obtain
+from luthier.runs.probe import probe
+from luthier.schema.hardware import Hardware
+from luthier.schema.model import Architecture
+from luthier.schema.protocols import ChatRow, Progress
+from luthier.schema.recipe import Recipe
+from luthier.sizing.parameters import architecture_from_config
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe ready to be run here."""
+
+    recipe: Recipe
+    """Resolved: nothing is left to derive."""
+    resolved: Resolved
+    model: LocalModel
+    architecture: Architecture
+    hardware: Hardware
+    data: LoadedData
+    probe: dict[str, Any]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A saved model's config.json."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def prepare(
+    recipe: Recipe,
+    *,
+    say: Say,
+    progress: Progress | None = None,
+    offline: bool = False,
+) -> Prepared:
+    """Bring the model, read the data, derive every value, predict, and check that it can be done.
+
+    Errors: everything that would fail later and can be known now: DataError, DoesNotFit,
+    ModelNotFound, Unsupported, ToolchainError.
+    """
+    if recipe.export is not None and recipe.export.gguf:
+        converter()  # an export that cannot be made is refused before hours are spent
+    model = obtain(recipe.model, say=say, progress=progress, offline=offline)
+    if model.revision is not None and recipe.model.revision is None:
+        pinned = recipe.model.model_copy(update={"revision": model.revision})
+        recipe = recipe.model_copy(update={"model": pinned})
+    tokenizer = load_tokenizer(model.path)
+    architecture = architecture_from_config(read_config(model.path))
+    hardware = audit(runs_root())
+    found = probe(hardware)
+    data = read_data(recipe, tokenizer)
+    resolved = resolve(
+        recipe, arch=architecture, hardware=hardware, profile=data.lengths, matrix_rates=rates(found)
+    )
+    if resolved.recipe.training.sequence_length != recipe.training.sequence_length:
+        data = read_data(resolved.recipe, tokenizer)
+    check_disk(resolved, hardware)
+    return Prepared(resolved.recipe, resolved, model, architecture, hardware, data, found)
+
+
+def rates(found: dict[str, Any]) -> dict[str, float]:
+    """Matrix rates of a probe, by type, in FLOP/s."""
+    return {dtype: float(found[dtype]) for dtype in ("float32", "bfloat16")}
+
+
+def read_data(recipe: Recipe, tokenizer: FileTokenizer) -> LoadedData:
+    """The splits of a recipe whose paths are absolute."""
+    return load_splits(recipe, tokenizer, base=Path("/"), sequence_length=recipe.training.sequence_length)
+
+
+def read_tests(
+    files: dict[str, tuple[str, ...]], recipe: Recipe, tokenizer: FileTokenizer
+) -> dict[str, Sequence[ChatRow]]:
+    """Rows of files that are only judged, read the way the recipe reads its own."""
+    choice = recipe.data.model_copy(update={"test": files})
+    return load_tests(choice, tokenizer, base=Path("/"))
+
+
+def check_disk(resolved: Resolved, hardware: Hardware) -> None:
+    """Refuse a run whose checkpoints and exports would not fit on the disk."""
+    needed = resolved.disk_bytes
+    if hardware.disk_free is not None and needed > hardware.disk_free:
+        raise DoesNotFit(
+            f"the run would write about {needed / 1e9:.1f} GB and {hardware.disk_free / 1e9:.1f} GB are free",
+            file=runs_root(),
+            hint="free space, set LUTHIER_RUNS to another disk, or export less "
+            "(export.merged=false, fewer GGUF types)",
+        )
+
+
+def create_run(prepared: Prepared, *, root: Path | None = None, run_id: str | None = None) -> RunDirectory:
+    """Freeze a prepared recipe in a new run directory, with the plan that it was started on."""
+    run = RunDirectory.create(prepared.recipe, root=root, run_id=run_id)
+    run.save_stage("plan", "", prepared.resolved.estimate)
+    run.save_stage("hardware", "", prepared.hardware)
+    run.save_stage("env", "", {"probe": prepared.probe, "versions": prepared.hardware.versions})
+    run.save_stage("data", "", prepared.data.report)
+    run.save_stage(
+        "model",
+        "",
+        {
+            "path": str(prepared.model.path),
+            "id": prepared.model.id,
+            "revision": prepared.model.revision,
+            "licence": prepared.model.licence,
+        },
+    )
+    return run

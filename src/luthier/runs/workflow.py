@@ -1,0 +1,244 @@
+"""The stages of a run, in the worker: baseline, train, prove, ship, report.
+
+Each stage leaves one file that carries the digest of its inputs; a stage whose file and inputs
+match is not done again, so a run that was killed goes on where it stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.tokenizer import FileTokenizer, load_tokenizer
+from luthier.errors import CheckpointError, FileProblem
+from luthier.evaluation.compare import compare
+from luthier.evaluation.generation import evaluate
+from luthier.hub.cache import cache_dir
+from luthier.runs.directory import RunDirectory, digest_of
+from luthier.runs.prepare import read_data, read_tests
+from luthier.schema.estimate import Estimate
+from luthier.schema.recipe import ExportChoice, Recipe
+from luthier.schema.results import Artifact, Comparison, EvalResult, TrainResult
+from luthier.schema.run import Job, Stage
+
+if TYPE_CHECKING:
+    from luthier.data.load import LoadedData
+    from luthier.runs.worker import Board
+    from luthier.schema.protocols import ChatRow, Generator
+    from luthier.tasks.chat import ChatTask
+
+
+@dataclass
+class Work:
+    """What the stages of one run share; heavy things are made when first needed."""
+
+    run: RunDirectory
+    board: Board
+    recipe: Recipe
+
+    @cached_property
+    def model_dir(self) -> Path:
+        """The base model's folder, as found when the run was prepared."""
+        facts = self.run.stage_values("model")
+        if facts is None or not (Path(facts["path"]) / "config.json").exists():
+            raise FileProblem(
+                f"the base model {self.recipe.model.id} is no longer where it was",
+                file=None if facts is None else facts["path"],
+                hint="fetch it again with `luthier get`, then `luthier train --resume`",
+            )
+        return Path(facts["path"])
+
+    @cached_property
+    def tokenizer(self) -> FileTokenizer:
+        """The base model's own tokenizer."""
+        return load_tokenizer(self.model_dir)
+
+    @cached_property
+    def data(self) -> LoadedData:
+        """The run's splits; refused where the files have changed since the run was prepared."""
+        data = read_data(self.recipe, self.tokenizer)
+        known = self.run.stage_values("data")
+        if known is not None and known["digest"] != data.report.digest:
+            raise CheckpointError(
+                "the data files have changed since this run was started",
+                file=self.recipe.data.train[0],
+                hint="start a new run with `luthier train`, or bring the old files back",
+            )
+        return data
+
+    @cached_property
+    def task(self) -> ChatTask:
+        """The model in memory, ready to answer and to be trained."""
+        from luthier.tasks.chat import ChatTask
+
+        return ChatTask(self.recipe, self.model_dir, self.tokenizer)
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Digest of all rows, without reading them again."""
+        known = self.run.stage_values("data")
+        return str(known["digest"]) if known is not None else self.data.report.digest
+
+    def digest(self, *sections: str) -> str:
+        """Digest of the data and of some sections of the recipe."""
+        values = self.recipe.model_dump(mode="json")
+        return digest_of(self.data_digest, *(f"{name}={values[name]!r}" for name in sections))
+
+    @cached_property
+    def judged(self) -> str:
+        """Digest of what a baseline depends on."""
+        return self.digest("model", "evaluation", "seed")
+
+    @cached_property
+    def trained(self) -> str:
+        """Digest of what a training depends on."""
+        return self.digest("task", "model", "method", "training", "seed")
+
+
+def execute(run: RunDirectory, board: Board, job: Job | None = None) -> None:
+    """Do every stage that is not done, or one job. Errors: LuthierError, Interrupted."""
+    work = Work(run, board, run.recipe)
+    result = _baseline_and_training(work)
+    proved = digest_of(work.judged, work.trained, result.selected_checkpoint)
+    if job is not None and job.kind == "evaluate":
+        with board.stage("prove"):
+            _judge_extra(work, job)
+        return
+    if job is not None and job.export is not None:
+        with board.stage("ship"):
+            _ship(work, digest_of(proved, work.digest("export")), job.export)
+    else:
+        _stage(work, "prove", "comparison", proved, lambda: _prove(work, proved))
+        if (export := work.recipe.export) is not None:
+            shipped = digest_of(proved, work.digest("export"))
+            _stage(work, "ship", "artifacts", shipped, lambda: _ship(work, shipped, export))
+    with board.stage("report"):
+        from luthier.runs.reporting import make_report
+
+        make_report(run)
+
+
+def _stage(work: Work, name: Stage, file: str, inputs: str, do: Any) -> None:
+    if work.run.stage_values(file, inputs) is not None:
+        work.board.skip(name)
+        return
+    with work.board.stage(name):
+        do()
+
+
+def _baseline_and_training(work: Work) -> TrainResult:
+    if work.data.splits.tests:
+        _stage(work, "baseline", "baseline", work.judged, lambda: _baseline(work))
+    _stage(work, "train", "train", work.trained, lambda: _train(work))
+    result = work.run.stage("train", TrainResult, work.trained)
+    assert result is not None
+    return result
+
+
+def judge(
+    work: Work, generator: Generator, stage: Stage, tests: Mapping[str, Sequence[ChatRow]] | None = None
+) -> dict[str, EvalResult]:
+    """Answer and score every test split with one model."""
+    return {
+        name: evaluate(
+            generator,
+            rows,
+            split=name,
+            metrics=work.recipe.evaluation.metrics,
+            max_new_tokens=work.recipe.evaluation.max_new_tokens,
+            progress=work.board.progress(stage, f"{generator.label} on {name}"),
+            cache_dir=cache_dir() / "answers",
+        )
+        for name, rows in (tests or work.data.splits.tests).items()
+    }
+
+
+def _save_results(work: Work, name: str, inputs: str, results: dict[str, EvalResult]) -> None:
+    work.run.save_stage(name, inputs, {k: v.model_dump(mode="json") for k, v in results.items()})
+
+
+def load_results(run: RunDirectory, name: str, inputs: str | None = None) -> dict[str, EvalResult]:
+    """The results of a judged model by split; empty where it was not judged."""
+    values = run.stage_values(name, inputs) or {}
+    return {split: EvalResult.model_validate(result) for split, result in values.items()}
+
+
+def _baseline(work: Work) -> None:
+    _save_results(work, "baseline", work.judged, judge(work, work.task.base_generator(), "baseline"))
+
+
+def _train(work: Work) -> None:
+    result = work.task.fit(
+        work.data.splits,
+        work.run.path,
+        on_metrics=lambda values: _metrics(work, values),
+        control=work.run.asked,
+        recipe_digest=work.trained,
+    )
+    work.run.save_stage("train", work.trained, result)
+
+
+def _metrics(work: Work, values: dict[str, Any]) -> None:
+    work.run.append("metrics", values)
+    if values.get("kind") == "step":
+        work.board.set(step=values["step"], total_steps=values["total_steps"])
+
+
+def _prove(work: Work, inputs: str) -> None:
+    if not work.data.splits.tests:
+        work.run.save_stage("comparison", inputs, [])
+        return
+    baseline = load_results(work.run, "baseline", work.judged)
+    tuned = judge(work, work.task.tuned_generator(work.run.path), "prove")
+    _save_results(work, "tuned", inputs, tuned)
+    comparisons = [compare(baseline[name], tuned[name]) for name in baseline]
+    work.run.save_stage("comparison", inputs, [c.model_dump(mode="json") for c in comparisons])
+
+
+def _judge_extra(work: Work, job: Job) -> None:
+    """Judge base and tuned model on rows that the recipe does not name."""
+    rows = read_tests({job.name: job.data}, work.recipe, work.tokenizer)
+    baseline = judge(work, work.task.base_generator(), "prove", rows)[job.name]
+    tuned = judge(work, work.task.tuned_generator(work.run.path), "prove", rows)[job.name]
+    work.run.save_stage(
+        f"evaluations/{job.name}",
+        "",
+        {
+            "baseline": baseline.model_dump(mode="json"),
+            "tuned": tuned.model_dump(mode="json"),
+            "comparison": compare(baseline, tuned).model_dump(mode="json"),
+        },
+    )
+
+
+def _ship(work: Work, inputs: str, export: ExportChoice) -> None:
+    from luthier.runs.shipping import ship
+
+    made = ship(work, export)
+    kept = [a for a in load_artifacts(work.run) if a.kind not in {m.kind for m in made}]
+    work.run.save_stage("artifacts", inputs, [a.model_dump(mode="json") for a in (*kept, *made)])
+
+
+def load_comparisons(run: RunDirectory) -> list[Comparison]:
+    """The run's comparisons, one for each test split."""
+    return [Comparison.model_validate(c) for c in run.stage_values("comparison") or []]
+
+
+def load_artifacts(run: RunDirectory) -> list[Artifact]:
+    """What the run has written for use elsewhere."""
+    return [Artifact.model_validate(a) for a in run.stage_values("artifacts") or []]
+
+
+def load_estimate(run: RunDirectory) -> Estimate | None:
+    """What was predicted when the run was prepared."""
+    return run.stage("plan", Estimate)
+
+
+def load_extra(run: RunDirectory, name: str) -> Comparison:
+    """Baseline against tuned on rows that were named later."""
+    values = run.stage_values(f"evaluations/{name}")
+    assert values is not None, "the job that writes it has ended well"
+    return Comparison.model_validate(values["comparison"])
