@@ -1,0 +1,57 @@
+# make quickstart   sets up .venv and runs the main job
+# make test         sets up what is missing and passes all tests
+# Settings: PYTHON=python3.12   TORCH=cpu|cuda|skip   TORCH_INDEX=URL   WORKERS=2
+
+SHELL := /bin/sh
+BIN := .venv/bin
+
+# The first Python that Luthier runs on, unless one is named.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$p && break; done)
+WORKERS ?= 2
+
+.PHONY: help quickstart test setup setup-dev lint types contract unit workflow install docs clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+quickstart: setup
+	$(BIN)/luthier quickstart
+
+test: lint types contract unit workflow install docs
+
+setup setup-dev: | python
+setup:
+	@$(PYTHON) tools/setup_env.py --extras all
+setup-dev:
+	@$(PYTHON) tools/setup_env.py --extras all,dev
+
+.PHONY: python
+python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.14 found; name one: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup-dev
+	$(BIN)/mypy
+
+contract: setup-dev
+	$(BIN)/lint-imports
+
+# One thread a worker: two workers with two threads each fight over the cores.
+unit: setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not workflow and not install and not slow"
+
+workflow: setup-dev
+	$(BIN)/python -m pytest -m "workflow and not slow"
+
+install: setup-dev
+	$(BIN)/python -m pytest -m "install and not slow"
+
+docs: setup-dev
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
