@@ -47,6 +47,15 @@ class EvalResult(Record):
     rows: tuple[ScoredRow, ...]
     seconds: float
     settings: dict[str, str | int | float | bool] = {}
+    """What must be equal for two results to be compared: decoding, longest answer, metrics."""
+    reason: str = ""
+    """Why these metrics, and why that one is primary."""
+    fields: dict[str, Metric] = {}
+    """For JSON answers: share of rows that have each expected field right."""
+    cut_off: int = 0
+    """Answers that ended at the longest length allowed, not at an end token."""
+    cached: int = 0
+    """Answers taken from an earlier evaluation of the same weights, prompts and settings."""
 
 
 class Difference(Record):
@@ -64,6 +73,8 @@ class Difference(Record):
     """Rows that got worse."""
     detectable: float | None = None
     """The smallest difference that this many rows could have shown (80 % power)."""
+    rows_needed: int | None = None
+    """Rows that would show a true difference as large as the observed one (80 % power)."""
 
 
 class Comparison(Record):
