@@ -1,0 +1,1 @@
+"""llama.cpp's converter, quantiser and runtime, each in a child process."""
