@@ -65,6 +65,9 @@ class TextTokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Token ids of text as it stands: special tokens in it are recognised, none are added."""
 
+    def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """For each text its ids as ``encode`` gives them and each token's characters [start, end)."""
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids."""
 

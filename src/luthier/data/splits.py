@@ -1,0 +1,81 @@
+"""Seeded, duplicate-safe, group-aware splits: equal rows, and equal prompts, never land on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from luthier.errors import DataError
+from luthier.schema.protocols import ChatRow
+
+
+def prompt_key(row: ChatRow) -> str:
+    """Digest of what stands before the last answer (a text: its beginning), the system prompt left out."""
+    if row.messages[0]["role"] == "text":
+        return row.id
+    last = max((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), default=len(row.messages))
+    prompt = [message for message in row.messages[:last] if message["role"] != "system"]
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def cut(rows: Sequence[ChatRow], shares: dict[str, float], *, seed: int) -> dict[str, list[ChatRow]]:
+    """Part rows into ``train`` and the named shares, each in the order given.
+
+    Rows of one group (or, without groups, of one prompt) stay together. Which groups go where depends
+    on seed and content only, not on the order of the file. Raises DataError where rows are too few.
+    """
+    wanted = {name: max(1, round(share * len(rows))) for name, share in shares.items() if share > 0}
+    keys = _keys(rows)
+    sizes = Counter(keys)
+    if wanted and len(sizes) < len(wanted) + 1:
+        raise DataError(
+            f"{len(rows)} rows ({len(sizes)} different) are too few to hold some back for "
+            f"{' and '.join(wanted)}",
+            file=rows[0].file if rows else None,
+            hint="give more rows, name files under data.validation and data.test, or set "
+            "data.validation_share and data.test_share to 0",
+        )
+    queue = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
+    place: dict[str, str] = {}
+    for name, count in wanted.items():
+        taken = 0
+        for key in queue:
+            if key in place:
+                continue
+            # A group too big for what is still missing goes to train, unless nothing else came.
+            if taken and taken + sizes[key] > count:
+                continue
+            if len(place) == len(sizes) - 1:
+                break
+            place[key] = name
+            taken += sizes[key]
+            if taken >= count:
+                break
+    parts: dict[str, list[ChatRow]] = {"train": [], **{name: [] for name in wanted}}
+    for row, key in zip(rows, keys, strict=True):
+        parts[place.get(key, "train")].append(row)
+    return parts
+
+
+def _keys(rows: Sequence[ChatRow]) -> list[str]:
+    """What holds rows together. Where most rows share their prompt, prompts cannot: then equal rows do."""
+    prompts = [prompt_key(row) for row in rows]
+    if len(set(prompts)) * 2 < len(rows):
+        prompts = [row.id for row in rows]
+    return [
+        f"group {row.group}" if row.group is not None else key for row, key in zip(rows, prompts, strict=True)
+    ]
+
+
+def choose(rows: Sequence[ChatRow], count: int, *, seed: int) -> list[ChatRow]:
+    """``count`` rows by seed and content, in the order given."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for index, row in enumerate(rows):
+        seen[row.id] += 1
+        rank = hashlib.sha256(f"{seed}/choose/{row.id}/{seen[row.id]}".encode()).digest()
+        ranked.append((rank, index))
+    return [rows[index] for index in sorted(index for _, index in sorted(ranked)[:count])]

@@ -1,0 +1,136 @@
+"""What is said of a run's data: what was read, kept, dropped and why; profiles and findings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from luthier.schema.base import Record
+
+
+class Lengths(Record):
+    """Quantiles of a list of whole numbers (nearest rank), with its sum."""
+
+    count: int
+    total: int
+    minimum: int
+    median: int
+    p90: int
+    p95: int
+    p99: int
+    maximum: int
+
+
+class SplitReport(Record):
+    """One split of a run: ``read = kept + sum(dropped)``."""
+
+    name: str
+    files: tuple[str, ...]
+    """Where its rows came from, as given in the recipe and resolved."""
+    cut_from_train: bool = False
+    """True where the split was cut from the training files by seed."""
+    read: int
+    kept: int
+    dropped: dict[str, int] = {}
+    """Reason -> rows."""
+    truncated: int = 0
+    """Rows that lost their tail to the sequence length."""
+    duplicates: int = 0
+    """Rows whose content stands in the split already."""
+    tokens: Lengths | None = None
+    """Tokens a row; None for rows that are not rendered (test splits)."""
+    trained_tokens: int = 0
+    """Tokens that carry loss."""
+    digest: str
+    """SHA-256 over the sorted content digests of the kept rows: equal data give equal digests."""
+
+
+class DataReport(Record):
+    """All that a run's report says of its data."""
+
+    format: str
+    """Shape that the rows were read as."""
+    columns: dict[str, str] = {}
+    """Role -> column, as mapped."""
+    splits: tuple[SplitReport, ...]
+    leakage: dict[str, int] = {}
+    """Held-out split -> rows whose whole content stands in train too."""
+    prompt_leakage: dict[str, int] = {}
+    """Held-out split -> rows whose prompt (not answer) stands in train too."""
+    tokenizer_digest: str | None = None
+    digest: str
+    """SHA-256 over the digests of all splits and how they were read."""
+    notes: tuple[str, ...] = ()
+    """What a person should know: files left aside, turns without an end token, leakage."""
+
+    def split(self, name: str) -> SplitReport:
+        return next(split for split in self.splits if split.name == name)
+
+
+class DataProfile(Record):
+    """What the advisor and the planner need to know of a data set."""
+
+    rows: int
+    format: str
+    bytes: int
+    """Bytes of text in the rows, UTF-8."""
+    tokens: Lengths
+    """Tokens a row, rendered with the chat template, or estimated (see ``basis``)."""
+    answer_tokens: Lengths
+    """Tokens of the assistant turns of a row."""
+    turns: Lengths
+    """Messages a row, the system prompt counted."""
+    basis: str
+    """How tokens were counted: by which tokenizer, or with how many characters a token."""
+    languages: dict[str, float] = {}
+    """Language (or script where the language is not told) -> share of the rows looked at."""
+    structure: dict[str, float] = {}
+    """``json-answers``, ``code-answers``, ``tools``, ``system``, ``multi-turn``... -> share of the rows."""
+    labels: dict[str, int] = {}
+    """Distinct short answers -> rows, where answers repeat like labels."""
+    sampled: int
+    """Rows that were looked at for tokens, languages and structure."""
+
+
+class Finding(Record):
+    """One thing found in the data, with where and what to do."""
+
+    level: Literal["error", "warning", "info"]
+    code: str
+    """Stable short name: ``broken-row``, ``empty-answer``, ``duplicate``, ``leakage``..."""
+    message: str
+    count: int = 1
+    """Rows concerned."""
+    file: str | None = None
+    line: int | None = None
+    """Line of the first row concerned."""
+    lines: tuple[str, ...] = ()
+    """``file:line`` of the first few rows concerned."""
+    sample: str | None = None
+    """A piece of the first row concerned."""
+    fix: str | None = None
+    """What to do."""
+
+
+class CheckReport(Record):
+    """Outcome of a data check: ``read = kept + sum(dropped)``."""
+
+    files: tuple[str, ...]
+    format: str
+    read: int
+    kept: int
+    dropped: dict[str, int] = {}
+    """Reason -> rows that cannot be trained on."""
+    findings: tuple[Finding, ...] = ()
+    tokens: Lengths | None = None
+    """Tokens a row where a tokenizer was given."""
+    histogram: tuple[tuple[int, int], ...] = Field(())
+    """(upper length, rows) pairs, lengths doubling."""
+    seconds: float = 0.0
+    megabytes: float = 0.0
+    """Bytes read (uncompressed) / 1e6."""
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.level == "error")
