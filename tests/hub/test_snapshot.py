@@ -13,7 +13,8 @@ import pytest
 
 from luthier.errors import DoesNotFit, FileProblem, GatedModel, ModelNotFound, Unreachable, Unsupported
 from luthier.hub.remote import look_up
-from luthier.hub.snapshot import PART, download, missing_bytes, resolve_model
+from luthier.hub.snapshot import download, resolve_model
+from luthier.hub.store import PART
 
 ID = "acme/tiny"
 WEIGHTS = bytes(range(256)) * 800
@@ -45,14 +46,14 @@ def test_only_needed_files_come_and_the_commit_is_pinned(hub: Any) -> None:
         "model.safetensors",
         "tokenizer.json",
     ]
-    assert missing_bytes(model) == model.bytes == sum(len(FILES[f.path]) for f in model.files)
+    assert model.missing_bytes == model.bytes == sum(len(FILES[f.path]) for f in model.files)
     got = download(model, progress=lambda done, total: told.append((done, total)))
     assert (got.id, got.revision, got.licence) == (ID, commit, "apache-2.0")
     assert sorted(p.name for p in got.path.iterdir()) == sorted(f.path for f in model.files)
     assert (got.path / "model.safetensors").read_bytes() == WEIGHTS
     assert told[-1] == (model.bytes, model.bytes)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert missing_bytes(model) == 0
+    assert model.missing_bytes == 0
 
 
 def test_the_second_time_nothing_is_transferred(hub: Any) -> None:
@@ -82,7 +83,7 @@ def test_a_transfer_that_broke_off_goes_on_in_the_next_call(hub: Any) -> None:
     assert [p.stat().st_size for p in parts] == [70_000]
     with pytest.raises(ModelNotFound):
         resolve_model(ID)
-    assert missing_bytes(model) <= model.bytes - 70_000
+    assert model.missing_bytes <= model.bytes - 70_000
     hub.asked.clear()
     hub.cut.clear()
     got = download(model)
@@ -123,7 +124,7 @@ def test_an_unchanged_file_of_a_new_revision_is_not_fetched_again(hub: Any) -> N
     hub.add(ID, {**FILES, "config.json": b'{"model_type": "qwen3"}'})
     hub.asked.clear()
     model = look_up(ID)
-    assert missing_bytes(model) < len(WEIGHTS)
+    assert model.missing_bytes < len(WEIGHTS)
     download(model)
     assert hub.sent("model.safetensors") == []
 
@@ -280,6 +281,7 @@ def test_a_killed_download_goes_on(hub: Any, tmp_path: Path) -> None:
     )
     child = subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=60, check=False)
     assert child.returncode == -9
+    assert not [h for _, _, h in hub.asked if "torch" in h.get("user-agent", "")]
     hub.cut.clear()
     hub.asked.clear()
     got = download(look_up(ID))

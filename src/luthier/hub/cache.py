@@ -55,13 +55,10 @@ def entries() -> list[CacheEntry]:
     base = cache_dir()
     if not base.is_dir():
         return []
-    found = [
-        CacheEntry(kind.name, child.name, child, size_of(child), child.stat().st_mtime)
-        for kind in base.iterdir()
-        if kind.is_dir()
-        for child in kind.iterdir()
-        if child.suffix != ".lock"
-    ]
+    rooms = [path for path in base.iterdir() if path.is_dir()]
+    kept = [(kind.name, child) for kind in rooms for child in kind.iterdir() if child.suffix != ".lock"]
+    kept += [("", path) for path in base.iterdir() if path.is_file()]
+    found = [CacheEntry(kind, path.name, path, size_of(path), path.stat().st_mtime) for kind, path in kept]
     return sorted(found, key=lambda entry: (-entry.bytes, entry.kind, entry.name))
 
 

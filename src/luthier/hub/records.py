@@ -11,6 +11,7 @@ from pathlib import Path
 
 from luthier.hub.cache import UNFINISHED, cache_dir, room
 from luthier.hub.remote import RemoteFile, RemoteModel
+from luthier.hub.store import folder_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,6 @@ class Record:
     licence: str | None
     files: tuple[RemoteFile, ...]
     fetched: float
-
-
-def folder_name(model_id: str) -> str:
-    """The Hub's own name for a model's folder in its cache: ``models--owner--name``."""
-    return "--".join(["models", *model_id.split("/")])
 
 
 def write_record(model: RemoteModel) -> Record:
@@ -44,6 +40,11 @@ def write_record(model: RemoteModel) -> Record:
 def record_path(record: Record) -> Path:
     """Where the note of a download lies."""
     return room("hub") / folder_name(record.id) / f"{record.revision}.json"
+
+
+def download_lock(folder: str) -> Path:
+    """The lock that whoever downloads a model holds. folder: its name in the Hub's cache."""
+    return room("hub") / f"{folder}.lock"
 
 
 def records(model_id: str | None = None) -> list[Record]:

@@ -10,7 +10,6 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -25,6 +24,7 @@ from luthier.errors import (
     did_you_mean,
 )
 from luthier.hub.select import needed_files
+from luthier.hub.store import arrived_bytes, hub_cache
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -63,6 +63,12 @@ class RemoteModel:
     def bytes(self) -> int:
         """Size of all needed files."""
         return sum(file.bytes for file in self.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much is still to be fetched; looked up on disk each time."""
+        arrived = (arrived_bytes(self.id, self.revision, f.path, f.bytes, f.sha256) for f in self.files)
+        return self.bytes - sum(arrived)
 
 
 def look_up(
@@ -106,13 +112,6 @@ def offline_asked() -> bool:
 def endpoint() -> str:
     """Address of the Hub or of the mirror that ``HF_ENDPOINT`` names."""
     return (os.environ.get("HF_ENDPOINT") or _PUBLIC).rstrip("/")
-
-
-def hub_cache() -> Path:
-    """The folder of the Hub's own cache, shared with other programs."""
-    from huggingface_hub import constants
-
-    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE).expanduser().absolute()
 
 
 def hub_api() -> HfApi:

@@ -51,11 +51,12 @@ def needed_files(names: Sequence[str], *, code: bool = False) -> tuple[str, ...]
 
 
 def _weights(top: Sequence[str]) -> frozenset[str]:
-    candidates = [name for name in top if not _any(name, _DUPLICATE)] or list(top)
-    for family in _WEIGHTS:
-        files = [name for name in candidates if fnmatch(name, family[0])]
-        if files:
-            return frozenset(files) | {name for name in candidates if _any(name, family[1:])}
+    originals = [name for name in top if not _any(name, _DUPLICATE)]
+    for candidates in (originals, top):
+        for family in _WEIGHTS:
+            files = [name for name in candidates if fnmatch(name, family[0])]
+            if files:
+                return frozenset(files) | {name for name in candidates if _any(name, family[1:])}
     return frozenset()
 
 

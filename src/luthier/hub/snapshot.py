@@ -21,15 +21,15 @@ from filelock import FileLock
 
 from luthier import __version__
 from luthier.errors import FileProblem, ModelNotFound, Unreachable, did_you_mean
-from luthier.hub.cache import need_space, readable, room
-from luthier.hub.records import folder_name, records, write_record
-from luthier.hub.remote import RemoteFile, RemoteModel, endpoint, hub_cache, hub_errors, offline_asked
+from luthier.hub.cache import need_space, readable
+from luthier.hub.records import download_lock, records, write_record
+from luthier.hub.remote import RemoteFile, RemoteModel, endpoint, hub_errors, look_up, offline_asked
 from luthier.hub.select import needed_files
+from luthier.hub.store import blob_path, file_size, folder_name, hub_cache, part_path, snapshot_path
 from luthier.hub.wheels import file_sha256
 from luthier.schema.protocols import Progress
 
-PART = ".luthier.incomplete"
-"""Ending of a large file that has not fully arrived."""
+__all__ = ["LocalModel", "download", "look_up", "resolve_model"]
 
 _WORKERS = 4
 _LARGEST_PLAIN = 50 * 10**9  # the Hub serves larger files in another way, which huggingface_hub knows
@@ -46,20 +46,15 @@ class LocalModel:
     licence: str | None
 
 
-def missing_bytes(model: RemoteModel) -> int:
-    """How much of a model is still to be fetched."""
-    return sum(file.bytes - _arrived(model, file) for file in model.files)
-
-
 def download(model: RemoteModel, *, progress: Progress | None = None) -> LocalModel:
     """Fetch what is missing of a model and return where it lies.
 
     Goes on from where an earlier transfer ended. progress is told of bytes, those on disk included.
     Raises DoesNotFit before the first byte, Unreachable when the transfer breaks off.
     """
-    need_space(hub_cache(), missing_bytes(model), f"{model.id} ({readable(model.bytes)})")
+    need_space(hub_cache(), model.missing_bytes, f"{model.id} ({readable(model.bytes)})")
     counter = _Counter(model.bytes, progress)
-    with FileLock(room("hub") / f"{folder_name(model.id)}.lock"), hub_errors(model.id, model.revision):
+    with FileLock(download_lock(folder_name(model.id))), hub_errors(model.id, model.revision):
         pool = ThreadPoolExecutor(_WORKERS)
         try:
             for task in [pool.submit(_fetch, model, file, counter) for file in model.files]:
@@ -92,7 +87,7 @@ def resolve_model(
     for record in records(id_or_dir):
         if revision in (None, record.asked) or _is_commit(revision, record.revision):
             path = snapshot_path(record.id, record.revision)
-            if all(_size(path / file.path) == file.bytes for file in record.files):
+            if all(file_size(path / file.path) == file.bytes for file in record.files):
                 return LocalModel(path, record.id, record.revision, record.licence)
     shared = _of_other_programs(id_or_dir, revision)
     if shared:
@@ -107,11 +102,6 @@ def resolve_model(
         f"{id_or_dir}{f' at revision {revision}' if revision else ''} is not on this machine",
         hint="; ".join(hint for hint in hints if hint),
     )
-
-
-def snapshot_path(model_id: str, revision: str) -> Path:
-    """The folder in the Hub's cache that holds a model at one commit."""
-    return hub_cache() / folder_name(model_id) / "snapshots" / revision
 
 
 class _Counter:
@@ -159,7 +149,7 @@ class _Stopped(Exception):
 def _fetch(model: RemoteModel, file: RemoteFile, counter: _Counter) -> None:
     from huggingface_hub import hf_hub_download
 
-    if _size(snapshot_path(model.id, model.revision) / file.path) == file.bytes:
+    if file_size(snapshot_path(model.id, model.revision) / file.path) == file.bytes:
         counter.add(file.bytes)
         return
     if file.sha256 and file.bytes <= _LARGEST_PLAIN:
@@ -182,12 +172,12 @@ def _fetch_large(model: RemoteModel, file: RemoteFile, sha256: str, counter: _Co
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    blob = _blob(model, sha256)
+    blob = blob_path(model.id, sha256)
     if blob.exists():
         counter.add(file.bytes)
         return
     blob.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(blob)
+    part = part_path(model.id, sha256)
     if part.exists() and part.stat().st_size > file.bytes:
         part.unlink()
     before = part.stat().st_size if part.exists() else 0
@@ -221,30 +211,6 @@ def _fetch_large(model: RemoteModel, file: RemoteFile, sha256: str, counter: _Co
             hint="it was thrown away; run the same command again, or try another mirror (HF_ENDPOINT)",
         )
     part.replace(blob)
-
-
-def _arrived(model: RemoteModel, file: RemoteFile) -> int:
-    if _size(snapshot_path(model.id, model.revision) / file.path) == file.bytes:
-        return file.bytes
-    if not file.sha256:
-        return 0
-    blob = _blob(model, file.sha256)
-    return min(_size(blob) or _size(_part(blob)) or 0, file.bytes)
-
-
-def _blob(model: RemoteModel, sha256: str) -> Path:
-    return hub_cache() / folder_name(model.id) / "blobs" / sha256
-
-
-def _part(blob: Path) -> Path:
-    return blob.with_name(blob.name + PART)
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def _is_commit(asked: str | None, commit: str) -> bool:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from luthier.errors import ModelNotFound, did_you_mean
 from luthier.hub import cache
-from luthier.hub.records import Record, record_path, records, superseded
-from luthier.hub.remote import hub_cache
-from luthier.hub.snapshot import PART
+from luthier.hub.records import Record, download_lock, record_path, records, superseded
+from luthier.hub.store import PART, hub_cache
+
+if TYPE_CHECKING:
+    from huggingface_hub import CachedRepoInfo, DeleteCacheStrategy, HFCacheInfo
+
+_IN_USE_SECONDS = 3600  # younger work may still be going on
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +73,21 @@ def cached_models() -> list[CachedModel]:
 def leftovers() -> list[Leftover]:
     """What nobody needs: unfinished work, and revisions that a newer download replaced."""
     found = [
-        Leftover(path.name, "unfinished work", cache.size_of(path), (path,)) for path in cache.unfinished()
+        Leftover(path.name, "unfinished work", cache.size_of(path), (path,))
+        for path in cache.unfinished()
+        if time.time() - path.stat().st_mtime > _IN_USE_SECONDS
     ]
     base = hub_cache()
     for part in sorted(base.glob(f"models--*/blobs/*{PART}")) if base.is_dir() else ():
-        name = part.parent.parent.name.removeprefix("models--").replace("--", "/")
+        folder = part.parent.parent.name
+        if _being_fetched(folder):
+            continue
+        name = folder.removeprefix("models--").replace("--", "/")
         found.append(Leftover(name, "a download that broke off", part.stat().st_size, (part,)))
     for record in superseded(records()):
-        freed = _freed([record])
+        deletion = _deletion(record)
         words = f"revision {record.revision[:7]}, replaced by a newer {record.asked}"
+        freed = deletion.expected_freed_size if deletion else 0
         found.append(Leftover(record.id, words, freed, record=record))
     return found
 
@@ -99,19 +111,49 @@ def of_model(model_id: str) -> list[Leftover]:
 
 def prune(items: Sequence[Leftover]) -> int:
     """Delete what `leftovers` or `of_model` named, and return the bytes that this freed."""
-    freed = 0
+    freed = sum(cache.remove(path) for item in items for path in item.paths if path.exists())
     gone = [item.record for item in items if item.record]
-    doomed = {path for item in items for path in item.paths}
-    revisions = [record.revision for record in gone]
-    known = {revision.commit_hash for repo in _scan() for revision in repo.revisions}
-    strategy = _info().delete_revisions(*[r for r in revisions if r in known])
-    if not any(Path(repo).name == path.name for path in doomed for repo in strategy.repos):
-        freed += strategy.expected_freed_size
-        strategy.execute()
-    for path in doomed:
-        freed += cache.remove(path)
     for record in gone:
-        record_path(record).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other revisions' notes may stand beside it
-            record_path(record).parent.rmdir()
+        deletion = _deletion(record)
+        if deletion:
+            freed += deletion.expected_freed_size
+            deletion.execute()
+        path = record_path(record)
+        path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
     return freed
+
+
+def _being_fetched(folder: str) -> bool:
+    lock = FileLock(download_lock(folder))
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _deletion(record: Record) -> DeleteCacheStrategy | None:
+    """What deleting one revision of one model takes; None where it is gone already."""
+    info = _info()
+    repos = [repo for repo in info.repos if repo.repo_id == record.id] if info else []
+    if not info or not any(r.commit_hash == record.revision for repo in repos for r in repo.revisions):
+        return None
+    # Copies of a repository share their commits: only this model's may go.
+    return replace(info, repos=frozenset(repos)).delete_revisions(record.revision)
+
+
+def _scan() -> list[CachedRepoInfo]:
+    info = _info()
+    return [repo for repo in info.repos if repo.repo_type == "model"] if info else []
+
+
+def _info() -> HFCacheInfo | None:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        return scan_cache_dir(hub_cache())
+    except CacheNotFound:
+        return None
