@@ -50,7 +50,7 @@ def build(family: str):
     kind, config, extra = FAMILIES[family]
     model = kind(config(**SHAPE, **extra))
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for _name, weight in model.named_parameters():
             # Larger than a fresh start, so that answers vary and biases and norms count.
             weight.add_(torch.randn_like(weight) * (0.3 if weight.ndim == 2 else 0.1))
     return model.eval()

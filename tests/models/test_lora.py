@@ -8,10 +8,10 @@ import torch
 
 from luthier.errors import FileProblem, RecipeError, Unsupported
 from luthier.models.lora import (
-    add_lora,
     adapted,
     adapter_tensors,
     adapters_off,
+    add_lora,
     load_adapter,
     merge,
     save_adapter,
@@ -73,7 +73,9 @@ def their_gradients(model):
     found = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            plain = name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+            plain = name.replace(".default", "").replace(
+                "lora_magnitude_vector.weight", "lora_magnitude_vector"
+            )
             found[plain] = weight.grad
     return found
 
@@ -111,7 +113,9 @@ def test_starts_as_peft_starts(tiny):
     add_lora(again, Lora(rank=8), seed=4)
     other = tiny("qwen2")
     add_lora(other, Lora(rank=8), seed=5)
-    for (_, layer), (_, same), (_, differs) in zip(adapted(model), adapted(again), adapted(other), strict=True):
+    for (_, layer), (_, same), (_, differs) in zip(
+        adapted(model), adapted(again), adapted(other), strict=True
+    ):
         assert torch.equal(layer.lora_A, same.lora_A)
         assert not torch.equal(layer.lora_A, differs.lora_A)
         bound = layer.in_features**-0.5
@@ -133,7 +137,10 @@ def test_saved_adapter_gives_the_same_logits_in_peft(tiny, family, lora, tmp_pat
     loaded = peft.PeftModel.from_pretrained(tiny(family), tmp_path)
     ids = batch()
     torch.testing.assert_close(loaded(ids).logits, mine(ids).logits, rtol=1e-5, atol=2e-5)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/model"
+    assert (
+        json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "someone/model"
+    )
 
 
 def test_adapter_of_peft_is_loaded(tiny, lora, tmp_path):
@@ -157,7 +164,9 @@ def test_merged_equals_adapter(tiny, family, lora):
         after = model(ids).logits
     assert layers == 14
     assert not list(adapted(model))
-    assert [name for name, _ in model.named_parameters()] == [name for name, _ in tiny(family).named_parameters()]
+    assert [name for name, _ in model.named_parameters()] == [
+        name for name, _ in tiny(family).named_parameters()
+    ]
     torch.testing.assert_close(after, before, rtol=1e-5, atol=3e-5)
     assert (after - base).abs().max() > 0.05
 
@@ -241,7 +250,7 @@ def test_what_is_not_done_is_said(tiny, tmp_path):
         load_adapter(tiny("llama"), tmp_path)
     model = ours(tiny, "gemma3", KINDS["lora"])
     save_adapter(model, tmp_path, base_id="x", lora=KINDS["lora"])
-    with pytest.raises(FileProblem, match="does not fit|another model"):
+    with pytest.raises(FileProblem, match=r"does not fit|another model"):
         load_adapter(tiny("llama").model.layers[0], tmp_path)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "rank_pattern": {"q": 3}}))

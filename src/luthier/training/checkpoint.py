@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from luthier.errors import CheckpointError, DoesNotFit
+from luthier.errors import CheckpointError, DoesNotFit, LuthierError
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -141,24 +142,37 @@ def save(
             before_rename()
         part.rename(final)
         _to_disk(directory)
-    except (OSError, RuntimeError) as error:
-        # safetensors and torch.save wrap the system's error in their own, with its text in the message.
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        last = newest(directory)
-        kept = (
-            f"the checkpoint of step {last} is untouched" if last is not None else "there is none before it"
-        )
-        if full or "enough space" in str(error) or "inline_container" in str(error):
-            raise DoesNotFit(
-                f"the disk is full: the checkpoint of step {position.step} was not written, {kept}",
-                file=directory,
-                hint="free space there, then go on with luthier train --resume",
-            ) from error
-        raise CheckpointError(
-            f"the checkpoint of step {position.step} cannot be written ({error}), {kept}", file=directory
-        ) from error
+        raise _not_written(error, directory, position.step, _size(weights) + _size(optimizer)) from error
     return final
+
+
+def _not_written(error: Exception, directory: Path, step: int, needed: int) -> LuthierError:
+    """Why a checkpoint was not written, and that the last one stands."""
+    last = newest(directory)
+    kept = "there is none before it" if last is None else f"the checkpoint of step {last} is untouched"
+    # safetensors keeps the system's error in its text only, and torch.save not even there.
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    if full or (directory.is_dir() and shutil.disk_usage(directory).free < needed):
+        return DoesNotFit(
+            f"the disk is full: the checkpoint of step {step} ({needed / 1e6:,.1f} MB) was not "
+            f"written; {kept}",
+            file=directory,
+            hint="free space there, then go on with luthier train --resume",
+        )
+    return CheckpointError(
+        f"the checkpoint of step {step} cannot be written ({error}); {kept}", file=directory
+    )
+
+
+def _size(value: object) -> int:
+    """Bytes of all tensors in a nest of mappings and sequences."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(_size(item) for item in value.values())
+    return sum(_size(item) for item in value) if isinstance(value, (list, tuple)) else 0
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from luthier.errors import DataError, Interrupted, TrainingError
+from luthier.errors import CheckpointError, DataError, Interrupted, TrainingError
 from luthier.schema.recipe import TrainingChoice
 from luthier.schema.results import TrainResult
 from luthier.training import checkpoint
@@ -99,7 +99,7 @@ def fit(
     """Train the weights of model that ask for a gradient, and leave the selected ones in it.
 
     choice: every value given (the resolved recipe's). directory: the run's folder; checkpoints go
-    below it. on_metrics is called with one flat dictionary an event (``event``: step, validation,
+    below it. on_metrics is called with one flat dictionary an event (``kind``: step, validation,
     checkpoint, resumed, note). control is asked after each step: "stop" saves and raises
     Interrupted, "save" writes a checkpoint. resume goes on from the newest whole checkpoint, if any.
 
@@ -111,7 +111,7 @@ def fit(
     )
     model.train()
     if choice.activation_checkpointing == "full":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute(model, on=True)
     try:
         with objective.scope(model):
             if resume:
@@ -131,8 +131,20 @@ def fit(
     finally:
         run.optimizer.close()
         if choice.activation_checkpointing == "full":
-            model.gradient_checkpointing_disable()
+            recompute(model, on=False)
         model.eval()
+
+
+def recompute(model: Any, *, on: bool) -> None:
+    """Keep only each layer's input and run the layer again in the backward pass, or stop doing so."""
+    # transformers renamed the pair in 5.2x and warns at the old names.
+    renamed = hasattr(model, "activation_checkpointing_enable")
+    if not on:
+        (model.activation_checkpointing_disable if renamed else model.gradient_checkpointing_disable)()
+    elif renamed:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 class _Run:
@@ -173,7 +185,7 @@ class _Run:
         found = checkpoint.load_newest(
             self.checkpoints,
             recipe_digest=self.recipe_digest,
-            say=lambda text: self.on_metrics({"event": "note", "text": text}),
+            say=lambda text: self.on_metrics({"kind": "note", "text": text}),
         )
         if found is None:
             return
@@ -186,10 +198,10 @@ class _Run:
                 f"the run had {found.position.threads} threads and has {threads} now: "
                 "the last digits may differ from an uninterrupted run"
             )
-            self.on_metrics({"event": "note", "text": text})
+            self.on_metrics({"kind": "note", "text": text})
         self.position = replace(found.position, threads=threads)
         self.saved_step = self.position.step
-        self.on_metrics({"event": "resumed", "step": self.position.step, "total_steps": self.total})
+        self.on_metrics({"kind": "resumed", "step": self.position.step, "total_steps": self.total})
 
     def one_step(self) -> None:
         """Forward and backward over the step's micro-batches, then one update."""
@@ -216,7 +228,7 @@ class _Run:
         )
         self.on_metrics(
             {
-                "event": "step",
+                "kind": "step",
                 "step": self.position.step,
                 "total_steps": self.total,
                 "epoch": epoch + (index + 1) / self.train.steps(epoch),
@@ -295,7 +307,7 @@ class _Run:
         if improved:
             self.position = replace(self.position, best_step=now.step, best_loss=loss)
         self.on_metrics(
-            {"event": "validation", "step": now.step, "loss": loss, "seconds": seconds, "best": improved}
+            {"kind": "validation", "step": now.step, "loss": loss, "seconds": seconds, "best": improved}
         )
         return improved
 
@@ -315,14 +327,12 @@ class _Run:
         checkpoint.prune(self.checkpoints, keep_last=self.choice.keep_last, best_step=self.position.best_step)
         path = str(folder.relative_to(self.directory))
         seconds = time.perf_counter() - began
-        self.on_metrics({"event": "checkpoint", "step": self.position.step, "path": path, "seconds": seconds})
+        self.on_metrics({"kind": "checkpoint", "step": self.position.step, "path": path, "seconds": seconds})
 
     def finish(self) -> TrainResult:
         """Put the selected weights into the model and say what came of it."""
         now = self.position
-        selected = now.step
-        if self.choice.select == "best" and now.best_step is not None:
-            selected = now.best_step
+        selected = selected_step(now, self.choice)
         folder = self.checkpoints / checkpoint.step_name(selected)
         if selected != now.step:
             self.optimizer.load_weights(checkpoint.load_weights(folder))
@@ -347,6 +357,25 @@ class _Run:
             device=str(self.device),
             dtype=str(weights[0].dtype).removeprefix("torch."),
         )
+
+
+def selected_step(position: Position, choice: TrainingChoice) -> int:
+    """The step whose weights are shipped."""
+    if choice.select == "best" and position.best_step is not None:
+        return position.best_step
+    return position.step
+
+
+def selected_checkpoint(directory: Path, choice: TrainingChoice) -> Path:
+    """The selected checkpoint of a run's folder. Raises CheckpointError where there is none."""
+    folder = directory / CHECKPOINTS
+    for step in reversed(checkpoint.steps(folder)):
+        if checkpoint.is_whole(folder / checkpoint.step_name(step)):
+            position = checkpoint.load(folder / checkpoint.step_name(step)).position
+            return folder / checkpoint.step_name(selected_step(position, choice))
+    raise CheckpointError(
+        "there is no whole checkpoint", file=folder, hint="train first: luthier train --resume"
+    )
 
 
 @torch.no_grad()

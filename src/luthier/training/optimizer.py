@@ -103,15 +103,7 @@ class Optimizer:
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy saved weights in; names and shapes must be the trained ones."""
-        if weights.keys() != self.masters.keys():
-            raise CheckpointError("the checkpoint holds other weights than this recipe trains")
-        for name, master in self.masters.items():
-            if master.shape != weights[name].shape:
-                raise CheckpointError(
-                    f"the checkpoint's {name} is {list(weights[name].shape)}, "
-                    f"this recipe trains {list(master.shape)}"
-                )
-            master.copy_(weights[name])
+        put_weights(self.masters, weights)
         self._round_back()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -121,6 +113,20 @@ class Optimizer:
         """Let go of the model."""
         for handle in self.handles:
             handle.remove()
+
+
+@torch.no_grad()
+def put_weights(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved weights into those of the same names and shapes, rounding to their dtype."""
+    if saved.keys() != own.keys():
+        raise CheckpointError("the checkpoint holds other weights than this recipe trains")
+    for name, weight in own.items():
+        if weight.shape != saved[name].shape:
+            raise CheckpointError(
+                f"the checkpoint's {name} is {list(saved[name].shape)}, "
+                f"this recipe trains {list(weight.shape)}"
+            )
+        weight.copy_(saved[name])
 
 
 def _add_to(master: Tensor) -> Any:

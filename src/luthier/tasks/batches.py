@@ -1,0 +1,82 @@
+"""Training and validation rows as batches, in an order that the seed alone decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from luthier.data.batching import Step, plan_epoch
+from luthier.data.collate import Batch, collate
+from luthier.schema.protocols import TokenRow
+
+
+class RowBatches:
+    """A `training.loop.BatchSource` over rendered rows.
+
+    batch_size, micro_batch_size: sequences an optimiser step and at once; sequence_length: longest
+    sequence in tokens; packing: whether several rows share one.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[TokenRow],
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        sequence_length: int,
+        packing: bool,
+        seed: int,
+        pad_id: int,
+    ) -> None:
+        self.tokens, self.pad_id, self.seed = rows, pad_id, seed
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.sequence_length, self.packing = sequence_length, packing
+        self.lengths = [len(row.ids) for row in rows]
+        self._planned: tuple[int, list[Step]] | None = None
+
+    def plan(self, epoch: int) -> list[Step]:
+        """Rows of each step of an epoch, by index. The last epoch asked for is remembered."""
+        if self._planned is None or self._planned[0] != epoch:
+            steps = plan_epoch(
+                self.lengths,
+                batch_size=self.batch_size,
+                micro_batch_size=self.micro_batch_size,
+                sequence_length=self.sequence_length,
+                packing=self.packing,
+                seed=self.seed,
+                epoch=epoch,
+            )
+            self._planned = (epoch, steps)
+        return self._planned[1]
+
+    def steps(self, epoch: int) -> int:
+        return len(self.plan(epoch))
+
+    def batches(self, epoch: int, step: int) -> list[Batch]:
+        chosen = self.plan(epoch)[step]
+        return [
+            collate([[self.tokens[index] for index in packed] for packed in micro], pad_id=self.pad_id)
+            for micro in chosen
+        ]
+
+    def rows(self, epoch: int, step: int) -> list[str]:
+        chosen = (index for micro in self.plan(epoch)[step] for packed in micro for index in packed)
+        return [f"{self.tokens[index].file}:{self.tokens[index].line}" for index in chosen]
+
+
+def validation_batches(
+    rows: Sequence[TokenRow], *, micro_batch_size: int, sequence_length: int, pad_id: int
+) -> list[Batch]:
+    """All rows once, longest first, as many at once as one micro-batch of training holds tokens."""
+    room = micro_batch_size * sequence_length
+    ordered = sorted(rows, key=lambda row: -len(row.ids))
+    batches: list[Batch] = []
+    group: list[TokenRow] = []
+    for row in ordered:
+        # Padded to the longest, which comes first: what counts where rows cannot be flattened.
+        if group and (len(group) + 1) * len(group[0].ids) > room:
+            batches.append(collate([[one] for one in group], pad_id=pad_id))
+            group = []
+        group.append(row)
+    if group:
+        batches.append(collate([[one] for one in group], pad_id=pad_id))
+    return batches

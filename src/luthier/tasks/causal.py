@@ -1,0 +1,81 @@
+"""Next-token cross-entropy at trained positions: the objective of chat and text generation."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.models.attention import attending_to_documents, supports_documents
+from luthier.models.heads import Head, head_is_right, head_of
+from luthier.training.losses import linear_cross_entropy
+from luthier.training.objective import Loss, MicroBatch, flatten, full_logits_loss, unpack
+
+
+@dataclass(frozen=True)
+class CausalObjective:
+    """Sum of cross-entropies of the trained tokens, in nats.
+
+    head: the model's head in closed form, then logits exist only at trained places and only a chunk
+    at a time; None computes them through the model. documents: whether rows are flattened; else
+    they are padded.
+    """
+
+    head: Head | None
+    documents: bool
+
+    def scope(self, model: Any) -> AbstractContextManager[None]:
+        return attending_to_documents(model) if self.documents else nullcontext()
+
+    def weight(self, batch: MicroBatch) -> float:
+        return float(flatten(batch).targets.numel())
+
+    def __call__(self, model: Any, batch: MicroBatch) -> Loss:
+        flat = flatten(batch)
+        weight = float(flat.targets.numel())
+        if self.documents:
+            with self.scope(model):
+                inputs = {
+                    "input_ids": flat.ids,
+                    "position_ids": flat.positions,
+                    "document_lengths": flat.lengths,
+                    "use_cache": False,
+                }
+                if self.head is None:
+                    kept = model(**inputs, logits_to_keep=flat.sources).logits[0].float()
+                    return Loss(_plain(kept, flat.targets), weight)
+                hidden = model.base_model(**inputs).last_hidden_state[0, flat.sources]
+        else:
+            rows = unpack(flat)
+            inputs = {
+                "input_ids": rows.ids,
+                "position_ids": rows.positions,
+                "attention_mask": rows.mask,
+                "use_cache": False,
+            }
+            if self.head is None:
+                return Loss(full_logits_loss(model(**inputs).logits, rows.labels), weight)
+            states = model.base_model(**inputs).last_hidden_state
+            hidden = states[rows.mask.bool()][flat.sources]
+        total = linear_cross_entropy(
+            hidden,
+            self.head.weight,
+            flat.targets,
+            multiplier=self.head.multiplier,
+            softcap=self.head.softcap,
+        )
+        return Loss(total, weight)
+
+
+def _plain(logits: Any, targets: Any) -> Any:
+    from torch.nn import functional as F
+
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def causal_objective(model: Any) -> CausalObjective:
+    """The leanest objective that the model allows, its head checked against the model's own logits."""
+    head = head_of(model)
+    if head is not None and not head_is_right(model, head):
+        head = None
+    return CausalObjective(head, supports_documents(model))

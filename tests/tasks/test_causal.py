@@ -1,0 +1,180 @@
+"""The objective against transformers' own loss, family by family, packed and not."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+from luthier.models.attention import supports_documents
+from luthier.tasks.causal import CausalObjective, causal_objective
+from luthier.training.objective import flatten
+
+SHAPE = {
+    "vocab_size": 90, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES = {
+    "Llama": {},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 12},
+    "Mistral": {"sliding_window": 5},
+    "Gemma2": {
+        "head_dim": 8, "sliding_window": 5, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0,
+    },
+    "Gemma3": {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    "Phi3": {},
+    "Olmo2": {},
+    "SmolLM3": {},
+    "Granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5},
+    "Cohere": {"logit_scale": 0.25},
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen3Moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True,
+        "head_dim": 8,
+    },
+}  # fmt: skip
+
+
+def build(family):
+    torch.manual_seed(2)
+    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
+    model = getattr(transformers, f"{family}ForCausalLM")(config(**SHAPE, **FAMILIES[family])).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    return model
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request):
+    return request.param
+
+
+# Each row: lengths of the documents in it.
+LAYOUT = [(9, 6), (13,), (1, 3, 8)]
+
+
+def batch():
+    """Three packed rows; about a third of the tokens, and always the first, ask for no loss or do."""
+    generator = torch.Generator().manual_seed(4)
+    width = max(sum(row) for row in LAYOUT) + 2
+    ids = torch.randint(3, 90, (3, width), generator=generator)
+    labels = torch.where(torch.rand(3, width, generator=generator) < 0.35, -100, ids)
+    positions, documents = torch.zeros_like(ids), torch.zeros_like(ids)
+    for index, row in enumerate(LAYOUT):
+        start = 0
+        for number, length in enumerate(row, 1):
+            positions[index, start : start + length] = torch.arange(length)
+            documents[index, start : start + length] = number
+            # A label on a first token: there is nothing to predict it from.
+            labels[index, start] = ids[index, start]
+            start += length
+        labels[index, start:] = -100
+    return SimpleNamespace(input_ids=ids, labels=labels, position_ids=positions, document_ids=documents)
+
+
+def one_by_one(model, packed):
+    """Sum of transformers' losses over each document alone, and the number of trained tokens."""
+    total, count = 0, 0
+    for index, row in enumerate(LAYOUT):
+        start = 0
+        for length in row:
+            ids = packed.input_ids[index : index + 1, start : start + length]
+            labels = packed.labels[index : index + 1, start : start + length]
+            start += length
+            trained = int((labels[:, 1:] != -100).sum())
+            if trained:
+                total = total + model(input_ids=ids, labels=labels, use_cache=False).loss * trained
+                count += trained
+    return total, count
+
+
+def gradients(model):
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("way", ["flat", "padded", "flat, own logits", "padded, own logits"])
+def test_packed_loss_and_gradients_are_those_of_each_document_alone(family, way):
+    model = build(family)
+    found = causal_objective(model)
+    assert found.documents
+    assert found.head is not None
+    objective = CausalObjective(None if "own" in way else found.head, "flat" in way)
+    packed = batch()
+    expected, count = one_by_one(model, packed)
+    expected.backward()
+    wanted = gradients(model)
+    loss = objective(model, packed)
+    with objective.scope(model):
+        loss.total.backward()
+    assert loss.weight == count == objective.weight(packed)
+    assert loss.total.item() == pytest.approx(expected.item(), rel=2e-6)
+    got = gradients(model)
+    assert got.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=2e-4, atol=2e-4 * gradient.abs().max().item())
+    assert model.config._attn_implementation != "luthier_documents"
+
+
+def test_flattening_drops_padding_and_first_tokens():
+    packed = batch()
+    flat = flatten(packed)
+    assert flat.lengths == (9, 6, 13, 1, 3, 8)
+    assert flat.ids.shape == (1, 40)
+    assert flat.positions[0, :16].tolist() == [*range(9), *range(6), 0]
+    starts = {0, 9, 15, 28, 29, 32}
+    assert not starts & set((flat.sources + 1).tolist())
+    assert torch.equal(flat.ids[0, flat.sources + 1], flat.targets)
+
+
+def test_a_document_does_not_see_its_neighbours():
+    model = build("Llama")
+    objective = causal_objective(model)
+    packed = batch()
+    before = objective(model, packed).total
+    # The first document carries no loss now: changing its tokens must change nothing.
+    packed.labels[0, :9] = -100
+    first = objective(model, packed).total
+    packed.input_ids[0, :9] = (packed.input_ids[0, :9] + 7) % 80 + 3
+    assert objective(model, packed).total.item() == pytest.approx(first.item(), rel=1e-6)
+    assert before.item() != pytest.approx(first.item(), rel=1e-3)
+
+
+def test_models_that_cannot_be_flattened_are_padded():
+    """A family with linear-attention layers carries state from token to token."""
+    config = transformers.Qwen3NextConfig(
+        **SHAPE, head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8,
+        shared_expert_intermediate_size=8, linear_num_key_heads=2, linear_num_value_heads=2,
+        linear_key_head_dim=8, linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.Qwen3NextForCausalLM(config).eval()
+    assert not supports_documents(model)
+    objective = causal_objective(model)
+    assert not objective.documents
+    packed = batch()
+    expected, _ = one_by_one(model, packed)
+    assert objective(model, packed).total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_head_of_another_shape_is_found_out():
+    """A bias on the head is not in the closed form: the model's own logits are used."""
+    model = build("Llama")
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(90))
+    objective = causal_objective(model)
+    assert objective.head is None
+    packed = batch()
+    expected, _ = one_by_one(model, packed)
+    assert objective(model, packed).total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_batch_without_loss_weighs_nothing():
+    model = build("Llama")
+    packed = batch()
+    packed.labels[:] = -100
+    loss = causal_objective(model)(model, packed)
+    assert (loss.total.item(), loss.weight) == (0.0, 0.0)
