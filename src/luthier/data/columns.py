@@ -61,9 +61,11 @@ def value_at(value: dict[str, Any], path: str) -> Any:
     for step in _STEP.finditer(path):
         name, index = step[1], step[2]
         key: Any = name
+        done += step[0]
         if index is not None:
             key = int(index) if re.fullmatch(r"-?\d+", index) else value_at(value, index)
-        done += step[0]
+            if not isinstance(key, (str, int)):
+                raise Missing(f"{done}: {index or 'the row'} is no index")
         here = _into(here, key, done)
     return here
 

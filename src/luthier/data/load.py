@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -85,7 +86,9 @@ def load_splits(
         leakage=leakage,
         prompt_leakage=prompts,
         tokenizer_digest=getattr(tokenizer, "digest", None),
-        digest=digest([*(f"{one.name}={one.digest}" for one in reports), recipe.data.train_on, str(limit)]),
+        digest=digest(
+            [*(f"{one.name}={one.digest}" for one in reports), *map(_token_digest, rendered.values())]
+        ),
         notes=tuple(notes),
     )
     splits = Splits(train=rendered["train"], validation=rendered.get("validation", []), tests=tests)
@@ -198,6 +201,14 @@ def _render(
         part, kept=originals, read=len(part.rows), dropped=dropped, truncated=truncated, tokens=kept
     )
     return kept, report
+
+
+def _token_digest(rows: Sequence[TokenRow]) -> str:
+    """Digest of what is really trained on: a template that prints the date changes it."""
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(len(row.ids).to_bytes(8, "little") + row.ids.tobytes() + row.trained.tobytes())
+    return total.hexdigest()
 
 
 def _windows(row: TokenRow, limit: int) -> list[TokenRow]:

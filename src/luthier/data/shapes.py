@@ -144,7 +144,8 @@ def _guess(names: list[str], rows: Sequence[RawRow]) -> Shape | None:
         # A passage or choices left out would train on questions that nobody can answer.
         left_out = [name for name in names if name.lower() in _CONTEXTS]
         answer = next((row.value.get(guess.columns["completion"]) for row in rows), None)
-        if left_out or isinstance(answer, (list, dict)):
+        several_answers = isinstance(answer, list) and all(isinstance(one, str) for one in answer)
+        if left_out or several_answers:
             return None
     if guess:
         return Shape(guess.name, {**_extras(names), **guess.columns})

@@ -40,20 +40,17 @@ def cut(rows: Sequence[ChatRow], shares: dict[str, float], *, seed: int) -> dict
         )
     queue = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
     place: dict[str, str] = {}
-    for name, count in wanted.items():
+    for number, (name, count) in enumerate(wanted.items(), 1):
+        free = [key for key in queue if key not in place]
+        spare = len(free) - (len(wanted) - number) - 1  # one group for train and each later split
+        chosen: list[str] = []
         taken = 0
-        for key in queue:
-            if key in place:
-                continue
-            # A group too big for what is still missing goes to train, unless nothing else came.
-            if taken and taken + sizes[key] > count:
-                continue
-            if len(place) == len(sizes) - 1:
-                break
+        for key in free:
+            if len(chosen) < spare and taken + sizes[key] <= count:
+                chosen.append(key)
+                taken += sizes[key]
+        for key in chosen or [min(free, key=lambda one: sizes[one])]:
             place[key] = name
-            taken += sizes[key]
-            if taken >= count:
-                break
     parts: dict[str, list[ChatRow]] = {"train": [], **{name: [] for name in wanted}}
     for row, key in zip(rows, keys, strict=True):
         parts[place.get(key, "train")].append(row)

@@ -60,7 +60,7 @@ class DataReport(Record):
     """Held-out split -> rows whose prompt (not answer) stands in train too."""
     tokenizer_digest: str | None = None
     digest: str
-    """SHA-256 over the digests of all splits and how they were read."""
+    """SHA-256 over the digests of all splits and over all rendered tokens with their masks."""
     notes: tuple[str, ...] = ()
     """What a person should know: files left aside, turns without an end token, leakage."""
 
