@@ -415,7 +415,7 @@ TEST_VOICE = Voice(
         "You can reach me at {phone}.",
         "My booking code was {code}.",
         "Our {others} are still in good shape.",
-        "Keep the {other}, I changed my mind.",
+        "I no longer fancy the {other}.",
         "{friend} from accounting will pay.",
         "The bill should reach our head office in {away}.",
         "I was in {away} when I saw your advert.",
@@ -435,7 +435,7 @@ TEST_VOICE = Voice(
 
 CHAT_VOICE = Voice(
     greetings=("yo", "heya", "hiya"),
-    intros=("hey its {name}", "you know me, {name}", "{name} over here in {city}", "{name} on the line"),
+    intros=("its {name}", "you know me, {name}", "{name} over here in {city}", "{name} on the line"),
     orders=(
         "{n}x {item} to {city} pls",
         "need {items}, {n} pcs, going to {city}",
