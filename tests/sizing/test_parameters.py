@@ -8,7 +8,7 @@ import pytest
 
 from luthier.errors import RecipeError, Unsupported
 from luthier.schema.model import Architecture, Experts
-from luthier.sizing.config import architecture_from_config, architecture_of
+from luthier.sizing.parameters import architecture_from_config, architecture_of
 from luthier.sizing.parameters import count_parameters, lora_parameters
 
 LLAMA_8B = {
@@ -91,7 +91,7 @@ EXTRA: dict[str, dict[str, object]] = {
 
 
 def _families() -> list[str]:
-    from luthier.sizing.config import FAMILIES
+    from luthier.sizing.parameters import FAMILIES
 
     return sorted(FAMILIES)
 

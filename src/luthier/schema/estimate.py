@@ -55,3 +55,44 @@ class Estimate(Record):
     @property
     def peak(self) -> Phase:
         return max(self.phases, key=lambda phase: phase.total)
+
+
+class TrainingShape(Record):
+    """How rows go through the model in one step."""
+
+    micro_batch_size: int
+    """Rows (packed: sequences) at once on one device."""
+    sequence_length: int
+    """Tokens of the longest row; of every row where they are packed."""
+    batch_size: int | None = None
+    """Rows for each optimiser step; None: one micro-batch."""
+    documents: int = 1
+    """Documents packed into each row."""
+    mean_length: float | None = None
+    """Mean tokens of a row, for time; None: as long as the longest."""
+    trained_share: float = 1.0
+    """Share of tokens that carry loss."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens of a micro-batch."""
+        return self.micro_batch_size * self.sequence_length
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches for each optimiser step."""
+        return -(-(self.batch_size or self.micro_batch_size) // self.micro_batch_size)
+
+
+class EvaluationShape(Record):
+    """How answers are generated while a model is judged."""
+
+    batch_size: int
+    """Prompts at once."""
+    prompt_tokens: int
+    """Tokens of the longest prompt."""
+    new_tokens: int
+    """Most tokens of an answer."""
+    rows: int = 0
+    """Prompts in all, for time."""

@@ -1,0 +1,203 @@
+"""What a training will need: memory by part and phase, time and cost, each with a band."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from luthier.errors import Unsupported
+from luthier.schema.base import Range
+from luthier.schema.estimate import Estimate, EvaluationShape, Phase, TrainingShape
+from luthier.schema.hardware import Accelerator, Hardware
+from luthier.schema.model import Architecture, ModelCard
+from luthier.schema.plan import BatchShape
+from luthier.schema.recipe import Full, Method
+from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, Kernels
+from luthier.sizing.flops import generation_flops, training_flops
+from luthier.sizing.host import on_host
+from luthier.sizing.parameters import count_parameters
+from luthier.sizing.speed import rate_of
+from luthier.sizing.training import MIB, TrainingMemory, evaluation_phase, resident, training_memory
+
+Device = Literal["cpu", "cuda"]
+
+CONTEXT = {(7, 5): 141 * MIB}
+"""CUDA context by compute capability where it was measured (T4: 79 published runs, all alike)."""
+CONTEXT_ELSEWHERE = 500 * MIB
+RESERVED = Range(low=1.0, expected=1.04, high=1.08)
+"""Reserved over allocated memory with expandable segments: our H100 rows of 2026-11-22."""
+FORMULA_BAND = 0.05
+"""Half-width of the formula's band on a GPU, as a share."""
+HOST_BAND = 0.10
+
+
+def device_of(hardware: Hardware) -> Device:
+    """Where a run would train: the first CUDA (or ROCm) GPU, else the CPU."""
+    return "cuda" if any(gpu.kind in ("cuda", "rocm") for gpu in hardware.accelerators) else "cpu"
+
+
+def kernels_for(device: Device, dtype: str) -> Kernels:
+    """The kernels that the trainer uses there."""
+    return OURS if device == "cuda" and dtype != "float32" else OURS_ONE_BY_ONE
+
+
+def estimate_training(
+    arch: Architecture,
+    method: Method,
+    shape: TrainingShape,
+    hardware: Hardware,
+    *,
+    tokens: int,
+    device: Device,
+    dtype: str,
+    matrix_rate: float | None = None,
+    evaluation: EvaluationShape | None = None,
+    kernels: Kernels | None = None,
+    dollars_per_hour: float | None = None,
+) -> Estimate:
+    """Predict one training in closed form, in well under a millisecond.
+
+    tokens: all that go through the model, every epoch counted. matrix_rate: measured FLOP/s of the
+    device in that dtype. kernels: what to take instead of the trainer's own. Errors: UsageError for a
+    shape that cannot be, Unsupported for vision towers.
+    """
+    assumed: tuple[str, ...] = ()
+    if arch.extra_parameters and isinstance(method, Full):
+        assumed = ("towers stay frozen: only the text backbone is trained",)
+    used = kernels or kernels_for(device, dtype)
+    gpu = hardware.accelerators[0] if device == "cuda" and hardware.accelerators else None
+    hopper = gpu is not None and (gpu.compute_capability or (0, 0)) >= (9, 0)
+    memory = training_memory(
+        arch, method, shape, dtype=dtype, kernels=used, hopper=hopper, cuda=device == "cuda"
+    )
+    if evaluation is not None:
+        held = resident(arch, count_parameters(arch), method, dtype, used)
+        judged = evaluation_phase(arch, evaluation, held, dtype=dtype, cuda=device == "cuda")
+        memory = TrainingMemory((*memory.phases, judged), memory.trainable, memory.total)
+    phases, tensors, process = _gpu_memory(memory, gpu) if device == "cuda" else _host_memory(memory)
+    length = (shape.mean_length or shape.sequence_length) / shape.documents
+    flops = training_flops(
+        arch,
+        method,
+        length=length,
+        trained_share=shape.trained_share,
+        checkpointing=shape.activation_checkpointing == "full",
+        head_everywhere=used.loss == "logits",
+    )
+    rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype)
+    work = flops.total * tokens
+    seconds = rate.seconds(work) if rate is not None else None
+    return Estimate(
+        phases=phases,
+        tensors=tensors,
+        process=process,
+        seconds=seconds,
+        tokens_per_second=_inverse(seconds, tokens),
+        cost=_cost(seconds, dollars_per_hour),
+        trainable_parameters=memory.trainable,
+        total_parameters=memory.total,
+        flops=work,
+        basis="formula",
+        assumptions=(*assumed, *_assumptions(shape, device, gpu, dtype), *((rate.source,) if rate else ())),
+    )
+
+
+def evaluation_seconds(
+    arch: Architecture,
+    shape: EvaluationShape,
+    hardware: Hardware,
+    *,
+    device: Device,
+    dtype: str,
+    matrix_rate: float | None = None,
+) -> Range | None:
+    """Time to answer all prompts once: the operations, and reading the weights for each token."""
+    rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype)
+    if rate is None:
+        return None
+    work = rate.seconds(
+        generation_flops(arch, prompt_tokens=shape.prompt_tokens, new_tokens=shape.new_tokens) * shape.rows
+    )
+    if rate.bandwidth is None:
+        return work
+    steps = -(-shape.rows // shape.batch_size) * shape.new_tokens
+    reading = count_parameters(arch).active * (4 if dtype == "float32" else 2) * steps / rate.bandwidth
+    return Range(
+        low=work.low + 0.5 * reading, expected=work.expected + reading, high=work.high + 1.6 * reading
+    )
+
+
+def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware) -> Estimate:
+    """Estimate for the recommender. Errors: Unsupported where the model's shape is not verified."""
+    if card.architecture is None:
+        raise Unsupported(f"{card.id}: its shape is not verified, so its memory cannot be predicted")
+    tokens = round(shape.rows * shape.epochs * shape.tokens_per_row)
+    training = TrainingShape(
+        micro_batch_size=shape.micro_batch_size,
+        sequence_length=shape.sequence_length,
+        batch_size=max(1, shape.batch_size // shape.devices),
+        mean_length=shape.tokens_per_row,
+        activation_checkpointing="full" if shape.checkpointing else "none",
+    )
+    return estimate_training(
+        card.architecture,
+        method,
+        training,
+        hardware,
+        tokens=-(-tokens // shape.devices),
+        device=device_of(hardware),
+        dtype=shape.dtype,
+    )
+
+
+def _gpu_memory(memory: TrainingMemory, gpu: Accelerator | None) -> tuple[tuple[Phase, ...], Range, Range]:
+    """Phases with the context, tensors and process with their bands."""
+    capability = gpu.compute_capability if gpu is not None else None
+    context = CONTEXT.get(capability or (0, 0), CONTEXT_ELSEWHERE)
+    peak = memory.peak.total
+    phases = tuple(
+        Phase(name=phase.name, parts={**phase.parts, "runtime": context}) for phase in memory.phases
+    )
+    tensors = Range(low=peak * (1 - FORMULA_BAND), expected=peak, high=peak * (1 + FORMULA_BAND))
+    process = Range(
+        low=tensors.low * RESERVED.low + context,
+        expected=tensors.expected * RESERVED.expected + context,
+        high=tensors.high * RESERVED.high + context,
+    )
+    return phases, tensors, process
+
+
+def _host_memory(memory: TrainingMemory) -> tuple[tuple[Phase, ...], Range, Range]:
+    phases = on_host(memory)
+    live, resident_set = memory.peak.total, max(phase.total for phase in phases)
+    return (
+        phases,
+        Range(low=live * (1 - FORMULA_BAND), expected=live, high=live * (1 + FORMULA_BAND)),
+        Range(low=resident_set * (1 - HOST_BAND), expected=resident_set, high=resident_set * (1 + HOST_BAND)),
+    )
+
+
+def _inverse(seconds: Range | None, tokens: int) -> Range | None:
+    if seconds is None or seconds.low <= 0:
+        return None
+    return Range(low=tokens / seconds.high, expected=tokens / seconds.expected, high=tokens / seconds.low)
+
+
+def _cost(seconds: Range | None, dollars_per_hour: float | None) -> Range | None:
+    if seconds is None or dollars_per_hour is None:
+        return None
+    price = dollars_per_hour / 3600
+    return Range(low=seconds.low * price, expected=seconds.expected * price, high=seconds.high * price)
+
+
+def _assumptions(
+    shape: TrainingShape, device: Device, gpu: Accelerator | None, dtype: str
+) -> tuple[str, ...]:
+    said = [
+        f"micro-batches of {shape.micro_batch_size} x {shape.sequence_length:,} tokens, "
+        f"the longest row as long as the sequence"
+    ]
+    if device == "cuda" and (gpu is None or gpu.compute_capability not in CONTEXT):
+        said.append("CUDA context taken as 500 MiB: not measured on this GPU")
+    if dtype == "float16":
+        said.append("half precision without bf16: loss scaling is not counted")
+    return tuple(said)

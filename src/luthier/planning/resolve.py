@@ -1,0 +1,413 @@
+"""Derive every value that a recipe leaves open, each with a sentence that says where it came from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.catalog.index import index
+from luthier.errors import RecipeError, Unsupported
+from luthier.planning.estimate import Device, device_of, estimate_training, evaluation_seconds
+from luthier.planning.solver import GIB, Question, does_not_fit, largest_step
+from luthier.schema.base import Range
+from luthier.schema.data_profile import LengthProfile
+from luthier.schema.estimate import Estimate, EvaluationShape, TrainingShape
+from luthier.schema.hardware import Hardware
+from luthier.schema.hyperparameter import Condition, Hyperparameter
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import Dtype, Lora, QLora, Recipe
+from luthier.sizing.gguf import gguf_bytes
+from luthier.sizing.parameters import count_parameters
+from luthier.sizing.speed import add
+from luthier.sizing.training import BYTES
+
+EVALUATIONS = 10
+"""Evaluations on the validation rows in one run."""
+ROUND_TO = 8
+"""Sequence lengths are rounded up to a multiple of this."""
+ANSWER_TOKENS = {"cuda": 32_768, "cpu": 8_192}
+"""Tokens of prompts and answers at once while a model is judged."""
+MOST_PROMPTS = 64
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with nothing left to derive, and what it will need here."""
+
+    recipe: Recipe
+    estimate: Estimate
+    device: Device
+    shape: TrainingShape
+    """How the step is cut."""
+    evaluation: EvaluationShape
+    tokens: int
+    """All training tokens, every epoch counted."""
+    steps: int
+    """Optimiser steps of the whole run."""
+    evaluation_seconds: Range | None
+    """Time to answer the held-out prompts once with one model."""
+    disk_bytes: int
+    """Most that checkpoints and exports take on the disk."""
+    warnings: tuple[str, ...] = ()
+
+
+def resolve(
+    recipe: Recipe,
+    *,
+    arch: Architecture,
+    hardware: Hardware,
+    profile: LengthProfile,
+    matrix_rates: dict[str, float] | None = None,
+) -> Resolved:
+    """Fill every open value of a recipe for one machine and predict what it needs.
+
+    profile: lengths of the rendered rows. matrix_rates: measured FLOP/s of the device by dtype. What
+    the recipe says is never changed. Errors: DoesNotFit with what would fit, Unsupported for a method
+    that is not done yet, RecipeError for contradictions.
+    """
+    return _Resolver(recipe, arch, hardware, profile, matrix_rates or {}).run()
+
+
+class _Resolver:
+    """Collects derived values and their sources; each step reads what the ones before it set."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        arch: Architecture,
+        hardware: Hardware,
+        profile: LengthProfile,
+        rates: dict[str, float],
+    ) -> None:
+        self.given, self.arch, self.hardware, self.profile = recipe, arch, hardware, profile
+        self.rates = rates
+        self.device: Device = device_of(hardware)
+        self.sources = dict(recipe.sources)
+        self.values: dict[str, Any] = {}
+        self.warnings: list[str] = []
+
+    def value(self, key: str) -> Any:
+        """The recipe's own value, or the derived one."""
+        if key in self.values:
+            return self.values[key]
+        found: Any = self.given
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    def derive(self, key: str, value: Any, source: str) -> Any:
+        """Set a value that the recipe leaves open; one that it gives stays."""
+        if self.value(key) is None:
+            self.values[key] = value
+            self.sources[key] = source
+        return self.value(key)
+
+    def run(self) -> Resolved:
+        if isinstance(self.given.method, QLora):
+            raise Unsupported(
+                "QLoRA is not done yet: there is no four-bit base in the trainer",
+                hint="use method.name=lora, or a smaller model (`luthier recommend`)",
+            )
+        self._types()
+        self._documented()
+        length = self._length()
+        shape = self._cut(length)
+        tokens, steps = self._amount(shape)
+        self._intervals(steps)
+        evaluation = self._evaluation()
+        self._name()
+        recipe = self._recipe()
+        question = self._question(tokens)
+        dtype = str(self.value("model.dtype"))
+        estimate = estimate_training(
+            self.arch,
+            recipe.method,
+            shape,
+            self.hardware,
+            tokens=tokens,
+            device=self.device,
+            dtype=dtype,
+            matrix_rate=self.rates.get(dtype),
+            evaluation=evaluation,
+        )
+        if estimate.process.high > question.budget:
+            raise does_not_fit(question, shape)
+        judging = evaluation_seconds(
+            self.arch,
+            evaluation,
+            self.hardware,
+            device=self.device,
+            dtype=dtype,
+            matrix_rate=self.rates.get(dtype),
+        )
+        validating = self._validation_share(estimate, tokens, steps)
+        return Resolved(
+            recipe=recipe,
+            estimate=estimate.model_copy(update={"seconds": add(estimate.seconds, validating)}),
+            device=self.device,
+            shape=shape,
+            evaluation=evaluation,
+            tokens=tokens,
+            steps=steps,
+            evaluation_seconds=judging,
+            disk_bytes=disk_bytes(recipe, self.arch, estimate.trainable_parameters),
+            warnings=tuple(self.warnings),
+        )
+
+    def _types(self) -> None:
+        """Type of the weights by what the device does fast, whatever the checkpoint was saved in."""
+        processor = self.hardware.processor
+        if self.device == "cuda":
+            gpu = self.hardware.accelerators[0]
+            if gpu.bf16:
+                self.derive("model.dtype", "bfloat16", f"{gpu.name} computes bf16 natively")
+            else:
+                self.derive("model.dtype", "float32", f"{gpu.name} has no bf16")
+                self.warnings.append(
+                    f"{gpu.name} has no bf16: fp32 is right everywhere and several times slower than fp16"
+                )
+        else:
+            dtype, why = self._host_type()
+            self.derive("model.dtype", dtype, why)
+            if self.value("model.dtype") == "bfloat16" and not processor.bf16:
+                self.warnings.append(
+                    f"bf16 is emulated on {processor.name}: expect it to be tens of times slower than fp32"
+                )
+        self.derive("model.attention", "sdpa", "torch's fused attention, the fastest on every device")
+
+    def _host_type(self) -> tuple[Dtype, str]:
+        processor = self.hardware.processor
+        half, single = self.rates.get("bfloat16"), self.rates.get("float32")
+        if half is not None and single is not None:
+            measured = f"measured here: bf16 {half / 1e9:.0f}, fp32 {single / 1e9:.0f} GFLOP/s"
+            if processor.bf16 and half > 1.3 * single:
+                return "bfloat16", measured
+            return "float32", measured
+        if processor.bf16:
+            return "bfloat16", f"{processor.name} computes bf16 natively"
+        return "float32", f"{processor.name} has no bf16 instructions: whatever the weights are saved in"
+
+    def _documented(self) -> None:
+        """Values that are taken from the catalogue's table of documented settings."""
+        training = self.given.training
+        if training.learning_rate is None:
+            self._from_table("learning_rate")
+        if training.epochs is None and training.max_steps is None:
+            self._from_table("epochs")
+        if training.batch_size is None:
+            self._from_table("batch_size")
+            rows = self.profile.train.count
+            if self.values["training.batch_size"] > rows:
+                self.values["training.batch_size"] = rows
+                self.sources["training.batch_size"] = f"all {rows} training rows"
+            micro = training.micro_batch_size
+            if micro is not None and self.values["training.batch_size"] % micro:
+                self.values["training.batch_size"] = -(-self.values["training.batch_size"] // micro) * micro
+                self.sources["training.batch_size"] += f", rounded up to a multiple of {micro}"
+        method = self.given.method
+        if isinstance(method, Lora):
+            self.derive("method.alpha", 2.0 * method.rank, f"twice the rank of {method.rank}")
+
+    def _from_table(self, name: str) -> None:
+        row = documented(name, self.given, self.arch, self.profile.train.count)
+        value = int(row.value) if name == "batch_size" else row.value
+        basis = "" if row.basis == "documented" else f"{row.basis}: "
+        self.derive(f"training.{name}", value, basis + row.source)
+
+    def _length(self) -> int:
+        """The sequence length: as long as the longest row, within the model's context."""
+        longest = self.profile.train.maximum
+        if self.profile.validation is not None:
+            longest = max(longest, self.profile.validation.maximum)
+        rounded = max(ROUND_TO, -(-longest // ROUND_TO) * ROUND_TO)
+        ceiling = self.arch.max_positions
+        if ceiling is not None and rounded > ceiling:
+            rounded, why = ceiling, f"the model's context; the longest row has {longest:,} tokens"
+        else:
+            why = f"the longest row has {longest:,} tokens"
+        length = self.derive("training.sequence_length", rounded, why)
+        if ceiling is not None and length > ceiling:
+            raise RecipeError(
+                f"training.sequence_length: {length:,} is beyond the model's context of {ceiling:,} tokens",
+                hint=f"set it to at most {ceiling}",
+            )
+        self.derive(
+            "data.packing",
+            False,
+            "rows of a micro-batch lie end to end without padding, so packing would only change the batch",
+        )
+        return int(length)
+
+    def _cut(self, length: int) -> TrainingShape:
+        """Micro-batch and checkpointing: the fastest cut of the batch that fits."""
+        batch = int(self.value("training.batch_size"))
+        micro = self.given.training.micro_batch_size
+        if micro is not None and batch % micro:
+            raise RecipeError(
+                f"training.batch_size {batch} is not a multiple of training.micro_batch_size {micro}",
+                hint=f"use {-(-batch // micro) * micro} rows, or a micro-batch that divides {batch}",
+            )
+        mode = self.given.training.activation_checkpointing
+        packed = bool(self.value("data.packing"))
+        mean = min(self.profile.train.total / max(1, self.profile.train.count), length)
+        wanted = TrainingShape(
+            micro_batch_size=micro or batch,
+            sequence_length=length,
+            batch_size=batch,
+            documents=max(1, int(length // mean)) if packed else 1,
+            mean_length=length if packed else mean,
+            trained_share=min(1.0, self.profile.trained_share),
+            activation_checkpointing=mode or "none",
+        )
+        question = self._question(1)
+        shape = largest_step(
+            question, wanted, micro_fixed=micro is not None, checkpointing_fixed=mode is not None
+        )
+        estimate = question.estimate(shape)
+        fits = f"{estimate.process.expected / GIB:.1f} of {question.budget / GIB:.1f} GiB"
+        self.derive(
+            "training.micro_batch_size",
+            shape.micro_batch_size,
+            f"fits {fits}; {batch // shape.micro_batch_size} at a time make the batch of {batch}"
+            if shape.micro_batch_size < batch
+            else f"the whole batch fits {fits}",
+        )
+        self.derive(
+            "training.activation_checkpointing",
+            shape.activation_checkpointing,
+            f"not needed: {fits}"
+            if shape.activation_checkpointing == "none"
+            else f"without it the step would not fit {question.budget / GIB:.1f} GiB, or run slower",
+        )
+        return shape
+
+    def _question(self, tokens: int) -> Question:
+        dtype = str(self.value("model.dtype"))
+        return Question(
+            self.arch,
+            self.given.method,
+            self.hardware,
+            self.device,
+            dtype,
+            tokens=tokens,
+            matrix_rate=self.rates.get(dtype),
+        )
+
+    def _amount(self, shape: TrainingShape) -> tuple[int, int]:
+        """Training tokens and optimiser steps of the whole run."""
+        train = self.profile.train
+        rows = train.count
+        kept = min(train.total, rows * shape.sequence_length)
+        sequences = -(-kept // shape.sequence_length) if self.value("data.packing") else rows
+        batch = shape.batch_size or shape.micro_batch_size
+        steps_an_epoch = max(1, -(-sequences // batch))
+        epochs, most = self.value("training.epochs"), self.given.training.max_steps
+        if epochs is None:
+            assert most is not None
+            epochs = most / steps_an_epoch
+            self.derive("training.epochs", round(epochs, 4), f"{most} steps over {rows:,} rows")
+        steps = max(1, round(steps_an_epoch * epochs))
+        if most is not None and most < steps:
+            steps = most
+        return round(kept * steps / steps_an_epoch), steps
+
+    def _intervals(self, steps: int) -> None:
+        tenth = max(1, -(-steps // EVALUATIONS))
+        every = self.derive(
+            "training.evaluate_every", tenth, f"about {EVALUATIONS} evaluations in {steps:,} steps"
+        )
+        self.derive("training.checkpoint_every", every, "with each evaluation")
+
+    def _evaluation(self) -> EvaluationShape:
+        """How many prompts are answered at once."""
+        prompts, new = self.profile.prompts, self.given.evaluation.max_new_tokens
+        longest = prompts.maximum if prompts is not None else self.profile.train.maximum
+        rows = prompts.count if prompts is not None else 0
+        if self.given.evaluation.max_rows is not None and rows:
+            rows = min(rows, self.given.evaluation.max_rows)
+        room = ANSWER_TOKENS[self.device]
+        fitting = max(1, min(MOST_PROMPTS, room // (longest + new)))
+        power = 1 << (fitting.bit_length() - 1)
+        size = self.derive(
+            "evaluation.batch_size",
+            power,
+            f"prompts of up to {longest:,} and answers of up to {new} tokens, "
+            f"about {room:,} tokens at a time",
+        )
+        return EvaluationShape(batch_size=size, prompt_tokens=longest, new_tokens=new, rows=rows)
+
+    def _name(self) -> None:
+        recipe = self.given
+        model = recipe.model.id.rstrip("/").rsplit("/", 1)[-1]
+        data = Path(recipe.data.train[0]).stem or "data"
+        raw = f"{model}-{data}-{recipe.method.name}".lower()
+        self.derive("name", re.sub(r"[^a-z0-9]+", "-", raw).strip("-"), "model, data and method")
+
+    def _recipe(self) -> Recipe:
+        """The recipe with all derived values in their places."""
+        tree = self.given.model_dump()
+        for key, value in self.values.items():
+            place = tree
+            *parents, last = key.split(".")
+            for part in parents:
+                place = place[part]
+            place[last] = value
+        tree["sources"] = self.sources
+        return Recipe.model_validate(tree)
+
+    def _validation_share(self, estimate: Estimate, tokens: int, steps: int) -> Range | None:
+        """Time of all passes over the validation rows: forward only, a third of a training pass or less."""
+        validation = self.profile.validation
+        if estimate.seconds is None:
+            return None
+        if validation is None or not tokens:
+            return Range(low=0, expected=0, high=0)
+        passes = max(1, steps // int(self.value("training.evaluate_every")))
+        share = passes * validation.total / tokens / 2.5
+        seconds = estimate.seconds
+        return Range(low=seconds.low * share, expected=seconds.expected * share, high=seconds.high * share)
+
+
+def documented(name: str, recipe: Recipe, arch: Architecture, rows: int) -> Hyperparameter:
+    """The first row of the catalogue's table that holds here. Errors: RecipeError when none does."""
+    size = count_parameters(arch).total
+    for row in index().hyperparameters:
+        if row.name == name and _holds(row.when, recipe, arch, size, rows):
+            return row
+    raise RecipeError(f"training.{name}: no documented value is known", hint=f"set training.{name} yourself")
+
+
+def _holds(when: Condition, recipe: Recipe, arch: Architecture, size: int, rows: int) -> bool:
+    family = arch.model_type.lower()
+    kind = "decoder" if arch.causal else "encoder"
+    return (
+        (not when.methods or recipe.method.name in when.methods)
+        and (not when.purposes or recipe.task in when.purposes)
+        and (not when.kinds or kind in when.kinds)
+        and (not when.families or any(family.startswith(name.lower()) for name in when.families))
+        and not when.goals
+        and (not when.presets or "balanced" in when.presets)
+        and (when.parameters_below is None or size < when.parameters_below)
+        and (when.parameters_from is None or size >= when.parameters_from)
+        and (when.rows_below is None or rows < when.rows_below)
+        and (when.rows_from is None or rows >= when.rows_from)
+    )
+
+
+def disk_bytes(recipe: Recipe, arch: Architecture, trainable: int) -> int:
+    """Most bytes on disk at once: checkpoints (one more than is kept), merged weights and GGUF files."""
+    checkpoint = trainable * (4 + 8)
+    needed = checkpoint * (recipe.training.keep_last + 2)
+    if recipe.export is None:
+        return needed
+    total = count_parameters(arch).total
+    if recipe.export.merged or recipe.export.gguf:
+        needed += total * BYTES[recipe.model.dtype or "float32"]
+    if recipe.export.gguf:
+        # Every quantised file is made from an F16 one that stands beside it.
+        needed += sum(gguf_bytes(arch, kind) for kind in {*recipe.export.gguf, "F16"})
+    if recipe.export.adapter and isinstance(recipe.method, Lora):
+        needed += trainable * 4
+    return needed

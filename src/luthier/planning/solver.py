@@ -1,0 +1,195 @@
+"""The largest step that fits, and what each change would save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from luthier.errors import DoesNotFit
+from luthier.planning.estimate import Device, estimate_training
+from luthier.schema.estimate import Estimate, TrainingShape
+from luthier.schema.hardware import Hardware
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import Full, Lora, Method
+
+GPU_SHARE = 0.97
+"""Share of a GPU's free memory that a run may take."""
+HOST_SHARE = 0.90
+"""Share of free memory that a run may take, so that the system does not swap."""
+GIB = 1 << 30
+SLOWER_WITH_CHECKPOINTING = 0.74
+"""Speed with full checkpointing over speed without: 4 against 6 operations a frozen weight, and what our
+H100 rows show (36 to 39 % gained by leaving it off)."""
+HALF_SPEED_TOKENS = {"cuda": 1500, "cpu": 64}
+"""Tokens of a micro-batch at which a device reaches half of its speed."""
+ENOUGH_TOKENS = {"cuda": 16_384, "cpu": 1_024}
+"""Beyond this many tokens a micro-batch gains nothing and only takes memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be trained where. Sizes in bytes."""
+
+    arch: Architecture
+    method: Method
+    hardware: Hardware
+    device: Device
+    dtype: str
+    tokens: int = 1
+    matrix_rate: float | None = None
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the process may take."""
+        return memory_budget(self.hardware, self.device)
+
+    def estimate(self, shape: TrainingShape) -> Estimate:
+        return estimate_training(
+            self.arch,
+            self.method,
+            shape,
+            self.hardware,
+            tokens=self.tokens,
+            device=self.device,
+            dtype=self.dtype,
+            matrix_rate=self.matrix_rate,
+        )
+
+    def fits(self, shape: TrainingShape) -> bool:
+        """Whether even the high end of the band stays within the budget."""
+        return self.estimate(shape).process.high <= self.budget
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One way to need less. gives_up: 0 nothing but time, 1 a little, 2 and more what people notice."""
+
+    what: str
+    setting: str
+    """As a ``key=value`` override."""
+    saves: int
+    """Bytes off the expected peak of the process."""
+    fits: bool
+    gives_up: int
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.what} ({self.setting}) saves {self.saves / GIB:.1f} GiB" + (
+            ", and then it fits" if self.fits else ""
+        )
+
+
+def memory_budget(hardware: Hardware, device: Device) -> int:
+    """Bytes that one process may take on that device, with the reserve taken off."""
+    if device == "cuda":
+        return int(hardware.accelerators[0].memory_free * GPU_SHARE)
+    return int(hardware.memory_free * HOST_SHARE)
+
+
+def largest_step(question: Question, shape: TrainingShape, *, micro_fixed: bool = False,
+                 checkpointing_fixed: bool = False) -> TrainingShape:  # fmt: skip
+    """The fastest cut of a step that fits: micro-batch and checkpointing are chosen, the rest is kept.
+
+    A larger micro-batch keeps the device busier, checkpointing makes room at the price of a second
+    forward pass. What is fixed is kept as given. Errors: DoesNotFit with what would fit.
+    """
+    best: tuple[float, TrainingShape] | None = None
+    for candidate in _cuts(shape, micro_fixed, checkpointing_fixed):
+        speed = _speed(question, candidate)
+        if (best is None or speed > best[0]) and question.fits(candidate):
+            best = speed, candidate
+    if best is None:
+        raise does_not_fit(question, shape)
+    return best[1]
+
+
+def _cuts(shape: TrainingShape, micro_fixed: bool, checkpointing_fixed: bool) -> Iterator[TrainingShape]:
+    batch = shape.batch_size or shape.micro_batch_size
+    micros = [shape.micro_batch_size] if micro_fixed else [m for m in range(batch, 0, -1) if batch % m == 0]
+    modes = [shape.activation_checkpointing] if checkpointing_fixed else ["none", "full"]
+    for mode in modes:
+        for micro in micros:
+            yield shape.model_copy(update={"micro_batch_size": micro, "activation_checkpointing": mode})
+
+
+def _speed(question: Question, shape: TrainingShape) -> float:
+    """Relative speed of a cut. Beyond enough tokens less memory is preferred to a larger micro-batch."""
+    tokens = shape.micro_batch_size * (shape.mean_length or shape.sequence_length)
+    half, enough = HALF_SPEED_TOKENS[question.device], ENOUGH_TOKENS[question.device]
+    busy = min(tokens, enough) / (min(tokens, enough) + half) - max(0.0, tokens - enough) * 1e-6 / enough
+    return busy * (SLOWER_WITH_CHECKPOINTING if shape.activation_checkpointing == "full" else 1.0)
+
+
+def longest_sequence(question: Question, shape: TrainingShape, *, most: int) -> int | None:
+    """The longest sequence up to ``most``, in steps of 64 tokens, that fits this cut; None when none does."""
+    low, high = 0, most // 64
+    while low < high:
+        middle = (low + high + 1) // 2
+        if question.fits(shape.model_copy(update={"sequence_length": middle * 64})):
+            low = middle
+        else:
+            high = middle - 1
+    return low * 64 or None
+
+
+def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
+    """What would need less, ranked by how little it gives up, then by how much it saves."""
+    now = question.estimate(shape).process.expected
+    found: list[Change] = []
+
+    def consider(what: str, setting: str, other: Question, changed: TrainingShape, gives_up: int) -> None:
+        estimate = other.estimate(changed)
+        saves = round(now - estimate.process.expected)
+        if saves > 0:
+            fits = estimate.process.high <= other.budget
+            found.append(Change(what, setting, saves, fits, gives_up))
+
+    if shape.micro_batch_size > 1:
+        smallest = shape.model_copy(update={"micro_batch_size": 1})
+        consider("one row at a time", "training.micro_batch_size=1", question, smallest, 0)
+    if shape.activation_checkpointing == "none":
+        again = shape.model_copy(update={"activation_checkpointing": "full"})
+        consider("recomputing activations", "training.activation_checkpointing=full", question, again, 0)
+    tight = shape.model_copy(update={"micro_batch_size": 1, "activation_checkpointing": "full"})
+    if isinstance(question.method, Full):
+        lora = replace(question, method=Lora())
+        consider("adapters instead of all weights", "method.name=lora", lora, tight, 1)
+    elif question.method.rank > 8:
+        lower = question.method.model_copy(update={"rank": 8})
+        consider("smaller adapters", "method.rank=8", replace(question, method=lower), shape, 1)
+    longest = longest_sequence(question, tight, most=shape.sequence_length)
+    shorter = longest if longest and longest < shape.sequence_length else shape.sequence_length // 2
+    if shorter >= 64:
+        cut = tight.model_copy(update={"sequence_length": shorter})
+        consider(f"sequences of {shorter:,} tokens", f"training.sequence_length={shorter}", question, cut, 2)
+    return tuple(sorted(found, key=lambda change: (change.gives_up, -change.saves)))
+
+
+def does_not_fit(question: Question, shape: TrainingShape) -> DoesNotFit:
+    """The error that says what is needed, what is there and what would fit."""
+    smallest = shape.model_copy(update={"micro_batch_size": 1, "activation_checkpointing": "full"})
+    estimate = question.estimate(smallest)
+    weights = estimate.phases[0].parts.get("weights", 0)
+    where = _where(question)
+    message = (
+        f"{question.method.name} training with sequences of {shape.sequence_length:,} tokens needs "
+        f"{estimate.process.expected / GIB:.1f} GiB (up to {estimate.process.high / GIB:.1f}) even one row "
+        f"at a time with activation checkpointing, and {where} leaves {question.budget / GIB:.1f} GiB"
+    )
+    ways = [change.sentence for change in changes(question, smallest)]
+    if estimate.process.expected and weights > question.budget:
+        ways = [
+            f"the weights alone are {weights / GIB:.1f} GiB: choose a smaller model (`luthier recommend`)"
+        ]
+    if not any("then it fits" in way for way in ways):
+        ways.append("a smaller model: `luthier recommend` lists those that fit")
+    return DoesNotFit(message, hint="; ".join(ways))
+
+
+def _where(question: Question) -> str:
+    if question.device == "cuda":
+        gpu = question.hardware.accelerators[0]
+        free, total = gpu.memory_free, gpu.memory_total
+        return f"{gpu.name} ({free / GIB:.1f} of {total / GIB:.1f} GiB free, 3 % kept back)"
+    free, total = question.hardware.memory_free, question.hardware.memory_total
+    return f"this machine ({free / GIB:.1f} of {total / GIB:.1f} GiB free, 10 % kept back)"

@@ -1,0 +1,171 @@
+"""What one layer keeps for its backward pass, tensor by tensor. Sizes in bytes a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import Full, Lora, Method
+from luthier.sizing.layers import Matrix, heads_of, layer_kinds, layer_matrices
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """How a step runs, as far as memory goes. A plan pins them and the trainer uses them."""
+
+    attention: Literal["flash", "efficient", "eager"] = "flash"
+    """flash keeps queries, keys, values, output and one number a head; efficient the same with keys and
+    values repeated for every query head; eager the matrix of scores."""
+    loss: Literal["chunked", "logits", "fused"] = "chunked"
+    """chunked: our own, at trained places only; logits: all of them, as transformers does; fused: Liger's."""
+    adapters: Literal["own", "peft"] = "own"
+    """own keeps one input a layer; PEFT casts a 16-bit input to the adapter's type for each module."""
+    adapter_bytes: int = 4
+    masters: bool = True
+    """Whether 16-bit trained weights have fp32 masters, and gradients beside those."""
+    wide_residual: bool = False
+    """Whether norms and the stream between layers are fp32, as after prepare_model_for_kbit_training."""
+    joins_documents: bool = False
+    """Whether documents are attended to one at a time and joined again (CPU, and fp32 on a GPU)."""
+    foreach: bool = False
+    """Whether the optimiser allocates one temporary the size of the trained weights."""
+    keeps_logits: bool = False
+    """Whether the caller holds the logits through the backward pass."""
+
+
+OURS = Kernels()
+"""Luthier's trainer on CUDA in half precision."""
+OURS_ONE_BY_ONE = Kernels(joins_documents=True)
+"""Luthier's trainer where torch has no variable-length kernel: on a CPU, and in fp32."""
+TRANSFORMERS = Kernels(loss="logits", adapters="peft", masters=False, keeps_logits=True)
+"""A plain transformers and PEFT loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMemory:
+    """Bytes of one layer, one token."""
+
+    kept: float
+    """Held until its backward pass."""
+    transient: float
+    """At the height of its backward pass, beside that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of a model in training.
+
+    element: bytes of an activation. span: tokens that one token can attend to, for the scores of
+    eager attention. documents: documents in a micro-batch.
+    """
+
+    arch: Architecture
+    index: int
+    method: Method
+    kernels: Kernels
+    element: int
+    span: int = 1
+    documents: int = 1
+
+    @property
+    def memory(self) -> LayerMemory:
+        mixer, mixer_back = self._mixer()
+        mlp, mlp_back = self._mlp()
+        # The MLP runs last, so that its backward pass sees everything that the layer keeps.
+        return LayerMemory(mixer + mlp, max(mlp_back, mixer_back - mlp))
+
+    def _is_trained(self, matrix: Matrix) -> bool:
+        """Whether its input must be kept, because it or an adapter beside it is trained."""
+        if isinstance(self.method, Full):
+            return True
+        if matrix.group == "router" or matrix.copies > 1:
+            return False
+        targets = self.method.targets
+        return targets == "all-linear" or matrix.name.rsplit(".", 1)[-1] in targets
+
+    @property
+    def _shares_inputs(self) -> bool:
+        """Whether layers that read one tensor keep it once."""
+        own = self.kernels.adapters == "own" or self.kernels.adapter_bytes == self.element
+        return own or isinstance(self.method, Full)
+
+    def _norm(self, width: int) -> float:
+        """A norm keeps its input in fp32, and its output where its scale is trained."""
+        if self.arch.layer_norm:
+            return width * self.element + 8
+        return width * 4 + 4 + (width * self.element if isinstance(self.method, Full) else 0)
+
+    def _adapter(self, matrix: Matrix) -> float:
+        """What the adapter of one linear layer keeps beside the input that layers share."""
+        method = self.method
+        if not isinstance(method, Lora) or not self._is_trained(matrix):
+            return 0.0
+        if self._shares_inputs:
+            kept = float(method.rank * self.element)
+        else:
+            kept = 4.0 * matrix.inputs + self.kernels.adapter_bytes * method.rank
+        if method.dropout:
+            kept += matrix.inputs * (self.element + 1)  # the dropped input and its mask
+        if method.dora:
+            kept += 2 * matrix.outputs * self.element  # both outputs, for the magnitude's gradient
+        return kept
+
+    def _input(self, readers: list[Matrix]) -> float:
+        """The one input that several linear layers read."""
+        needed = self._shares_inputs and any(self._is_trained(matrix) for matrix in readers)
+        return readers[0].inputs * self.element if needed else 0.0
+
+    def _mixer(self) -> tuple[float, float]:
+        """(kept, transient) of attention or what stands in its place, with its norms."""
+        arch, e, h = self.arch, self.element, self.arch.hidden_size
+        kind = layer_kinds(arch)[self.index]
+        matrices = [m for m in layer_matrices(arch, self.index) if m.group in ("attention", "mixer")]
+        if not matrices:
+            return 0.0, 0.0
+        readers, output = matrices[:-1], matrices[-1]
+        norms = arch.norms_per_layer - arch.norms_per_layer // 2
+        kept = norms * self._norm(h) + sum(map(self._adapter, matrices)) + self._input(readers)
+        if kind == "linear":
+            wide = sum(m.outputs for m in readers)
+            # Convolution in and out, normalised keys and queries, gate and chunk states: coarse.
+            return kept + 4.0 * wide * e, 3.0 * wide * e + 4 * h
+        heads, kv_heads, width = heads_of(arch, kind)
+        q, kv = heads * width, kv_heads * width
+        if arch.latent_attention is not None:
+            kept += (arch.latent_attention.query_rank + arch.latent_attention.kv_rank) * (4 + e)
+            kv = q
+        if arch.qk_norm:
+            kept += (q + kv) * (4 + (e if isinstance(self.method, Full) else 0))
+        if arch.gated_attention:
+            kept += 2 * q * e
+        kept += (q + 2 * (kv if self.kernels.attention == "flash" else q)) * e
+        transient = 2.0 * q * e + 4 * kv * e + 4 * h
+        if self.kernels.attention == "eager":
+            scores = heads * self.span
+            kept += scores * (4 if e == 4 else 6) + self._input([output])
+            return kept, transient + scores * (12 if e == 4 else 8)
+        joined = self.kernels.joins_documents and self.documents > 1
+        return kept + heads * 4 + q * e * (2 if joined else 1), transient + 4 * q
+
+    def _mlp(self) -> tuple[float, float]:
+        """(kept, transient) of the MLP or the experts with their norms."""
+        arch, e, h = self.arch, self.element, self.arch.hidden_size
+        matrices = [m for m in layer_matrices(arch, self.index) if m.group in ("mlp", "experts", "router")]
+        if not matrices:
+            return 0.0, 0.0
+        down = [m for m in matrices if m.name.endswith("down_proj")]
+        readers = [m for m in matrices if m not in down]
+        kept = arch.norms_per_layer // 2 * self._norm(h) + sum(map(self._adapter, matrices))
+        kept += self._input(readers) + sum(self._input([m]) * m.active for m in down)
+        wide = sum(m.inputs * m.active for m in down)
+        # gate, its activation and up; without a gate the input of the activation.
+        kept += (3 if arch.gated_mlp else 1) * wide * e
+        transient = (2.0 if arch.gated_mlp else 1.0) * wide * e + 2 * h * e
+        if not self._shares_inputs and any(map(self._is_trained, down)):
+            transient += 4.0 * wide
+        if arch.experts is not None and self.index >= arch.experts.dense_layers:
+            # Every token's copy for each of its experts, before and after them.
+            kept += 2.0 * arch.experts.active * h * e
+            transient += 2.0 * arch.experts.active * h * e
+        return kept, transient

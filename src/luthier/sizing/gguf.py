@@ -1,0 +1,185 @@
+"""Size of a GGUF file from a shape, by llama.cpp's rules for the type of each tensor.
+
+The rules are those of ``llama-quant.cpp`` (llama.cpp at 007dbbf3, 2026): which tensors get more bits,
+and what is taken where a row does not divide into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from luthier.schema.model import Architecture
+from luthier.sizing.layers import layer_kinds, layer_matrices, small_mixer_parameters
+from luthier.sizing.parameters import count_parameters
+
+BLOCKS: dict[str, tuple[int, int]] = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q8_0": (32, 34),
+    "Q4_0": (32, 18),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q3_K": (256, 110),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
+"""Type -> (numbers in a block, bytes of a block)."""
+_FALLBACK = {"Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_BASE = {
+    "F16": "F16",
+    "BF16": "BF16",
+    "Q8_0": "Q8_0",
+    "Q6_K": "Q6_K",
+    "Q5_K_M": "Q5_K",
+    "Q4_K_M": "Q4_K",
+    "Q4_K_S": "Q4_K",
+    "Q3_K_M": "Q3_K",
+}
+"""File type -> type of most tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor of the file: rows of ``columns`` numbers."""
+
+    name: str
+    columns: int
+    rows: int
+    type: str
+
+    @property
+    def bytes(self) -> int:
+        numbers, size = BLOCKS[self.type]
+        return self.rows * self.columns // numbers * size
+
+
+def gguf_tensors(arch: Architecture, file_type: str) -> Iterator[GgufTensor]:
+    """Yield the matrices of the file with the type that llama-quantize would give each."""
+    chooser = _Chooser(arch, file_type)
+    h = arch.hidden_size
+    yield chooser.tensor("token_embd", h, arch.vocab_size, 0)
+    if arch.head and not arch.tied_embeddings:
+        yield chooser.tensor("output", h, arch.vocab_size, 0)
+    for index in range(arch.layers):
+        for matrix in layer_matrices(arch, index):
+            name = _names(matrix.name)
+            if matrix.group == "router":
+                yield GgufTensor(f"blk.{index}.{name}", matrix.inputs, matrix.outputs * matrix.copies, "F32")
+                continue
+            rows = matrix.outputs * matrix.copies
+            yield chooser.tensor(f"blk.{index}.{name}", matrix.inputs, rows, index)
+
+
+def gguf_bytes(arch: Architecture, file_type: str, *, metadata: int = 0) -> int:
+    """Bytes of all tensors of a GGUF file, plus ``metadata`` (tokenizer and header: 2 to 16 MB).
+
+    Errors: KeyError for a type that is not known.
+    """
+    matrices = sum(tensor.bytes for tensor in gguf_tensors(arch, file_type))
+    return matrices + 4 * _vectors(arch) + metadata
+
+
+def _vectors(arch: Architecture) -> int:
+    """Numbers that stay fp32: norms, biases and small tensors."""
+    count = count_parameters(arch)
+    biases = sum(m.biases for index in range(arch.layers) for m in layer_matrices(arch, index))
+    small = sum(small_mixer_parameters(arch, kind) for kind in layer_kinds(arch))
+    return count.norms + biases + small + arch.other_parameters
+
+
+def _names(name: str) -> str:
+    """llama.cpp's name of a matrix."""
+    short = name.removeprefix("experts.").removeprefix("shared_expert.")
+    known = {
+        "q_proj": "attn_q",
+        "k_proj": "attn_k",
+        "v_proj": "attn_v",
+        "o_proj": "attn_output",
+        "gate_proj": "ffn_gate",
+        "up_proj": "ffn_up",
+        "down_proj": "ffn_down",
+        "router": "ffn_gate_inp",
+    }
+    return known.get(short, short)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chooser:
+    """llama.cpp's choice of a type for each tensor."""
+
+    arch: Architecture
+    file_type: str
+
+    def tensor(self, name: str, columns: int, rows: int, index: int) -> GgufTensor:
+        base = _BASE[self.file_type]
+        if base in ("F16", "BF16"):
+            return GgufTensor(name, columns, rows, base)
+        wanted = self._wanted(name.rsplit(".", 1)[-1], columns, index)
+        if columns % BLOCKS[wanted][0]:
+            wanted = _FALLBACK.get(wanted, "F16")
+        if columns % BLOCKS[wanted][0]:
+            wanted = "F16"
+        return GgufTensor(name, columns, rows, wanted)
+
+    def _wanted(self, kind: str, columns: int, index: int) -> str:
+        file_type, base = self.file_type, _BASE[self.file_type]
+        tied = self.arch.tied_embeddings or not self.arch.head
+        if kind == "output" or (kind == "token_embd" and tied):
+            if columns % BLOCKS[base][0]:
+                return "Q8_0"
+            return base if base == "Q8_0" else "Q6_K"
+        if kind == "attn_v":
+            return self._value(index)
+        if kind == "attn_k" and self._eight_experts:
+            return "Q8_0"
+        if kind == "ffn_down":
+            return self._down(index)
+        if kind == "attn_output":
+            if self._eight_experts and file_type in ("Q3_K_M", "Q4_K_S", "Q4_K_M"):
+                return "Q5_K"
+            if file_type == "Q3_K_M":
+                return "Q4_K"
+        return base
+
+    @property
+    def _eight_experts(self) -> bool:
+        return self.arch.experts is not None and self.arch.experts.total == 8
+
+    def _more_bits(self, index: int) -> bool:
+        """The first and last eighth of the layers and every third between."""
+        layers = self.arch.layers
+        return index < layers // 8 or index >= 7 * layers // 8 or (index - layers // 8) % 3 == 2
+
+    def _value(self, index: int) -> str:
+        file_type, chosen = self.file_type, _BASE[self.file_type]
+        if file_type in ("Q4_K_M", "Q5_K_M") and self._more_bits(index):
+            chosen = "Q6_K"
+        elif file_type == "Q4_K_S" and index < 4:
+            chosen = "Q5_K"
+        elif file_type == "Q3_K_M":
+            chosen = "Q5_K" if index < 2 else "Q4_K"
+        # Llama 70B shares each value head among eight query heads: more bits cost little there.
+        if (
+            self.arch.layers == 80
+            and self.arch.kv_heads != self.arch.attention_heads
+            and chosen
+            in (
+                "Q3_K",
+                "Q4_K",
+            )
+        ):
+            chosen = "Q5_K"
+        return "Q8_0" if self._eight_experts else chosen
+
+    def _down(self, index: int) -> str:
+        file_type, layers = self.file_type, self.arch.layers
+        if file_type in ("Q4_K_M", "Q5_K_M") and self._more_bits(index):
+            return "Q6_K"
+        if file_type == "Q4_K_S" and index < layers // 8:
+            return "Q5_K"
+        if file_type == "Q3_K_M":
+            return "Q5_K" if index < layers // 16 else "Q4_K"
+        return _BASE[file_type]

@@ -1,0 +1,191 @@
+"""From an open recipe to a plan: every value derived, each with its source."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.errors import DoesNotFit, RecipeError, Unsupported
+from luthier.planning.resolve import resolve
+from luthier.schema.data import Lengths
+from luthier.schema.data_profile import LengthProfile
+from luthier.schema.hardware import Accelerator, Hardware, Processor
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import DataChoice, Full, Lora, ModelChoice, QLora, Recipe, TrainingChoice
+
+GIB = 1 << 30
+SMOL = Architecture(
+    model_type="llama",
+    layers=30,
+    hidden_size=576,
+    intermediate_size=1536,
+    attention_heads=9,
+    kv_heads=3,
+    head_dim=64,
+    vocab_size=49152,
+    tied_embeddings=True,
+    max_positions=8192,
+)
+LLAMA_8B = Architecture(
+    model_type="llama",
+    layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    attention_heads=32,
+    kv_heads=8,
+    head_dim=128,
+    vocab_size=128256,
+    tied_embeddings=False,
+    max_positions=131072,
+)
+LAPTOP = Hardware(
+    processor=Processor(name="laptop", cores=2, instruction_sets=("avx2",), bf16=False),
+    memory_total=24 * GIB,
+    memory_free=20 * GIB,
+    disk_free=None,
+)
+RTX_4090 = Hardware(
+    processor=LAPTOP.processor,
+    memory_total=64 * GIB,
+    memory_free=60 * GIB,
+    disk_free=None,
+    accelerators=(
+        Accelerator(
+            index=0,
+            name="RTX 4090",
+            kind="cuda",
+            memory_total=24 * GIB,
+            memory_free=23 * GIB,
+            compute_capability=(8, 9),
+            bf16=True,
+            bf16_flops=165e12,
+            bandwidth=1008e9,
+        ),
+    ),
+)
+
+
+def lengths(count: int, mean: int, maximum: int) -> Lengths:
+    return Lengths(
+        count=count,
+        total=count * mean,
+        minimum=8,
+        median=mean,
+        p90=maximum,
+        p95=maximum,
+        p99=maximum,
+        maximum=maximum,
+    )
+
+
+PROFILE = LengthProfile(
+    train=lengths(800, 90, 125),
+    trained_tokens=800 * 30,
+    validation=lengths(40, 90, 120),
+    prompts=lengths(160, 60, 80),
+    answers=lengths(160, 30, 50),
+)
+
+
+def recipe(**changes: object) -> Recipe:
+    values: dict[str, object] = {
+        "model": ModelChoice(id="org/Some-Model"),
+        "data": DataChoice(train=("rows.jsonl",)),
+    }
+    return Recipe.model_validate(values | changes)
+
+
+def test_nothing_is_left_open_and_each_value_has_a_source() -> None:
+    found = resolve(recipe(), arch=SMOL, hardware=LAPTOP, profile=PROFILE)
+    done = found.recipe
+    open_keys = [
+        f"training.{name}"
+        for name, value in done.training
+        if value is None and name != "max_steps"
+    ]  # fmt: skip
+    assert open_keys == []
+    assert done.model.dtype == "float32"
+    assert isinstance(done.method, Lora)
+    assert done.method.alpha == 32
+    assert done.training.sequence_length == 128
+    assert done.evaluation.batch_size is not None
+    assert done.name == "some-model-rows-lora"
+    steps = ("epochs", "learning_rate", "batch_size", "micro_batch_size", "sequence_length")
+    rhythm = ("activation_checkpointing", "evaluate_every", "checkpoint_every")
+    others = {
+        "model.dtype",
+        "model.attention",
+        "method.alpha",
+        "data.packing",
+        "evaluation.batch_size",
+        "name",
+    }
+    derived = others | {f"training.{name}" for name in steps + rhythm}
+    assert set(done.sources) == derived
+    assert all(len(source) > 10 for source in done.sources.values())
+    assert found.device == "cpu"
+    assert found.steps == 3 * 100
+    assert found.tokens == pytest.approx(3 * 800 * 90, rel=0.02)
+
+
+def test_a_resolved_recipe_resolves_to_itself() -> None:
+    once = resolve(recipe(), arch=SMOL, hardware=LAPTOP, profile=PROFILE).recipe
+    assert resolve(once, arch=SMOL, hardware=LAPTOP, profile=PROFILE).recipe == once
+
+
+def test_given_values_stay() -> None:
+    wanted = recipe(
+        training=TrainingChoice(
+            learning_rate=1e-5, batch_size=12, micro_batch_size=3, sequence_length=64, max_steps=7
+        )
+    )
+    found = resolve(wanted, arch=SMOL, hardware=LAPTOP, profile=PROFILE)
+    given = found.recipe.training
+    assert (given.learning_rate, given.batch_size, given.micro_batch_size, given.sequence_length) == (
+        1e-5,
+        12,
+        3,
+        64,
+    )
+    assert found.steps == 7
+    assert "training.learning_rate" not in found.recipe.sources
+
+
+def test_the_type_follows_the_device() -> None:
+    assert (
+        resolve(recipe(), arch=LLAMA_8B, hardware=RTX_4090, profile=PROFILE).recipe.model.dtype == "bfloat16"
+    )
+    slow = resolve(
+        recipe(), arch=SMOL, hardware=LAPTOP, profile=PROFILE, matrix_rates={"float32": 50e9, "bfloat16": 1e9}
+    )
+    assert slow.recipe.model.dtype == "float32"
+    assert "bf16 1, fp32 50 GFLOP/s" in slow.recipe.sources["model.dtype"]
+    asked = recipe(model=ModelChoice(id="m", dtype="bfloat16"))
+    warned = resolve(asked, arch=SMOL, hardware=LAPTOP, profile=PROFILE)
+    assert warned.recipe.model.dtype == "bfloat16"
+    assert "emulated" in warned.warnings[0]
+
+
+def test_what_fits_is_solved_and_what_does_not_is_said() -> None:
+    long = PROFILE.model_copy(update={"train": lengths(800, 1000, 4096)})
+    found = resolve(recipe(), arch=LLAMA_8B, hardware=RTX_4090, profile=long)
+    assert found.estimate.process.high <= 0.97 * 23 * GIB
+    assert found.recipe.training.activation_checkpointing == "full"
+    with pytest.raises(DoesNotFit, match="full training with sequences of 4,096 tokens needs") as caught:
+        resolve(recipe(method=Full()), arch=LLAMA_8B, hardware=RTX_4090, profile=long)
+    assert "method.name=lora" in str(caught.value.hint)
+    huge = PROFILE.model_copy(update={"train": lengths(800, 60_000, 120_000)})
+    with pytest.raises(DoesNotFit) as too_long:
+        resolve(recipe(), arch=LLAMA_8B, hardware=RTX_4090, profile=huge)
+    assert "training.sequence_length=" in str(too_long.value.hint)
+    assert "then it fits" in str(too_long.value.hint)
+
+
+def test_contradictions_have_words() -> None:
+    with pytest.raises(Unsupported, match="QLoRA is not done yet"):
+        resolve(recipe(method=QLora()), arch=SMOL, hardware=LAPTOP, profile=PROFILE)
+    odd = recipe(training=TrainingChoice(batch_size=8, micro_batch_size=3))
+    with pytest.raises(RecipeError, match=r"not a multiple of training\.micro_batch_size 3"):
+        resolve(odd, arch=SMOL, hardware=LAPTOP, profile=PROFILE)
+    long = recipe(training=TrainingChoice(sequence_length=10_000))
+    with pytest.raises(RecipeError, match="beyond the model's context of 8,192"):
+        resolve(long, arch=SMOL, hardware=LAPTOP, profile=PROFILE)
