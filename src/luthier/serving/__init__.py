@@ -1,0 +1,1 @@
+"""Serves models, and writes deployments for other runtimes."""
