@@ -287,10 +287,12 @@ def pip(python: Path, arguments: list[str], log: Path, what: str) -> None:
     if live:
         threading.Thread(target=tick, daemon=True).start()
     try:
-        with log.open("a", encoding="utf-8") as out:
-            child = subprocess.Popen(
+        with (
+            log.open("a", encoding="utf-8") as out,
+            subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_env()
-            )
+            ) as child,
+        ):
             assert child.stdout is not None
             for line in child.stdout:
                 out.write(line)
