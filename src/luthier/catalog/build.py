@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,20 +47,20 @@ def build_index(folder: Path = FOLDER) -> dict[str, Any]:
         "models": models,
         "licences": _read(folder / "licences.yaml")["licences"],
         "gpus": [_gpu(entry) for entry in _read(folder / "gpus.yaml")["gpus"]],
+        "hyperparameters": _read(folder / "hyperparameters.yaml")["hyperparameters"],
+        "ecosystem": _read(folder / "ecosystem.yaml")["ecosystem"],
         "sources": sources,
     }
     _check(index)
     return index
 
 
-def write_index(path: Path, folder: Path = FOLDER) -> dict[str, Any]:
-    """Build the index and write it whole, or not at all."""
-    index = build_index(folder)
+def write_index(index: dict[str, Any], path: Path) -> None:
+    """Write the index whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{index['digest'][:8]}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     scratch.replace(path)
-    return index
 
 
 def _read(path: Path) -> dict[str, Any]:

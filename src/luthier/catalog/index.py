@@ -10,13 +10,16 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from luthier.errors import ModelNotFound, UsageError, did_you_mean
 from luthier.schema.base import Record
+from luthier.schema.ecosystem import FamilyFacts
 from luthier.schema.hardware import GpuSpec
+from luthier.schema.hyperparameter import Hyperparameter
 from luthier.schema.licence import Licence
 from luthier.schema.model import ModelCard
 
@@ -34,6 +37,8 @@ class Index(Record):
     models: tuple[ModelCard, ...]
     licences: tuple[Licence, ...]
     gpus: tuple[GpuSpec, ...]
+    hyperparameters: tuple[Hyperparameter, ...]
+    ecosystem: tuple[FamilyFacts, ...]
     sources: dict[str, str]
 
 
@@ -48,32 +53,32 @@ def cache_folder() -> Path:
 @lru_cache(maxsize=1)
 def index() -> Index:
     """The whole catalogue, with the entries that ``luthier models add`` wrote."""
-    from luthier.catalog.build import digest_of, write_index, yaml_files
+    from luthier.catalog.build import digest_of, yaml_files
 
     files = yaml_files()
     if not files:
-        text = SHIPPED.read_bytes()
+        shipped = Index.model_validate_json(SHIPPED.read_bytes())
     else:
         digest = digest_of(files)
         path = cache_folder() / f"catalogue-{digest[:16]}.json"
         try:
-            text = path.read_bytes()
-        except OSError:
-            text = _build(path, write_index)
-    shipped = Index.model_validate_json(text)
+            shipped = Index.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            # Not built yet, or by a version whose records differ.
+            shipped = _build(path)
     added = _added()
     return shipped if not added else shipped.model_copy(update={"models": _merge(shipped.models, added)})
 
 
-def _build(path: Path, write_index: Any) -> bytes:
-    from luthier.catalog.build import build_index
+def _build(path: Path) -> Index:
+    from luthier.catalog.build import build_index, write_index
 
-    try:
-        write_index(path)
-        return path.read_bytes()
-    except OSError:
-        # A cache that cannot be written costs time at each start, nothing else.
-        return json.dumps(build_index()).encode()
+    values = build_index()
+    built = Index.model_validate_json(json.dumps(values))
+    # A cache that cannot be written costs time at each start, nothing else.
+    with suppress(OSError):
+        write_index(values, path)
+    return built
 
 
 def added_folder() -> Path:

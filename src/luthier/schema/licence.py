@@ -63,6 +63,8 @@ class Licence(Record):
     excludes_eu_multimodal: bool = False
     note: str | None = None
     clauses: tuple[Clause, ...] = ()
+    verticals: dict[str, str] = {}
+    """Field of use -> what the acceptable-use policy says that concerns it."""
     verified: Literal["text-read", "copy-read", "tag-only", "recalled"] = "tag-only"
     """How far the text itself was checked."""
     sources: tuple[str, ...] = ()

@@ -120,6 +120,8 @@ class Candidate(Record):
     warnings: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
     serving: Serving | None = None
+    alternatives: tuple[str, ...] = ()
+    """Other methods that fit this model, in words."""
 
     @property
     def needed(self) -> int:
@@ -159,6 +161,8 @@ class Rejection(Record):
     reason: str
     source: str | None = None
     """Clause, catalogue source or formula."""
+    bytes_needed: int | None = None
+    """memory: what the method that needs least would take."""
 
 
 class GuideAnswer(Record):

@@ -1,0 +1,355 @@
+"""The recommendation itself: filter, estimate, score, rank, and say why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from luthier.catalog.index import all_models, model_card
+from luthier.catalog.index import licence as find_licence
+from luthier.planning.recommend import guides
+from luthier.planning.recommend.evidence import Scale, evidence, scale_for
+from luthier.planning.recommend.filters import choose_variant, first_objection
+from luthier.planning.recommend.hyperparameters import lookup, value_of
+from luthier.planning.recommend.languages import multilingual
+from luthier.planning.recommend.methods import build_method, method_objection, suitability
+from luthier.planning.recommend.reasons import advice, candidate_reasons, warnings
+from luthier.planning.recommend.relax import relaxations
+from luthier.planning.recommend.score import score
+from luthier.planning.recommend.shapes import (
+    Estimator,
+    base_shape,
+    budget_of,
+    fit_shape,
+    least_bytes,
+    widen,
+)
+from luthier.schema.base import Range
+from luthier.schema.estimate import Estimate
+from luthier.schema.hardware import Hardware
+from luthier.schema.hyperparameter import Preset
+from luthier.schema.model import ModelCard
+from luthier.schema.plan import BatchShape, Candidate, Evidence, Plan, Rejection, ScorePart, Setting
+from luthier.schema.recipe import Method
+from luthier.schema.request import MethodName, Request
+
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
+FIRST_RUN = "Qwen/Qwen3-0.6B"
+"""Where guide C starts somebody who knows nothing yet."""
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A model with a method that fits, before it is put into words."""
+
+    card: ModelCard
+    method: Method
+    shape: BatchShape
+    estimate: Estimate
+    score: float
+    parts: tuple[ScorePart, ...]
+    proof: Evidence
+    settings: tuple[Setting, ...]
+
+    @property
+    def needed(self) -> int:
+        return round(self.estimate.process.high)
+
+    @property
+    def order(self) -> tuple[float, int, str]:
+        return -self.score, self.needed, self.card.id
+
+
+def recommend(
+    request: Request,
+    hardware: Hardware | None,
+    *,
+    estimate: Estimator,
+    preset: Preset = "balanced",
+    most: int | None = 10,
+    models: Sequence[ModelCard] | None = None,
+) -> Plan:
+    """Rank the pairs of model and method that meet the request and fit the hardware.
+
+    hardware: None when nothing is known of it; the first-run rule answers then, judged on a GPU with
+    8 GB. most: candidates to return, None for all. models: the catalogue unless given.
+    """
+    known = hardware is not None
+    machine = hardware if hardware is not None else _assumed()
+    cards = all_models() if models is None else models
+    bench = _bench(request, machine, estimate, preset)
+    tried = _try_all(cards, bench)
+    ranked = sorted(
+        (t for t in tried if isinstance(t, _Pair)),
+        key=lambda pair: (not _pinned(pair, request, known=known), pair.order),
+    )
+    rejected = tuple(t for t in tried if isinstance(t, Rejection))
+    candidates = tuple(_candidate(i + 1, pair, bench) for i, pair in enumerate(ranked[:most]))
+    return Plan(
+        request=request,
+        hardware=hardware,
+        candidates=candidates,
+        total_candidates=len(ranked),
+        rejected=rejected,
+        guides=guides.answers(request, machine if known else None),
+        rules=_rules(request, known=known),
+        advice=advice(request),
+        relaxations=()
+        if ranked
+        else relaxations(request, lambda looser: _fitting(cards, _bench(looser, machine, estimate, preset))),
+        next_commands=_next(candidates),
+    )
+
+
+def _assumed() -> Hardware:
+    from luthier.planning.hypothetical import parse_hardware
+
+    return parse_hardware("vram 8GB")
+
+
+def _pinned(pair: _Pair, request: Request, *, known: bool) -> bool:
+    """Rule 19: with no hardware told, or on a first run, the small known start comes first."""
+    first = request.stage == "first-run" or (not known and request.stage is None)
+    return first and pair.card.id == FIRST_RUN and pair.method.name == "lora"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What every model is tried with."""
+
+    request: Request
+    hardware: Hardware
+    estimate: Estimator
+    preset: Preset
+    scale: Scale
+    budget: int
+
+
+def _bench(request: Request, hardware: Hardware, estimate: Estimator, preset: Preset) -> _Bench:
+    scale = scale_for(
+        request.purpose,
+        code=request.vertical == "code",
+        image=request.reads_images,
+        multilingual=multilingual(request.languages),
+        base=request.purpose == "text-generation" or request.goal in ("new-language", "from-scratch"),
+    )
+    return _Bench(request, hardware, estimate, preset, scale, budget_of(hardware))
+
+
+def _try_all(cards: Iterable[ModelCard], bench: _Bench) -> list[_Pair | Rejection]:
+    return [first_objection(card, bench.request) or _try_model(card, bench) for card in cards]
+
+
+def _fitting(cards: Iterable[ModelCard], bench: _Bench) -> list[str]:
+    """Ids of the models that fit, the best first."""
+    pairs = [tried for tried in _try_all(cards, bench) if isinstance(tried, _Pair)]
+    return [pair.card.id for pair in sorted(pairs, key=lambda pair: pair.order)]
+
+
+def _try_model(card: ModelCard, bench: _Bench) -> _Pair | Rejection:
+    """The model's best pair, or the miss that was nearest to fitting.
+
+    Methods are tried from the one that suits best. One that fits without recomputing ends the search:
+    those after it suit less and take no less time.
+    """
+    request = bench.request
+    proof = evidence(card, bench.scale)
+    found: list[_Pair] = []
+    misses: list[Rejection] = []
+    order = sorted(METHODS, key=lambda name: -suitability(name, card, request).points)
+    for name in order:
+        tried = _try_method(card, name, proof, bench)
+        if isinstance(tried, Rejection):
+            misses.append(tried)
+            continue
+        found.append(tried)
+        if not tried.shape.checkpointing:
+            break
+    return min(found, key=lambda pair: pair.order) if found else _nearest_miss(misses)
+
+
+def _try_method(card: ModelCard, name: MethodName, proof: Evidence, bench: _Bench) -> _Pair | Rejection:
+    request, hardware = bench.request, bench.hardware
+    objection = method_objection(card, name, request, hardware)
+    if objection is not None:
+        return Rejection(model=card.id, kind="method", reason=f"{name}: {objection}")
+    least = least_bytes(card, name, hardware)
+    if least > bench.budget:
+        return _too_large(card, name, least, bench.budget, at_least=True)
+    settings = lookup(card, name, request, preset=bench.preset)
+    method = build_method(name, value_of(settings, "rank"), value_of(settings, "alpha"))
+    batch, epochs = value_of(settings, "batch_size"), value_of(settings, "epochs")
+    assert batch is not None, "the table has a batch size for every method"
+    assert epochs is not None, "the table has epochs for every method"
+    shape = base_shape(card, request, hardware, batch_size=int(batch.value), epochs=float(epochs.value))
+    outcome = fit_shape(card, method, shape, hardware, bench.estimate)
+    if isinstance(outcome, Estimate):
+        return _too_large(card, name, round(outcome.process.high), bench.budget)
+    shape, estimate = outcome
+    estimate = _priced(estimate, request, hardware)
+    over = _over_budget(card, name, estimate, request)
+    if over is not None:
+        return over
+    points = suitability(name, card, request)
+    total, parts = score(card, request, hardware, proof=proof, estimate=estimate, method=points)
+    return _Pair(card, method, shape, estimate, total, parts, proof, settings)
+
+
+def _nearest_miss(misses: list[Rejection]) -> Rejection:
+    """The miss that says most: money and time, then memory (of the method that needs least)."""
+    order = {"cost": 0, "time": 1, "memory": 2, "method": 3}
+    # Methods go from the largest to the smallest need, so the last memory miss is the closest.
+    return min(reversed(misses), key=lambda r: order[r.kind])
+
+
+def _too_large(
+    card: ModelCard, name: MethodName, needed: int, budget: int, *, at_least: bool = False
+) -> Rejection:
+    what = "weights and their states alone take" if at_least and name == "full" else "weights alone take"
+    verb = what if at_least else "needs"
+    return Rejection(
+        model=card.id,
+        kind="memory",
+        reason=f"{name}: {verb} {needed / GIB:.1f} GiB, {budget / GIB:.1f} GiB are free",
+        source="formula",
+        bytes_needed=needed,
+    )
+
+
+def _priced(found: Estimate, request: Request, hardware: Hardware) -> Estimate:
+    if request.price_per_hour is None or found.seconds is None:
+        return found
+    rate = request.price_per_hour * max(1, len(hardware.accelerators)) / 3600
+    band = found.seconds
+    cost = Range(low=band.low * rate, expected=band.expected * rate, high=band.high * rate)
+    return found.model_copy(update={"cost": cost})
+
+
+def _over_budget(card: ModelCard, name: MethodName, found: Estimate, request: Request) -> Rejection | None:
+    if request.max_seconds is not None:
+        if found.seconds is None:
+            return Rejection(model=card.id, kind="time", reason=f"{name}: its time cannot be predicted")
+        if found.seconds.expected > request.max_seconds:
+            hours, limit = found.seconds.expected / 3600, request.max_seconds / 3600
+            return Rejection(
+                model=card.id, kind="time", reason=f"{name}: {hours:.1f} h, {limit:.1f} h allowed"
+            )
+    if request.max_cost is not None:
+        if found.cost is None:
+            return Rejection(
+                model=card.id, kind="cost", reason=f"{name}: no price an hour is known (--price-per-hour)"
+            )
+        if found.cost.expected > request.max_cost:
+            return Rejection(
+                model=card.id,
+                kind="cost",
+                reason=f"{name}: ${found.cost.expected:,.2f}, ${request.max_cost:,.2f} allowed",
+            )
+    return None
+
+
+def _candidate(rank: int, pair: _Pair, bench: _Bench) -> Candidate:
+    """Put a pair into words, with the largest micro-batch that fits and the other methods that do."""
+    request, hardware, budget = bench.request, bench.hardware, bench.budget
+    shape, estimate = widen(
+        pair.card, pair.method, pair.shape, hardware, found=pair.estimate, estimate=bench.estimate
+    )
+    pair = replace(pair, shape=shape, estimate=_priced(estimate, request, hardware))
+    card = pair.card
+    chosen = choose_variant(card, request)
+    assert chosen is not None, "models without the variant are filtered out before"
+    variant, repository, why = chosen
+    method_why = next(part.why for part in pair.parts if part.name == "method")
+    return Candidate(
+        rank=rank,
+        card=card,
+        weights=repository,
+        variant=variant,
+        method=pair.method,
+        batch=pair.shape,
+        estimate=pair.estimate,
+        budget=budget,
+        score=round(pair.score, 3),
+        parts=pair.parts,
+        evidence=pair.proof,
+        reasons=candidate_reasons(
+            card,
+            request,
+            pair.proof,
+            variant_why=why,
+            method_why=f"{pair.method.name}: {method_why}",
+            batch=pair.shape,
+            needed=pair.needed,
+            budget=budget,
+        ),
+        duties=find_licence(card.licence).duties,
+        warnings=warnings(card, request, hardware),
+        settings=pair.settings,
+        alternatives=_others(pair, bench),
+    )
+
+
+def _others(pair: _Pair, bench: _Bench) -> tuple[str, ...]:
+    """Other methods that fit the same model, in words."""
+    found: list[str] = []
+    for name in METHODS:
+        if name == pair.method.name:
+            continue
+        other = _try_method(pair.card, name, pair.proof, bench)
+        if isinstance(other, _Pair):
+            seconds = other.estimate.seconds
+            when = "" if seconds is None else f", {seconds.expected / 3600:.1f} h"
+            found.append(f"{name} fits too: {other.needed / GIB:.1f} GiB{when}")
+    return tuple(found)
+
+
+def _rules(request: Request, *, known: bool) -> tuple[str, ...]:
+    """What decided, in words and in order of precedence."""
+    found = ["filters first (task, licence, context, languages, memory), then preference"]
+    if not known and request.stage is None:
+        found.append(
+            f"nothing is known of the hardware: {FIRST_RUN} with LoRA comes first (guide C), "
+            "fits are judged on a GPU with 8 GB"
+        )
+    elif request.stage == "first-run":
+        found.append(f"a first run: {FIRST_RUN} with LoRA comes first (guide C)")
+    elif request.stage == "production":
+        found.append("production: LoRA on the largest model that fits (guide C), judged with its quality")
+    elif request.stage == "research":
+        found.append("research: full fine-tuning, sharded over several GPUs where one is too small (guide C)")
+    else:
+        found.append(f"known hardware: the best that fits, by priority {request.priority}")
+    found += list(request.mapped)
+    return tuple(found)
+
+
+def _next(candidates: tuple[Candidate, ...]) -> tuple[str, ...]:
+    if not candidates:
+        return ("luthier recommend --help",)
+    best = candidates[0]
+    return (
+        f"luthier models show {best.card.id}",
+        f"luthier recommend ... --model {best.card.id} --data rows.jsonl -o recipe.yaml",
+        "luthier train recipe.yaml",
+    )
+
+
+def smallest_need(plan: Plan) -> Rejection | None:
+    """Of the models that only memory rejects, the one that needs least."""
+    short = [r for r in plan.rejected if r.kind == "memory" and r.bytes_needed is not None]
+    return min(short, key=lambda r: r.bytes_needed or 0) if short else None
+
+
+def rejected_by_kind(plan: Plan) -> list[tuple[str, list[Rejection]]]:
+    """Rejections grouped, the largest group first."""
+    counts = Counter(r.kind for r in plan.rejected)
+    return [(kind, [r for r in plan.rejected if r.kind == kind]) for kind, _ in counts.most_common()]
+
+
+def find_candidate(plan: Plan, name: str) -> Candidate | None:
+    """The candidate of a model named by the user, or None."""
+    card = model_card(name)
+    return next((c for c in plan.candidates if c.card.id == card.id), None)

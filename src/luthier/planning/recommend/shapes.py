@@ -1,0 +1,187 @@
+"""How a candidate's step is cut, and what memory it may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from luthier.planning.estimate import device_of
+from luthier.planning.solver import memory_budget
+from luthier.schema.base import Range
+from luthier.schema.estimate import Estimate, Part, Phase
+from luthier.schema.hardware import Hardware
+from luthier.schema.model import ModelCard
+from luthier.schema.plan import BatchShape
+from luthier.schema.recipe import Method
+from luthier.schema.request import MethodName, Request
+
+Estimator = Callable[[ModelCard, Method, BatchShape, Hardware], Estimate]
+"""Predicts memory and time of a training. Pure: equal arguments give equal answers."""
+
+DEFAULT_ROWS = 1_000
+DEFAULT_LENGTH = {"decoder": 2_048, "encoder": 256}
+LONGEST_DEFAULT = 8_192
+"""Rows are not taken to be longer than this without data that says so."""
+
+SHARD_BUFFERS = 2**30
+"""Bytes of communication buffers a device when states are sharded."""
+SHARDED: tuple[Part, ...] = ("weights", "gradients", "optimizer", "adapters")
+
+
+def budget_of(hardware: Hardware) -> int:
+    """Bytes that a training may use on one device: the smallest one's, where there are several."""
+    device = device_of(hardware)
+    budget = memory_budget(hardware, device)
+    if device == "cuda" and len(hardware.accelerators) > 1:
+        smallest = min(a.memory_free for a in hardware.accelerators)
+        budget = int(budget * smallest / max(1, hardware.accelerators[0].memory_free))
+    return budget
+
+
+def dtype_of(hardware: Hardware) -> Literal["float32", "bfloat16", "float16"]:
+    """What the device computes fast in: bf16 where it has it natively, else fp16 on a GPU, fp32 on a CPU."""
+    if device_of(hardware) == "cuda":
+        return "bfloat16" if all(a.bf16 for a in hardware.accelerators) else "float16"
+    return "bfloat16" if hardware.processor.bf16 else "float32"
+
+
+def least_bytes(card: ModelCard, method: MethodName, hardware: Hardware) -> int:
+    """Bytes that no training of the model can go below: weights, and for full their gradients and moments."""
+    element = 4 if dtype_of(hardware) == "float32" else 2
+    total = card.total or 0
+    share = {"full": 4.0 * element, "lora": float(element), "qlora": 0.5}[method]
+    return int(total * share / devices_of(hardware))
+
+
+def devices_of(hardware: Hardware) -> int:
+    """How many devices take part."""
+    return max(1, len(hardware.accelerators)) if device_of(hardware) == "cuda" else 1
+
+
+def training_length(card: ModelCard, request: Request) -> tuple[int, float, str]:
+    """(longest row, mean row, where that comes from) in tokens."""
+    ceiling = card.context.native or LONGEST_DEFAULT
+    if request.profile is not None:
+        longest, mean = (
+            request.profile.tokens.p99,
+            request.profile.tokens.total / request.profile.tokens.count,
+        )
+        if request.sequence_length is not None:
+            longest = request.sequence_length
+        length = min(_rounded(longest), ceiling)
+        return length, min(mean, length), f"99 % of the data's rows have at most {longest:,} tokens"
+    if request.sequence_length is not None:
+        length = min(request.sequence_length, ceiling)
+        return length, length / 2, "asked for; half of it a row on average"
+    usual = DEFAULT_LENGTH["decoder" if card.kind in ("decoder", "vision-language") else "encoder"]
+    length = min(max(usual, min(request.context or 0, LONGEST_DEFAULT)), ceiling)
+    return length, length / 4, f"no data given: rows of up to {length:,} tokens, a quarter of it on average"
+
+
+def _rounded(length: int) -> int:
+    return max(8, -(-length // 64) * 64)
+
+
+def rows_of(request: Request) -> int:
+    """Training rows: asked for, of the data, or the default."""
+    if request.rows is not None:
+        return request.rows
+    return request.profile.rows if request.profile is not None else DEFAULT_ROWS
+
+
+def base_shape(
+    card: ModelCard, request: Request, hardware: Hardware, *, batch_size: int, epochs: float
+) -> BatchShape:
+    """One row at a time, nothing recomputed: the start of every search."""
+    length, mean, source = training_length(card, request)
+    devices = devices_of(hardware)
+    return BatchShape(
+        micro_batch_size=1,
+        batch_size=max(batch_size, devices),
+        sequence_length=length,
+        tokens_per_row=mean,
+        rows=rows_of(request),
+        epochs=epochs,
+        checkpointing=False,
+        dtype=dtype_of(hardware),
+        devices=devices,
+        source=source,
+    )
+
+
+def fit_shape(
+    card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware, estimate: Estimator
+) -> tuple[BatchShape, Estimate] | Estimate:
+    """The shape, activations recomputed if need be, with its estimate; that estimate alone if none fits."""
+    budget = budget_of(hardware)
+    found = _over_devices(estimate(card, method, shape, hardware), shape, budget)
+    if found.process.high <= budget:
+        return shape, found
+    tighter = shape.model_copy(update={"checkpointing": True})
+    found = _over_devices(estimate(card, method, tighter, hardware), tighter, budget)
+    return (tighter, found) if found.process.high <= budget else found
+
+
+def widen(
+    card: ModelCard,
+    method: Method,
+    shape: BatchShape,
+    hardware: Hardware,
+    *,
+    found: Estimate,
+    estimate: Estimator,
+) -> tuple[BatchShape, Estimate]:
+    """The largest micro-batch that still fits with the same recomputation."""
+    budget = budget_of(hardware)
+    for micro in (8, 4, 2):
+        if micro * shape.devices > shape.batch_size:
+            continue
+        wider = shape.model_copy(update={"micro_batch_size": micro})
+        other = _over_devices(estimate(card, method, wider, hardware), wider, budget)
+        if other.process.high <= budget:
+            return wider, other
+    return shape, found
+
+
+def _over_devices(found: Estimate, shape: BatchShape, budget: int) -> Estimate:
+    """Several devices: as it is where one holds it all, else with states sharded (FSDP2)."""
+    if shape.devices == 1 or found.process.high <= budget:
+        return found
+    return sharded(found, shape.devices)
+
+
+def sharded(found: Estimate, devices: int) -> Estimate:
+    """One rank's memory when weights, gradients and optimiser states are divided over the devices.
+
+    Activations, logits and the runtime stay whole on each; buffers gather two blocks at a time.
+    """
+    phases = tuple(
+        Phase(
+            name=phase.name,
+            parts={
+                **{part: size // devices if part in SHARDED else size for part, size in phase.parts.items()},
+                "buffers": phase.parts.get("buffers", 0) + SHARD_BUFFERS,
+            },
+        )
+        for phase in found.phases
+    )
+    saved = max(p.total for p in found.phases) - max(p.total for p in phases)
+    return found.model_copy(
+        update={
+            "phases": phases,
+            "tensors": _less(found.tensors, saved),
+            "process": _less(found.process, saved),
+            "assumptions": (
+                *found.assumptions,
+                f"states sharded over {devices} devices (FSDP2), not measured",
+            ),
+        }
+    )
+
+
+def _less(band: Range, amount: float) -> Range:
+    return Range(
+        low=max(0.0, band.low - amount),
+        expected=max(0.0, band.expected - amount),
+        high=max(0.0, band.high - amount),
+    )
