@@ -1,0 +1,1 @@
+"""One self-contained report of a run: HTML for people, Markdown for reviews. Reads records only."""

@@ -1,0 +1,130 @@
+"""Write the report: one HTML file without a single request, or the same as Markdown."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from luthier import __version__
+from luthier.runs.report import view, words
+from luthier.runs.report.context import ReportContext
+from luthier.schema.load import dump_recipe
+
+HERE = Path(__file__).parent
+HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
+
+
+def write_report(run_dir: Path, context: ReportContext, *, markdown: bool = False) -> Path:
+    """Write ``report.html`` (or ``report.md``) into the run directory, replacing an older one."""
+    path = run_dir / (MARKDOWN_NAME if markdown else HTML_NAME)
+    text = render_markdown(context) if markdown else render_html(context)
+    descriptor, temporary = tempfile.mkstemp(dir=run_dir, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as stream:
+            stream.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def render_html(context: ReportContext) -> str:
+    """The report as one page. Everything that comes from data or a model is escaped."""
+    template = _environment(autoescape=True).get_template("report.html.j2")
+    return template.render(css=(HERE / "report.css").read_text(encoding="utf-8"), **_parts(context))
+
+
+def render_markdown(context: ReportContext) -> str:
+    """The report as Markdown, without the curves and the rows one by one."""
+    template = _environment(autoescape=False).get_template("report.md.j2")
+    return template.render(**_parts(context))
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["duration"] = words.duration
+    environment.filters["cell"] = markdown_cell
+    environment.filters["fence"] = markdown_fence
+    return environment
+
+
+def markdown_cell(text: object) -> str:
+    """Text that cannot leave a Markdown table cell or be taken for markup."""
+    flat = " ".join(str(text).split())
+    for sign in "\\`*_[]|#":
+        flat = flat.replace(sign, f"\\{sign}")
+    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_fence(text: str) -> str:
+    """Text as a code block whose fence is longer than any run of backticks in it."""
+    longest, run = 0, 0
+    for character in text:
+        run = run + 1 if character == "`" else 0
+        longest = max(longest, run)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _parts(context: ReportContext) -> dict[str, Any]:
+    return {
+        "luthier_version": __version__,
+        "run_id": context.run_id,
+        "name": words.clean(view.name_of(context), 120),
+        "model_id": context.recipe.model.id,
+        "method": view.method_name(context),
+        "task": context.recipe.task,
+        "when": view.when(context),
+        "state": "" if context.status is None else context.status.state,
+        "banner": view.banner(context),
+        "tiles": view.tiles(context),
+        "score_tracks": view.score_tracks(context),
+        "difference_tracks": view.difference_tracks(context),
+        "metric_rows": view.metric_rows(context.comparisons),
+        "definitions": view.definitions(context),
+        "metric_reason": next((r.reason for r in context.tuned.values() if r.reason), ""),
+        "fields": view.field_tables(context),
+        "slices": view.slice_rows(context),
+        "cut_off": [
+            (split, label, r.cut_off, len(r.rows))
+            for label, results in (("base", context.baseline), ("tuned", context.tuned))
+            for split, r in results.items()
+            if r.cut_off
+        ],
+        "samples": view.samples(context),
+        "changes": view.changes(context),
+        "bands": view.bands(context),
+        "parts": view.memory_parts(context),
+        "peak_phase": context.estimate.peak.name if context.estimate and context.estimate.phases else "",
+        "assumptions": () if context.estimate is None else context.estimate.assumptions,
+        "basis": "" if context.estimate is None else context.estimate.basis,
+        "stages": view.stage_rows(context),
+        "curves": view.curves(context),
+        "train": context.train,
+        "request": view.request_facts(context),
+        "chosen": view.chosen_facts(context),
+        "candidates": view.candidates(context),
+        "splits": view.split_rows(context),
+        "data": context.data,
+        "findings": context.findings,
+        "artifacts": view.artifact_rows(context.artifacts),
+        "licence": context.licence,
+        "duties": [*(context.licence.duties if context.licence else ()), *context.duties],
+        "machine": view.machine_facts(context),
+        "versions": dict(sorted(context.versions.items())),
+        "recipe_yaml": words.clean(dump_recipe(context.recipe), 40_000),
+        "commands": context.commands,
+    }
