@@ -56,9 +56,8 @@ def write_licence_bundle(
             written.append(target)
     if not any(re.match(r"(licen[cs]e|copying)", path.name, re.I) for path in written):
         written.append(write_text(folder / "LICENSE.txt", _source_of_text(provenance)))
-    own = folder / (
-        "NOTICE.luthier.txt" if any(p.name.upper() == "NOTICE.TXT" for p in written) else "NOTICE.txt"
-    )
+    taken = any(path.name.upper() == "NOTICE.TXT" for path in written)
+    own = folder / ("NOTICE.luthier.txt" if taken else "NOTICE.txt")
     written.append(write_text(own, _notice(provenance)))
     return written
 

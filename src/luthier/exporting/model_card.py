@@ -150,13 +150,14 @@ def _figure(metric: Metric) -> str:
     return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
 
 
+def _table_head(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+
+
 def _scores(facts: CardFacts) -> str:
     if not facts.comparisons:
         return ""
-    rows = [
-        "| split | metric | rows | base | tuned | difference | verdict |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = _table_head("split", "metric", "rows", "base", "tuned", "difference", "verdict")
     rows += [
         f"| {comparison.split} | {d.metric} | {d.tuned.n} | {_figure(d.baseline)} | {_figure(d.tuned)} | "
         f"{d.delta.value:+.3f} [{d.delta.low:+.3f}, {d.delta.high:+.3f}] | {d.verdict} |"
@@ -171,10 +172,7 @@ def _exports(facts: CardFacts) -> str:
     shown = [artifact for artifact in facts.artifacts if artifact.parity is not None]
     if not shown:
         return ""
-    rows = [
-        "| file | size | prompts read alike | same token | mean KL | check |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = _table_head("file", "size", "prompts read alike", "same token", "mean KL", "check")
     for artifact in shown:
         parity = artifact.parity
         assert parity is not None
@@ -186,9 +184,9 @@ def _exports(facts: CardFacts) -> str:
             f"{'passed' if parity.passed else 'FAILED: ' + '; '.join(parity.problems)} |"
         )
     note = (
-        "Each file was loaded in llama.cpp and held to the trained model on the same prompts: token ids of the "
-        "rendered prompt, greedy tokens (at 16 bits up to the first near-tie, below at every place given the "
-        "same text before it), and the Kullback-Leibler divergence of the next token in nats."
+        "Each file was loaded in llama.cpp and held to the trained model on the same prompts: token ids of "
+        "the rendered prompt, greedy tokens (at 16 bits up to the first near-tie, below at every place given "
+        "the same text before it), and the Kullback-Leibler divergence of the next token in nats."
     )
     return "## Exports\n\n" + "\n".join(rows) + f"\n\n{note}"
 
@@ -199,7 +197,8 @@ def _training(facts: CardFacts) -> str:
     if train is not None:
         share = 100 * train.trainable_parameters / max(1, train.total_parameters)
         lines += [
-            f"- trained parameters: {train.trainable_parameters:,} of {train.total_parameters:,} ({share:.2f} %)",
+            f"- trained parameters: {train.trainable_parameters:,} of {train.total_parameters:,} "
+            f"({share:.2f} %)",
             f"- steps: {train.steps:,} ({train.epochs:g} epochs), {train.trained_tokens:,} trained tokens",
             f"- loss: {train.first_loss:.3f} at first, {train.last_loss:.3f} at last"
             + (
@@ -242,24 +241,40 @@ def _licence(facts: CardFacts) -> str:
     licence = facts.provenance.licence
     if licence is None:
         return (
-            "## Licence\n\nThe terms of the base model are not known; they hold for this model too. Find them "
-            "out before you pass it on."
+            "## Licence\n\nThe terms of the base model are not known; they hold for this model too. "
+            "Find them out before you pass it on."
         )
     duties = "".join(f"\n- {duty}" for duty in licence.duties)
     name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
-    return (
-        f"## Licence\n\n{name}, as the base model. Information, not legal advice:\n{duties}".rstrip("\n:")
-        + "\n"
-    )
+    asked = f" It asks (information, not legal advice):\n{duties}" if duties else ""
+    return f"## Licence\n\n{name}, as the base model.{asked}"
 
 
 def _again(facts: CardFacts) -> str:
     from luthier import __version__
     from luthier.schema.load import dump_recipe
 
-    recipe = dump_recipe(facts.recipe).strip()
+    recipe = dump_recipe(_shareable(facts)).strip()
     files = "" if not facts.files else "\n\nFiles: " + ", ".join(f"`{name}`" for name in facts.files) + "."
     return (
         f"## How to make it again\n\nWith Luthier {__version__}: `luthier train recipe.yaml`\n\n"
         f"```yaml\n{recipe}\n```{files}"
     )
+
+
+def _shareable(facts: CardFacts) -> Recipe:
+    """The recipe without the paths of the machine that it ran on."""
+    recipe = facts.recipe
+
+    def names(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(Path(path).name for path in paths)
+
+    data = recipe.data.model_copy(
+        update={
+            "train": names(recipe.data.train),
+            "validation": names(recipe.data.validation),
+            "test": {split: names(paths) for split, paths in recipe.data.test.items()},
+        }
+    )
+    model = recipe.model.model_copy(update={"id": facts.provenance.base_model})
+    return recipe.model_copy(update={"data": data, "model": model})
