@@ -67,6 +67,15 @@ def test_splits_are_cut_by_seed_and_every_row_is_accounted_for(load) -> None:
     assert report.digest != load(rows(100), seed=1).report.digest
 
 
+def test_lengths_for_the_planner_are_those_before_any_cut(load) -> None:
+    data = load(long_rows(), length=64, over_length="truncate", validation_share=0)
+    assert data.lengths.train.maximum > 64 >= max(len(row.ids) for row in data.splits.train)
+    assert data.lengths.validation is None
+    assert data.lengths.prompts.count == data.lengths.answers.count == len(data.splits.tests["test"])
+    assert data.lengths.answers.minimum == 2  # a digit and the end token
+    assert 0 < data.lengths.trained_share < 1
+
+
 def test_the_split_does_not_depend_on_the_order_of_the_file(load) -> None:
     one, two = load(rows(60)), load(rows(60)[::-1])
     assert {r.id for r in one.splits.train} == {r.id for r in two.splits.train}

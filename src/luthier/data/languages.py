@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from itertools import chain
 
 _SMALL_WORDS = {
-    "en": "the of and to in is that it for you with on are this what how was be have from can not",
+    "en": "the of and to in is that it for you with on are this what how was be have from can not i my do",
     "de": "der die das und ist nicht ein eine ich zu mit auf für sich den wie dem auch von werden",
     "fr": "le la les et est une des pour que dans qui pas vous sur je avec ce il du sont",
     "es": "el los las una que es por con para en del se como está más su qué un lo y",
@@ -21,13 +22,17 @@ _SMALL_WORDS = {
     "da": "og det er jeg ikke på til en at med for har som af den vi kan der du hvad",
     "sv": "och att det är jag inte på en som för med har av till den kan vad om du vi",
     "tr": "bir ve bu için ne mi çok ile var da de olarak daha gibi ben benim mı kadar nasıl en",
-    "pl": "nie w na się to jest z do że jak i co mi od ale po czy tak dla przez",
+    "pl": "nie w się jest z że jak jak co mi od ale czy tak dla przez mam moja proszę gdzie",
     "ro": "și în de la este nu un o să cu pe care mai din ce pentru sunt ca se al",
     "id": "yang dan di untuk dengan saya ini itu tidak ada dari ke pada apa akan bisa dalam adalah berapa",
     "lt": "ir yra kad man ar kaip į iš su tai bus ne mano kas šiandien rytoj ką nuo per o",
     "vi": "là của và có không được cho một những trong tôi này với các người để đã gì bạn khi",
 }
-_LANGUAGES = {language: frozenset(words.split()) for language, words in _SMALL_WORDS.items()}
+_LANGUAGES_OF: dict[str, tuple[str, ...]] = {
+    word: tuple(language for language, words in _SMALL_WORDS.items() if word in words.split())
+    for all_words in _SMALL_WORDS.values()
+    for word in all_words.split()
+}
 _WORD = re.compile(r"[^\W\d_]+")
 _SCRIPTS = {
     "HIRAGANA": "ja",
@@ -48,13 +53,13 @@ _LETTERS = 600
 
 def guess_language(text: str) -> str:
     """A language code, or the name of the script; ``unknown`` where there are no letters."""
-    letters = [letter for letter in text[:_LETTERS] if letter.isalpha()]
-    if not letters:
-        return "unknown"
-    if text[:_LETTERS].isascii():
-        script = "latin"
+    head = text[:_LETTERS]
+    if head.isascii():
+        script = "latin" if _WORD.search(head) else "unknown"
     else:
-        scripts = Counter(_script(letter) for letter in letters)
+        scripts = Counter(_script(letter) for letter in head if letter.isalpha())
+        if not scripts:
+            return "unknown"
         script = scripts.most_common(1)[0][0]
         if scripts["ja"] and script == "zh":  # Japanese mixes Chinese letters with its own
             return "ja"
@@ -69,10 +74,8 @@ def _script(letter: str) -> str:
 
 
 def _by_words(text: str) -> str:
-    words = _WORD.findall(text[:2_000].lower())
-    scores = {language: sum(word in small for word in words) for language, small in _LANGUAGES.items()}
-    ranked = sorted(scores, key=lambda language: -scores[language])
-    best, second = ranked[0], ranked[1]
-    if scores[best] == scores[second] or scores[best] < max(1, 0.08 * len(words)):
-        return "latin"
-    return best
+    words = _WORD.findall(text[:_LETTERS].lower())
+    scores = Counter(chain.from_iterable(_LANGUAGES_OF[word] for word in words if word in _LANGUAGES_OF))
+    ranked = [*scores.most_common(2), ("latin", 0), ("latin", 0)]
+    (best, most), (_, second) = ranked[:2]
+    return "latin" if most == second or most < max(1, 0.08 * len(words)) else best

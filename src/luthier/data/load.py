@@ -10,13 +10,14 @@ from pathlib import Path
 
 from luthier.data.messages import RowProblem
 from luthier.data.read import read_file
-from luthier.data.render import render_rows
+from luthier.data.render import prompt_of, render_rows
 from luthier.data.shapes import Shape, map_rows, several
 from luthier.data.sources import Resolved, resolve
 from luthier.data.splits import choose, cut, prompt_key
 from luthier.data.stats import digest, lengths
 from luthier.errors import DataError, LuthierError
 from luthier.schema.data import DataReport, SplitReport
+from luthier.schema.data_profile import LengthProfile
 from luthier.schema.protocols import ChatRow, Splits, TextTokenizer, TokenRow
 from luthier.schema.recipe import DataChoice, Recipe
 
@@ -31,6 +32,8 @@ class LoadedData:
 
     splits: Splits
     report: DataReport
+    lengths: LengthProfile
+    """Tokens of all rendered rows before any cut, for the planner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +65,22 @@ def load_splits(
     train = next(part for part in parts if part.name == "train")
     limit = sequence_length or getattr(tokenizer, "max_length", None)
     rendered: dict[str, list[TokenRow]] = {}
+    uncut: dict[str, list[int]] = {}
+    trained = 0
     reports: list[SplitReport] = []
     tests: dict[str, Sequence[ChatRow]] = {}
     for part in parts:
         if part.name in ("train", "validation"):
-            tokens, report = _render(part, recipe, tokenizer, limit)
-            rendered[part.name] = tokens
+            rows = _rendered(part, recipe, tokenizer)
+            uncut[part.name] = _uncut(rows, limit)
+            if part.name == "train":
+                trained = sum(int(row.trained.sum()) for row in rows.tokens)
+            rendered[part.name], report = _fitted(part, rows, recipe, tokenizer, limit)
         else:
             tests[part.name] = part.rows
             report = _report(part, kept=part.rows, read=len(part.rows))
         reports.append(report)
-    leakage, prompts = _leakage(train, [part for part in parts if part is not train])
+    leakage, asked = _leakage(train, [part for part in parts if part is not train])
     notes += [
         f"{count} of the {name} rows stand in the training rows too: scores on them prove nothing"
         for name, count in leakage.items()
@@ -84,15 +92,23 @@ def load_splits(
         columns=train.shape.columns,
         splits=tuple(reports),
         leakage=leakage,
-        prompt_leakage=prompts,
+        prompt_leakage=asked,
         tokenizer_digest=getattr(tokenizer, "digest", None),
         digest=digest(
             [*(f"{one.name}={one.digest}" for one in reports), *map(_token_digest, rendered.values())]
         ),
         notes=tuple(notes),
     )
+    prompts, answers = _asked(tests, tokenizer)
+    profile = LengthProfile(
+        train=lengths(uncut["train"]),
+        trained_tokens=trained,
+        validation=lengths(uncut["validation"]) if "validation" in uncut else None,
+        prompts=lengths(prompts) if prompts else None,
+        answers=lengths(answers) if answers else None,
+    )
     splits = Splits(train=rendered["train"], validation=rendered.get("validation", []), tests=tests)
-    return LoadedData(splits, whole)
+    return LoadedData(splits, whole, profile)
 
 
 def read_chats(
@@ -155,41 +171,60 @@ def _plain(row: ChatRow) -> ChatRow:
     return replace(row, messages=[{**question, "role": "text", "weight": 0}, answer])
 
 
-def _render(
-    part: _Part, recipe: Recipe, tokenizer: TextTokenizer, limit: int | None
-) -> tuple[list[TokenRow], SplitReport]:
-    dropped: dict[str, int] = {}
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of a part, chosen and rendered, one to one."""
+
+    chats: list[ChatRow]
+    tokens: list[TokenRow]
+    not_chosen: int
+
+
+def _rendered(part: _Part, recipe: Recipe, tokenizer: TextTokenizer) -> _Rows:
     rows = part.rows
     most = recipe.data.max_rows
     if part.name == "train" and most is not None and most < len(rows):
         rows = choose(rows, most, seed=recipe.seed)
-        dropped[NOT_CHOSEN] = len(part.rows) - most
     problems: list[LuthierError] = []
     tokens = list(render_rows(rows, tokenizer, recipe.data.train_on, on_problem=problems.append))
     problems += [_untrained(row) for row in tokens if not row.trained.any()]
     if problems:
         raise several(problems)
+    return _Rows(rows, tokens, len(part.rows) - len(rows))
+
+
+def _uncut(rows: _Rows, limit: int | None) -> list[int]:
+    """Lengths before any cut; plain texts count in the pieces that they are always cut into."""
+    return [
+        len(piece.ids)
+        for chat, row in zip(rows.chats, rows.tokens, strict=True)
+        for piece in (_pieces(row, limit) if _is_text(chat) else [row])
+    ]
+
+
+def _fitted(
+    part: _Part, rows: _Rows, recipe: Recipe, tokenizer: TextTokenizer, limit: int | None
+) -> tuple[list[TokenRow], SplitReport]:
+    """Rows no longer than the limit, by the recipe's rule, with the account of those that were."""
+    dropped = {NOT_CHOSEN: rows.not_chosen} if rows.not_chosen else {}
     kept: list[TokenRow] = []
     originals: list[ChatRow] = []
     truncated = 0
-    too_long = [row for row in tokens if limit is not None and len(row.ids) > limit]
-    for chat, row in zip(rows, tokens, strict=True):
-        if limit is None or len(row.ids) <= limit:
-            kept.append(row)
-        elif chat.messages[0]["role"] == "text" and len(chat.messages) == 1:
-            kept += _windows(row, limit)
+    for chat, row in zip(rows.chats, rows.tokens, strict=True):
+        pieces = _pieces(row, limit)
+        if len(pieces) == 1 or _is_text(chat):
+            kept += pieces
         elif recipe.data.over_length == "error":
-            raise _over_length(too_long, len(tokens), limit, getattr(tokenizer, "max_length", None))
+            raise _over_length(rows.tokens, limit, getattr(tokenizer, "max_length", None))
         elif recipe.data.over_length == "drop":
             dropped[OVER_LENGTH] = dropped.get(OVER_LENGTH, 0) + 1
             continue
+        elif not pieces[0].trained.any():
+            dropped[NOTHING_LEFT] = dropped.get(NOTHING_LEFT, 0) + 1
+            continue
         else:
-            shorter = replace(row, ids=row.ids[:limit], trained=row.trained[:limit])
-            if not shorter.trained.any():
-                dropped[NOTHING_LEFT] = dropped.get(NOTHING_LEFT, 0) + 1
-                continue
             truncated += 1
-            kept.append(shorter)
+            kept.append(pieces[0])
         originals.append(chat)
     if not kept:
         raise DataError(
@@ -203,20 +238,38 @@ def _render(
     return kept, report
 
 
+def _is_text(row: ChatRow) -> bool:
+    return len(row.messages) == 1 and row.messages[0]["role"] == "text"
+
+
+def _pieces(row: TokenRow, limit: int | None) -> list[TokenRow]:
+    """The row in pieces of at most ``limit`` tokens; a plain text is trained on all of them."""
+    if limit is None or len(row.ids) <= limit:
+        return [row]
+    return [
+        replace(row, ids=row.ids[start : start + limit], trained=row.trained[start : start + limit])
+        for start in range(0, len(row.ids), limit)
+    ]
+
+
+def _asked(tests: dict[str, Sequence[ChatRow]], tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
+    """Tokens of the prompts and of the expected answers of all test rows. Raises for rows that fail."""
+    problems: list[LuthierError] = []
+    rows = [row for split in tests.values() for row in split if not _is_text(row)]
+    cut_rows = [replace(row, messages=row.messages[: len(prompt_of(row)) + 1]) for row in rows]
+    tokens = list(render_rows(cut_rows, tokenizer, "last", on_problem=problems.append))
+    if problems:
+        raise several(problems)
+    answers = [int(row.trained.sum()) for row in tokens]
+    return [len(row.ids) - answer for row, answer in zip(tokens, answers, strict=True)], answers
+
+
 def _token_digest(rows: Sequence[TokenRow]) -> str:
     """Digest of what is really trained on: a template that prints the date changes it."""
     total = hashlib.sha256()
     for row in rows:
         total.update(len(row.ids).to_bytes(8, "little") + row.ids.tobytes() + row.trained.tobytes())
     return total.hexdigest()
-
-
-def _windows(row: TokenRow, limit: int) -> list[TokenRow]:
-    """A long text in pieces of at most ``limit`` tokens: nothing of it is lost."""
-    return [
-        replace(row, ids=row.ids[start : start + limit], trained=row.trained[start : start + limit])
-        for start in range(0, len(row.ids), limit)
-    ]
 
 
 def _untrained(row: TokenRow) -> RowProblem:
@@ -229,8 +282,10 @@ def _untrained(row: TokenRow) -> RowProblem:
     )
 
 
-def _over_length(rows: list[TokenRow], total: int, limit: int, most: int | None) -> DataError:
+def _over_length(rows: Sequence[TokenRow], limit: int | None, most: int | None) -> DataError:
+    limit = limit or 0
     longest = max(rows, key=lambda row: len(row.ids))
+    count = sum(len(row.ids) > limit for row in rows)
     need = len(longest.ids)
     ways = "data.over_length: truncate (cuts their ends) or drop"
     if most is None or need <= most:
@@ -238,7 +293,7 @@ def _over_length(rows: list[TokenRow], total: int, limit: int, most: int | None)
     else:
         ways = f"set {ways}; the model itself reads {most:,} tokens"
     return DataError(
-        f"{len(rows)} of {total} rows are longer than {limit:,} tokens; the longest has {need:,}",
+        f"{count} of {len(rows)} rows are longer than {limit:,} tokens; the longest has {need:,}",
         file=longest.file,
         line=longest.line,
         hint=ways,

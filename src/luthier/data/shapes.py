@@ -214,6 +214,8 @@ def _mapping_hint(names: list[str], value: dict[str, Any]) -> str:
     answer = f"{choices}[{index}]" if choices and index else None
     if "answers" in lower and isinstance(value.get(lower["answers"]), dict):
         answer = f"{lower['answers']}.text[0]"
+    elif "answers" in lower and isinstance(value.get(lower["answers"]), list):
+        answer = f"{lower['answers']}[0]"
     answer = answer or next(
         (
             lower[n]
@@ -231,6 +233,8 @@ def _mapping_hint(names: list[str], value: dict[str, Any]) -> str:
         hint += "; rows with labels are for the classification tasks"
     elif {"anchor", "sentence1", "positive", "query-id"} & set(lower):
         hint += "; pairs and triplets of texts are for the similarity and reranking tasks"
+    elif "image" in lower:
+        hint = "rows with images need a vision-language task, which is not there yet; or " + hint
     elif question and len(names) == 1:
         hint = "for plain text set data.format: text; " + hint
     return hint
