@@ -12,18 +12,16 @@ from rich.text import Text
 
 from luthier.cli.console import err, out, print_json
 from luthier.errors import DataError, UsageError
+from luthier.schema.protocols import TextTokenizer
 
 app = App(name="data", help="Look at, check and profile training data.", help_format="plaintext")
 
 
-def _tokenizer(model: str | None):  # type: ignore[no-untyped-def]
+def _tokenizer(model: str | None) -> TextTokenizer | None:
     from luthier.data.tokenizer import load_tokenizer
-    from luthier.runs.model import obtain, offline_choice
+    from luthier.hub.snapshot import resolve_model
 
-    if model is None:
-        return None
-    found = obtain(offline_choice(model), say=lambda words: err().print(words), offline=True)
-    return load_tokenizer(found.path)
+    return None if model is None else load_tokenizer(resolve_model(model).path)
 
 
 @app.command

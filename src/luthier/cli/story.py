@@ -195,9 +195,10 @@ def show_comparisons(comparisons: Sequence[Comparison]) -> None:
     for comparison in comparisons:
         words, colour = VERDICTS[comparison.verdict]
         main = comparison.main
+        shown = words if comparison.verdict == "inconclusive" else f"the tuned model is {words}"
         out().print(
-            Text(f"  On {comparison.split} the tuned model is ")
-            .append(words, style=f"bold {colour}")
+            Text(f"  {comparison.split}: ")
+            .append(shown, style=f"bold {colour}")
             .append(f" ({main.metric}; {main.improved} rows improved, {main.regressed} got worse)")
         )
 

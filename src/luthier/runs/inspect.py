@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from luthier.data.load import render_first
+from luthier.data.load import read_chats
+from luthier.data.render import render_rows
 from luthier.data.show import show_tokens
 from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import UsageError
@@ -32,5 +33,6 @@ def rendered_rows(
         recipe = recipe_from({"model": {"id": model}, "data": {"train": str(source)}}, overrides)
     found = obtain(recipe.model, say=say)
     tokenizer = load_tokenizer(found.path)
-    rows = render_first(recipe.data, tokenizer, base=Path("/"), count=count)
+    chats, _shape, _files = read_chats(recipe.data, recipe.data.train, base=Path("/"))
+    rows = render_rows(chats[:count], tokenizer, recipe.data.train_on)
     return [(row, show_tokens(row, tokenizer)) for row in rows]

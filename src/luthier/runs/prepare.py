@@ -6,12 +6,14 @@ Nothing is loaded into torch here, so all of it works on a machine that could no
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.data.load import LoadedData, load_splits, load_tests
+from luthier.data.load import LoadedData, load_splits, read_chats
+from luthier.data.render import prompt_ids, prompt_of
+from luthier.data.stats import lengths
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import DoesNotFit
 from luthier.hub.snapshot import LocalModel
@@ -21,10 +23,11 @@ from luthier.planning.resolve import Resolved, resolve
 from luthier.runs.directory import RunDirectory, runs_root
 from luthier.runs.model import Say, obtain
 from luthier.runs.probe import probe
+from luthier.schema.data_profile import LengthProfile
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.protocols import ChatRow, Progress
-from luthier.schema.recipe import Recipe
+from luthier.schema.recipe import DataChoice, Recipe
 from luthier.sizing.parameters import architecture_from_config
 
 
@@ -72,7 +75,11 @@ def prepare(
     found = probe(hardware)
     data = read_data(recipe, tokenizer)
     resolved = resolve(
-        recipe, arch=architecture, hardware=hardware, profile=data.lengths, matrix_rates=rates(found)
+        recipe,
+        arch=architecture,
+        hardware=hardware,
+        profile=length_profile(data, tokenizer),
+        matrix_rates=rates(found),
     )
     if resolved.recipe.training.sequence_length != recipe.training.sequence_length:
         data = read_data(resolved.recipe, tokenizer)
@@ -90,12 +97,36 @@ def read_data(recipe: Recipe, tokenizer: FileTokenizer) -> LoadedData:
     return load_splits(recipe, tokenizer, base=Path("/"), sequence_length=recipe.training.sequence_length)
 
 
-def read_tests(
-    files: dict[str, tuple[str, ...]], recipe: Recipe, tokenizer: FileTokenizer
-) -> dict[str, Sequence[ChatRow]]:
+def length_profile(data: LoadedData, tokenizer: FileTokenizer) -> LengthProfile:
+    """Token lengths of a run's rows, held-out prompts and answers included."""
+    train = data.report.split("train")
+    assert train.tokens is not None, "training rows are rendered"
+    validation = next((s for s in data.report.splits if s.name == "validation"), None)
+    rows = [row for rows in data.splits.tests.values() for row in rows]
+    prompts = [len(prompt_ids(prompt_of(row), tokenizer, row.tools)) for row in rows]
+    answers = [str(row.messages[-1].get("content") or "") for row in rows]
+    return LengthProfile(
+        train=train.tokens,
+        trained_tokens=train.trained_tokens,
+        validation=None if validation is None else validation.tokens,
+        prompts=lengths(prompts) if rows else None,
+        answers=lengths([len(tokenizer.encode(text)) for text in answers]) if rows else None,
+    )
+
+
+def system_prompt(data: LoadedData) -> str | None:
+    """The system prompt that all held-out rows share: what a chat with the tuned model starts from."""
+    found = {
+        str(row.messages[0].get("content")) if row.messages[0].get("role") == "system" else None
+        for rows in data.splits.tests.values()
+        for row in rows
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def read_tests(files: Mapping[str, tuple[str, ...]], data: DataChoice) -> dict[str, Sequence[ChatRow]]:
     """Rows of files that are only judged, read the way the recipe reads its own."""
-    choice = recipe.data.model_copy(update={"test": files})
-    return load_tests(choice, tokenizer, base=Path("/"))
+    return {name: read_chats(data, sources, base=Path("/"))[0] for name, sources in files.items()}
 
 
 def check_disk(resolved: Resolved, hardware: Hardware) -> None:
@@ -125,6 +156,8 @@ def create_run(prepared: Prepared, *, root: Path | None = None, run_id: str | No
             "id": prepared.model.id,
             "revision": prepared.model.revision,
             "licence": prepared.model.licence,
+            "device": prepared.resolved.device,
+            "system": system_prompt(prepared.data),
         },
     )
     return run

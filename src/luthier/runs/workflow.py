@@ -16,7 +16,7 @@ from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import CheckpointError, FileProblem
 from luthier.evaluation.compare import compare
 from luthier.evaluation.generation import evaluate
-from luthier.hub.cache import cache_dir
+from luthier.hub.cache import room
 from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.prepare import read_data, read_tests
 from luthier.schema.estimate import Estimate
@@ -40,13 +40,18 @@ class Work:
     recipe: Recipe
 
     @cached_property
+    def model_facts(self) -> dict[str, Any]:
+        """What was written of the base model when the run was prepared: path, id, revision, device."""
+        return self.run.stage_values("model") or {}
+
+    @cached_property
     def model_dir(self) -> Path:
-        """The base model's folder, as found when the run was prepared."""
-        facts = self.run.stage_values("model")
-        if facts is None or not (Path(facts["path"]) / "config.json").exists():
+        """The base model's folder."""
+        facts = self.model_facts
+        if not facts or not (Path(facts["path"]) / "config.json").exists():
             raise FileProblem(
                 f"the base model {self.recipe.model.id} is no longer where it was",
-                file=None if facts is None else facts["path"],
+                file=facts.get("path"),
                 hint="fetch it again with `luthier get`, then `luthier train --resume`",
             )
         return Path(facts["path"])
@@ -74,7 +79,13 @@ class Work:
         """The model in memory, ready to answer and to be trained."""
         from luthier.tasks.chat import ChatTask
 
-        return ChatTask(self.recipe, self.model_dir, self.tokenizer)
+        return ChatTask(
+            self.recipe,
+            self.model_dir,
+            self.tokenizer,
+            device=self.model_facts["device"],
+            cache=room("digests") / "weights.json",
+        )
 
     @cached_property
     def data_digest(self) -> str:
@@ -150,7 +161,7 @@ def judge(
             metrics=work.recipe.evaluation.metrics,
             max_new_tokens=work.recipe.evaluation.max_new_tokens,
             progress=work.board.progress(stage, f"{generator.label} on {name}"),
-            cache_dir=cache_dir() / "answers",
+            cache_dir=room("answers"),
         )
         for name, rows in (tests or work.data.splits.tests).items()
     }
@@ -174,17 +185,30 @@ def _train(work: Work) -> None:
     result = work.task.fit(
         work.data.splits,
         work.run.path,
-        on_metrics=lambda values: _metrics(work, values),
+        on_metrics=_Recorder(work),
         control=work.run.asked,
         recipe_digest=work.trained,
     )
     work.run.save_stage("train", work.trained, result)
 
 
-def _metrics(work: Work, values: dict[str, Any]) -> None:
-    work.run.append("metrics", values)
-    if values.get("kind") == "step":
-        work.board.set(step=values["step"], total_steps=values["total_steps"])
+class _Recorder:
+    """Writes what the training tells to the run's files, with the time left by the steps so far."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._seconds = self._steps = 0.0
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        if values["kind"] == "step":
+            self._seconds += values["seconds"]
+            self._steps += 1
+            left = (values["total_steps"] - values["step"]) * self._seconds / self._steps
+            self._work.board.set(step=values["step"], total_steps=values["total_steps"])
+            values = {**values, "seconds_left": round(left, 1)}
+        elif values["kind"] == "note":
+            self._work.board.event("note", text=values["text"])
+        self._work.run.append("metrics", values)
 
 
 def _prove(work: Work, inputs: str) -> None:
@@ -200,7 +224,7 @@ def _prove(work: Work, inputs: str) -> None:
 
 def _judge_extra(work: Work, job: Job) -> None:
     """Judge base and tuned model on rows that the recipe does not name."""
-    rows = read_tests({job.name: job.data}, work.recipe, work.tokenizer)
+    rows = read_tests({job.name: job.data}, work.recipe.data)
     baseline = judge(work, work.task.base_generator(), "prove", rows)[job.name]
     tuned = judge(work, work.task.tuned_generator(work.run.path), "prove", rows)[job.name]
     work.run.save_stage(

@@ -1,0 +1,83 @@
+"""A run's report from what its directory holds, and what to try next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier.catalog.index import licence
+from luthier.errors import LuthierError
+from luthier.runs.directory import RunDirectory, write_atomically
+from luthier.runs.report.context import Command, ReportContext, read_points
+from luthier.runs.report.render import render_html, render_markdown
+from luthier.runs.workflow import load_artifacts, load_comparisons, load_estimate, load_results
+from luthier.schema.data import DataReport
+from luthier.schema.hardware import Hardware
+from luthier.schema.licence import Licence
+from luthier.schema.plan import Plan
+from luthier.schema.results import TrainResult
+
+
+def context_of(run: RunDirectory) -> ReportContext:
+    """All that the report says, read from the run's files; what is missing is left out."""
+    recipe = run.recipe
+    facts: dict[str, Any] = run.stage_values("model") or {}
+    env: dict[str, Any] = run.stage_values("env") or {}
+    rate = env.get("probe", {}).get(recipe.model.dtype or "")
+    return ReportContext(
+        run_id=run.id,
+        recipe=recipe,
+        created=(run.path / "recipe.yaml").stat().st_mtime,
+        status=run.status,
+        hardware=run.stage("hardware", Hardware),
+        matrix_gflops=None if rate is None else rate / 1e9,
+        plan=run.stage("advice", Plan),
+        estimate=load_estimate(run),
+        data=run.stage("data", DataReport),
+        train=run.stage("train", TrainResult),
+        points=read_points(values for values, _ in run.lines("metrics")),
+        baseline=load_results(run, "baseline"),
+        tuned=load_results(run, "tuned"),
+        comparisons=tuple(load_comparisons(run)),
+        artifacts=tuple(load_artifacts(run)),
+        licence=licence_of(facts.get("licence")),
+        revision=facts.get("revision"),
+        commands=tuple(Command(line, purpose) for line, purpose in next_commands(run)),
+        versions=env.get("versions", {}),
+    )
+
+
+def licence_of(name: str | None) -> Licence | None:
+    """The catalogue's entry for a licence, or None where the name is not known."""
+    if name is None:
+        return None
+    try:
+        return licence(name)
+    except LuthierError:
+        return None
+
+
+def next_commands(run: RunDirectory) -> list[tuple[str, str]]:
+    """Commands that make sense now, each with what it is for."""
+    commands = []
+    if any(a.kind.startswith("gguf") for a in load_artifacts(run)):
+        commands.append((f"luthier chat {run.id}", "talk to the tuned model"))
+    commands += [
+        (f"luthier report {run.id} --open", "read the report in the browser"),
+        (f"luthier evaluate {run.id} --data FILE", "judge base and tuned model on rows of your own"),
+        (f"luthier export {run.id} --gguf Q5_K_M", "another quantisation, checked like the others"),
+        (f"luthier train {run.path / 'recipe.yaml'} training.epochs=2", "the same with another setting"),
+    ]
+    return commands
+
+
+def make_report(run: RunDirectory) -> Path:
+    """Write ``report.html``, one file that needs nothing else, and return its path."""
+    path = run.path / "report.html"
+    write_atomically(path, render_html(context_of(run)))
+    return path
+
+
+def make_markdown(run: RunDirectory) -> str:
+    """The report as Markdown."""
+    return render_markdown(context_of(run))

@@ -1,0 +1,121 @@
+"""The ship stage: adapter, merged weights and GGUF files, each checked against the trained model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.checks.parity import Expected, check_parity, expect
+from luthier.checks.parity_prompts import PromptCase, fixed_cases
+from luthier.data.render import prompt_ids, prompt_of
+from luthier.errors import ParityError, UsageError
+from luthier.exporting.files import artifact_of, write_checksums
+from luthier.exporting.gguf import export_gguf
+from luthier.llamacpp.runtime import GgufGenerator, LlamaServer
+from luthier.runs.directory import RunDirectory
+from luthier.schema.recipe import ExportChoice, Full
+from luthier.schema.results import Artifact
+
+if TYPE_CHECKING:
+    from luthier.runs.workflow import Work
+
+PARITY_TOKENS = 32
+"""Greedy tokens of each prompt that are compared."""
+
+
+def ship(work: Work, export: ExportChoice) -> list[Artifact]:
+    """Write what the recipe asks for. Errors: ParityError where an export answers otherwise."""
+    out = work.run.path / "artifacts"
+    out.mkdir(exist_ok=True)
+    made: list[Artifact] = []
+    generator = work.task.tuned_generator(work.run.path)
+    if export.adapter and not isinstance(work.recipe.method, Full):
+        work.task.save_adapter(out / "adapter")
+        made.append(artifact_of(out / "adapter", "adapter", relative_to=work.run.path))
+    if not (export.merged or export.gguf):
+        return made
+    cases = parity_cases(work, export.parity_prompts)
+    expected = expect(
+        generator,
+        cases,
+        max_new_tokens=PARITY_TOKENS,
+        progress=work.board.progress("ship", "the trained model on the parity prompts"),
+    )
+    merged = work.task.save_merged(out / "merged")
+    if export.merged:
+        made.append(artifact_of(merged, "merged", relative_to=work.run.path))
+    if export.gguf:
+        work.task.free()
+        made += _ggufs(work, export, merged, expected)
+    if not export.merged:
+        shutil.rmtree(merged)
+    write_checksums(out)
+    return made
+
+
+def parity_cases(work: Work, count: int) -> list[PromptCase]:
+    """Prompts of the user's held-out rows, then the fixed ones that the model's template and context take."""
+    rows = [row for rows in work.data.splits.tests.values() for row in rows][:count]
+    own = [PromptCase(f"held-out row {i + 1}", prompt_of(row), row.tools) for i, row in enumerate(rows)]
+    room = (work.tokenizer.max_length or 2**31) - PARITY_TOKENS
+    cases = [*own, *fixed_cases(work.tokenizer)]
+    return [c for c in cases if len(prompt_ids(list(c.messages), work.tokenizer, c.tools)) <= room]
+
+
+def _ggufs(work: Work, export: ExportChoice, merged: Path, expected: Sequence[Expected]) -> list[Artifact]:
+    made = export_gguf(
+        merged,
+        work.run.path / "artifacts",
+        export.gguf,
+        name=work.recipe.name or work.run.id,
+        relative_to=work.run.path,
+        say=lambda words: work.board.event("note", text=f"  {words}"),
+        progress=work.board.progress("ship", "quantising"),
+    )
+    return [_checked(work, artifact, expected) for artifact in made]
+
+
+def _checked(work: Work, artifact: Artifact, expected: Sequence[Expected]) -> Artifact:
+    path = work.run.path / artifact.path
+    with LlamaServer(path) as server:
+        parity = check_parity(
+            expected,
+            GgufGenerator(server, artifact.kind, artifact.sha256),
+            progress=work.board.progress("ship", f"{artifact.kind} in llama.cpp"),
+        )
+    if not parity.passed:
+        raise ParityError(
+            f"{path.name} does not answer like the trained model: {parity.problems[0]}",
+            hint="the file is kept for a look, and is not to be used; "
+            + (
+                f"{len(parity.problems) - 1} more problems"
+                if len(parity.problems) > 1
+                else "see its cause above"
+            ),
+            file=path,
+        )
+    return artifact.model_copy(update={"parity": parity})
+
+
+def chat_files(run: RunDirectory, gguf: str | None) -> tuple[Path, str | None]:
+    """The GGUF that answers a chat, and the system prompt that its held-out rows share.
+
+    Errors: UsageError where there is none of that type.
+    """
+    from luthier.runs.workflow import load_artifacts
+
+    found = {
+        a.kind.removeprefix("gguf:"): run.path / a.path for a in load_artifacts(run) if a.kind[:5] == "gguf:"
+    }
+    found = {kind: path for kind, path in found.items() if path.exists()}
+    if not found:
+        raise UsageError(f"{run.id} has no GGUF yet", hint=f"luthier export {run.id} --gguf Q4_K_M")
+    if gguf is not None and gguf not in found:
+        raise UsageError(
+            f"{run.id} has no {gguf}",
+            hint=f"it has {', '.join(found)}; or: luthier export {run.id} --gguf {gguf}",
+        )
+    path = found[gguf] if gguf is not None else min(found.values(), key=lambda p: p.stat().st_size)
+    return path, (run.stage_values("model") or {}).get("system")
