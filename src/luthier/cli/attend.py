@@ -8,7 +8,7 @@ from luthier.cli.follow import Follower
 from luthier.errors import Interrupted
 from luthier.runs.directory import RunDirectory
 from luthier.runs.process import current_state, raise_for_end, start_worker
-from luthier.runs.workflow import load_artifacts, load_comparisons, load_estimate, load_results
+from luthier.runs.stages import load_artifacts, load_comparisons, load_estimate, load_results
 from luthier.schema.results import TrainResult
 from luthier.schema.run import Job
 

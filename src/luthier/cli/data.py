@@ -74,8 +74,8 @@ def show(
             text.append(piece, style="bold green" if trained else "dim")
             if ids:
                 text.append(f"·{token} ", style="cyan dim")
-        trained = sum(1 for _, _, t in tokens if t)
-        title = f"{Path(row.file).name}:{row.line}  {len(tokens)} tokens, {trained} trained"
+        carrying = sum(1 for _, _, t in tokens if t)
+        title = f"{Path(row.file).name}:{row.line}  {len(tokens)} tokens, {carrying} trained"
         out().print(Padding(Panel(text, title=title, title_align="left", border_style="dim"), (0, 0, 0, 2)))
     out().print("  [bold green]green[/] carries loss, [dim]grey[/] is only read")
 

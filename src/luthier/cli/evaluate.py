@@ -44,7 +44,7 @@ def evaluate(
     from luthier.cli.attend import attend
     from luthier.cli.console import print_json
     from luthier.runs.directory import find_run
-    from luthier.runs.workflow import load_comparisons, load_extra
+    from luthier.runs.stages import load_comparisons, load_extra
     from luthier.schema.run import Job
 
     found = find_run(run)

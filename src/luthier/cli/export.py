@@ -37,7 +37,7 @@ def export(
     from luthier.cli.attend import attend
     from luthier.cli.console import print_json
     from luthier.runs.directory import find_run
-    from luthier.runs.workflow import load_artifacts
+    from luthier.runs.stages import load_artifacts
     from luthier.schema.load import export_from
     from luthier.schema.run import Job
 

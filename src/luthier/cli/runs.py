@@ -19,7 +19,7 @@ from luthier.cli.console import err, out, print_json
 from luthier.errors import UsageError
 from luthier.runs.directory import find_run, list_runs, runs_root
 from luthier.runs.process import ACTIVE, current_state, stop_worker
-from luthier.runs.workflow import load_comparisons, load_estimate
+from luthier.runs.stages import load_comparisons, load_estimate
 
 app = App(name="runs", help="List and look after runs.", help_format="plaintext")
 

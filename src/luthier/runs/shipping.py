@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,13 @@ from luthier.data.render import prompt_ids, prompt_of
 from luthier.errors import ParityError, UsageError
 from luthier.exporting.files import artifact_of, write_checksums
 from luthier.exporting.gguf import export_gguf
+from luthier.exporting.licence_bundle import Provenance, permitted_name, write_licence_bundle
+from luthier.exporting.model_card import CardFacts, write_model_card
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer
 from luthier.runs.directory import RunDirectory
+from luthier.runs.stages import licence_of, load_artifacts, load_comparisons, load_estimate
 from luthier.schema.recipe import ExportChoice, Full
-from luthier.schema.results import Artifact
+from luthier.schema.results import Artifact, TrainResult
 
 if TYPE_CHECKING:
     from luthier.runs.workflow import Work
@@ -29,30 +32,60 @@ def ship(work: Work, export: ExportChoice) -> list[Artifact]:
     """Write what the recipe asks for. Errors: ParityError where an export answers otherwise."""
     out = work.run.path / "artifacts"
     out.mkdir(exist_ok=True)
-    made: list[Artifact] = []
     generator = work.task.tuned_generator(work.run.path)
+    folders: dict[str, Path] = {}
     if export.adapter and not isinstance(work.recipe.method, Full):
-        work.task.save_adapter(out / "adapter")
-        made.append(artifact_of(out / "adapter", "adapter", relative_to=work.run.path))
-    if not (export.merged or export.gguf):
-        return made
-    cases = parity_cases(work, export.parity_prompts)
-    expected = expect(
-        generator,
-        cases,
-        max_new_tokens=PARITY_TOKENS,
-        progress=work.board.progress("ship", "the trained model on the parity prompts"),
-    )
-    merged = work.task.save_merged(out / "merged")
-    if export.merged:
-        made.append(artifact_of(merged, "merged", relative_to=work.run.path))
-    if export.gguf:
+        folders["adapter"] = work.task.save_adapter(out / "adapter")
+    ggufs: list[Artifact] = []
+    if export.merged or export.gguf:
+        expected = expect(
+            generator,
+            parity_cases(work, export.parity_prompts),
+            max_new_tokens=PARITY_TOKENS,
+            progress=work.board.progress("ship", "the trained model on the parity prompts"),
+        )
+        # Papers of an earlier export would change the folder's digest, and GGUF files would be made anew.
+        shutil.rmtree(out / "merged", ignore_errors=True)
+        folders["merged"] = work.task.save_merged(out / "merged")
         work.task.free()
-        made += _ggufs(work, export, merged, expected)
-    if not export.merged:
-        shutil.rmtree(merged)
+        ggufs = _ggufs(work, export, folders["merged"], expected) if export.gguf else []
+    if not export.merged and "merged" in folders:
+        shutil.rmtree(folders.pop("merged"))
+    _papers(work, out, folders, ggufs)
+    made = [artifact_of(path, kind, relative_to=work.run.path) for kind, path in folders.items()]
     write_checksums(out)
-    return made
+    return [*made, *ggufs]
+
+
+def _papers(work: Work, out: Path, folders: Mapping[str, Path], ggufs: Sequence[Artifact]) -> None:
+    """A model card and the licence's papers beside each kind of weights."""
+    run, recipe, facts = work.run, work.recipe, work.model_facts
+    licence = licence_of(facts.get("licence"))
+    provenance = Provenance(
+        base_model=recipe.model.id,
+        base_revision=facts.get("revision"),
+        licence=licence,
+        changes=f"tuned with {recipe.method.name} on {recipe.task} data by Luthier",
+    )
+    rows = {f"{split.name} rows": split.kept for split in work.data.report.splits}
+    from_hub = "/" in recipe.model.id and not Path(recipe.model.id).is_absolute()
+    kinds = {**folders, "gguf": out} if ggufs else folders
+    for kind, folder in kinds.items():
+        facts_of_card = CardFacts(
+            name=permitted_name(recipe.name or run.id, licence),
+            recipe=recipe,
+            provenance=provenance,
+            train=run.stage("train", TrainResult),
+            comparisons=load_comparisons(run),
+            artifacts=ggufs,
+            data_summary=rows,
+            estimate=load_estimate(run),
+            files=sorted(p.name for p in folder.iterdir() if p.is_file()),
+            kind=kind,
+            hub_base=recipe.model.id if from_hub else None,
+        )
+        write_model_card(folder, facts_of_card)
+        write_licence_bundle(folder, provenance, base_dir=work.model_dir)
 
 
 def parity_cases(work: Work, count: int) -> list[PromptCase]:
@@ -104,8 +137,6 @@ def chat_files(run: RunDirectory, gguf: str | None) -> tuple[Path, str | None]:
 
     Errors: UsageError where there is none of that type.
     """
-    from luthier.runs.workflow import load_artifacts
-
     found = {
         a.kind.removeprefix("gguf:"): run.path / a.path for a in load_artifacts(run) if a.kind[:5] == "gguf:"
     }

@@ -19,9 +19,9 @@ from luthier.evaluation.generation import evaluate
 from luthier.hub.cache import room
 from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.prepare import read_data, read_tests
-from luthier.schema.estimate import Estimate
+from luthier.runs.stages import load_artifacts, load_results
 from luthier.schema.recipe import ExportChoice, Recipe
-from luthier.schema.results import Artifact, Comparison, EvalResult, TrainResult
+from luthier.schema.results import EvalResult, TrainResult
 from luthier.schema.run import Job, Stage
 
 if TYPE_CHECKING:
@@ -171,12 +171,6 @@ def _save_results(work: Work, name: str, inputs: str, results: dict[str, EvalRes
     work.run.save_stage(name, inputs, {k: v.model_dump(mode="json") for k, v in results.items()})
 
 
-def load_results(run: RunDirectory, name: str, inputs: str | None = None) -> dict[str, EvalResult]:
-    """The results of a judged model by split; empty where it was not judged."""
-    values = run.stage_values(name, inputs) or {}
-    return {split: EvalResult.model_validate(result) for split, result in values.items()}
-
-
 def _baseline(work: Work) -> None:
     _save_results(work, "baseline", work.judged, judge(work, work.task.base_generator(), "baseline"))
 
@@ -244,25 +238,3 @@ def _ship(work: Work, inputs: str, export: ExportChoice) -> None:
     made = ship(work, export)
     kept = [a for a in load_artifacts(work.run) if a.kind not in {m.kind for m in made}]
     work.run.save_stage("artifacts", inputs, [a.model_dump(mode="json") for a in (*kept, *made)])
-
-
-def load_comparisons(run: RunDirectory) -> list[Comparison]:
-    """The run's comparisons, one for each test split."""
-    return [Comparison.model_validate(c) for c in run.stage_values("comparison") or []]
-
-
-def load_artifacts(run: RunDirectory) -> list[Artifact]:
-    """What the run has written for use elsewhere."""
-    return [Artifact.model_validate(a) for a in run.stage_values("artifacts") or []]
-
-
-def load_estimate(run: RunDirectory) -> Estimate | None:
-    """What was predicted when the run was prepared."""
-    return run.stage("plan", Estimate)
-
-
-def load_extra(run: RunDirectory, name: str) -> Comparison:
-    """Baseline against tuned on rows that were named later."""
-    values = run.stage_values(f"evaluations/{name}")
-    assert values is not None, "the job that writes it has ended well"
-    return Comparison.model_validate(values["comparison"])
