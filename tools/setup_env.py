@@ -173,10 +173,10 @@ def plan_torch(python: Path, build: str, index: str | None) -> tuple[str | None,
     local = found.startswith("file:")
     got_cuda = build == "cuda" or ("+cpu" not in name and "manylinux" in name and "x86_64" in name)
     megabytes = 0 if local else TORCH_DOWNLOAD["cuda" if got_cuda else "cpu"]
-    print(f"  torch: {build} build ({reason}): {name}" + (" from a local file" if local else ""))
+    print(f"  torch for {build} ({reason}): {name}" + (" from a local file" if local else ""))
     if build == "cpu" and got_cuda and not local:
-        print("  this index serves the CUDA build, which also runs on a CPU but is far larger;")
-        print("  another source: make TORCH_INDEX=URL ..., or install torch yourself and use TORCH=skip")
+        print("  that is the CUDA build, which also runs on a CPU but is far larger; another source:")
+        print("  make TORCH_INDEX=URL ..., or install torch into .venv yourself and use TORCH=skip")
     return requirement, megabytes, index
 
 

@@ -99,9 +99,13 @@ RUNNING = [page for page in PAGES if any(block.runs for block in blocks() if blo
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_marked_blocks_run(page: Path, tmp_path: Path) -> None:
     script = "\n".join(block.text for block in blocks() if block.page == page and block.runs)
+    shim = tmp_path / "bin" / "luthier"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m luthier "$@"\n')
+    shim.chmod(0o755)
     env = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{shim.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "src"),
         "LUTHIER_CACHE": str(tmp_path / "cache"),
         "LUTHIER_HOME": str(tmp_path / "home"),

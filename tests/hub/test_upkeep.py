@@ -149,3 +149,24 @@ def test_pruning_one_model_takes_all_of_it(hub: Any, capsys: pytest.CaptureFixtu
     assert "50.0 kB freed" in out
     assert [m.id for m in cached_models()] == ["acme/other"]
     assert run(capsys, "get", ID, "--offline")[0] == 2
+
+
+def test_a_licence_with_conditions_is_said_before_the_download(
+    hub: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("Qwen/Qwen2.5-3B", FILES, card={"license": "other", "license_name": "qwen-research"})
+    code, _, err = run(capsys, "get", "Qwen/Qwen2.5-3B", "--dry-run")
+    assert code == 0
+    assert "qwen-research" in err
+    assert "commercial use not allowed" in err
+
+
+def test_no_network_shows_what_is_here(
+    hub: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(ID, FILES)
+    got = download(look_up(ID))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code, out, err = run(capsys, "get", ID)
+    assert (code, out.strip()) == (0, str(got.path))
+    assert "cannot be reached" in err

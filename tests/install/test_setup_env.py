@@ -123,7 +123,7 @@ def test_without_the_torch_index_the_own_one_is_used_and_that_is_said(
     assert megabytes == script.TORCH_DOWNLOAD["cuda"]
     said = capsys.readouterr().out
     assert "cannot be reached" in said
-    assert "CUDA build, which also runs on a CPU" in said
+    assert "the CUDA build, which also runs on a CPU" in said
     monkeypatch.setenv("TORCH_INDEX", "http://127.0.0.1:9/whl/cpu")
     with pytest.raises(script.SetupError, match="TORCH_INDEX"):
         script.plan_torch(Path(), "cpu", "http://127.0.0.1:9/whl/cpu")

@@ -99,6 +99,8 @@ def prune(
         print_json({"removed": not dry_run, "bytes": freed, "items": named})
         return
     for item in items:
+        if not item.bytes and item.record and len(items) > 1:
+            continue  # a note on what another line names
         out().print(f"  {size(item.bytes):>9}  {item.name}  [dim]{item.reason}[/]", soft_wrap=True)
     if not items:
         out().print("nothing to remove: no broken download, no replaced revision")

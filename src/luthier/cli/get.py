@@ -98,13 +98,27 @@ def _fetch(
     try:
         remote = look_up(model_id, revision=revision, code=code, known=known)
     except Unreachable as error:
-        raise _with_package(error, model_id) from error
+        here = _here_already(model_id, revision)
+        if here is None:
+            raise _with_package(error, model_id) from error
+        err().print(f"{error.message}; this is what is here already", soft_wrap=True)
+        _show(here, as_json=as_json)
+        return
     _announce(remote)
     if dry_run:
         return
     with _bar(remote.id) as told:
         local = download(remote, progress=told)
     _show(local, as_json=as_json)
+
+
+def _here_already(model_id: str, revision: str | None) -> LocalModel | None:
+    from luthier.hub.snapshot import resolve_model
+
+    try:
+        return resolve_model(model_id, revision=revision)
+    except ModelNotFound:
+        return None
 
 
 def _catalogue_ids() -> Iterator[str]:
@@ -144,8 +158,27 @@ def _announce(remote: RemoteModel) -> None:
     err().print(
         f"  licence  {remote.licence or 'not stated'}  {remote.licence_url or remote.page}", soft_wrap=True
     )
+    warning = _licence_warning(remote.id)
+    if warning:
+        err().print(f"           {warning}", style="yellow", soft_wrap=True)
     err().print(f"  size     {size(remote.bytes)} in {len(remote.files)} files, {to_get}")
     err().print(f"  disk     {size(shutil.disk_usage(existing).free)} free at {where}", soft_wrap=True)
+
+
+def _licence_warning(model_id: str) -> str | None:
+    """What the catalogue knows of a licence that does not simply allow commercial use."""
+    from luthier.catalog.index import licence, model_card
+
+    try:
+        known = licence(model_card(model_id).licence)
+    except LuthierError:
+        return None
+    if known.commercial_use == "yes":
+        return None
+    answer = {"no": "not allowed", "conditional": "allowed on conditions"}.get(
+        known.commercial_use, "unclear"
+    )
+    return f"{known.name}: commercial use {answer}; `luthier licences show {known.id}` has the terms"
 
 
 def _show(local: LocalModel, *, as_json: bool) -> None:

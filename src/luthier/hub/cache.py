@@ -62,6 +62,12 @@ def entries() -> list[CacheEntry]:
     return sorted(found, key=lambda entry: (-entry.bytes, entry.kind, entry.name))
 
 
+def _title(path: Path) -> str:
+    """The name of a wheel that lies in a folder named by its hash; any other entry's own name."""
+    wheels = sorted(path.glob("*.whl")) if path.is_dir() else []
+    return wheels[0].name if len(wheels) == 1 else path.name
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; links count nothing."""
     if path.is_symlink():
