@@ -36,8 +36,9 @@ def run_child(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     expired = threading.Event()
-    with log.open("a", encoding="utf-8") as file:
-        child = subprocess.Popen(
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -45,7 +46,8 @@ def run_child(
             env={**os.environ, **(environment or {})},
             text=True,
             errors="replace",
-        )
+        ) as child,
+    ):
 
         def expire() -> None:
             expired.set()
@@ -66,7 +68,6 @@ def run_child(
             clock.cancel()
             if child.poll() is None:
                 end_tree(child.pid)
-                child.wait()
     if expired.is_set():
         raise ToolchainError(
             f"{what} took longer than {timeout:,.0f} s and was stopped",
