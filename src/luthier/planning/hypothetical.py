@@ -114,9 +114,12 @@ def _with_gpus(spec: GpuSpec, count: int) -> Hardware:
 
 
 def _with_vram(size: int, count: int) -> Hardware:
-    """A card of which only the memory is known: modern NVIDIA, rates unknown."""
+    """A card of which only the memory is known: NVIDIA with bf16, as slow as the slowest of that size."""
     processor, memory = _host(max(16 * 2**30, 2 * size * count))
     usable = int(size * 0.98)
+    known = [spec for spec in gpus() if spec.kind == "cuda" and spec.bf16]
+    nearest = min(abs(spec.nameplate - size) for spec in known)
+    like = min((s for s in known if abs(s.nameplate - size) == nearest), key=lambda spec: spec.flops)
     return Hardware(
         processor=processor,
         memory_total=memory,
@@ -125,12 +128,15 @@ def _with_vram(size: int, count: int) -> Hardware:
         accelerators=tuple(
             Accelerator(
                 index=index,
-                name=f"a GPU with {size / 2**30:g} GiB",
+                name=f"a GPU with {size / 2**30:g} GiB (rates of {like.name})",
                 kind="cuda",
                 memory_total=usable,
                 memory_free=usable,
-                compute_capability=(8, 6),
+                compute_capability=like.compute_capability,
                 bf16=True,
+                fp8=like.fp8,
+                bf16_flops=like.flops,
+                bandwidth=like.bandwidth,
             )
             for index in range(count)
         ),

@@ -40,6 +40,12 @@ def first_objection(card: ModelCard, request: Request) -> Rejection | None:
     return None
 
 
+def listed(card: ModelCard, request: Request, *, any_purpose: bool) -> bool:
+    """Whether a model belongs in a listing: as for a recommendation, but unknown shapes are shown too."""
+    skipped = {_shape, _variant, *((_purpose,) if any_purpose else ())}
+    return all(check(card, request) is None for check in FILTERS if check not in skipped)
+
+
 def choose_variant(card: ModelCard, request: Request) -> tuple[Variant, str, str] | None:
     """(variant, repository, why) to start from, or None where the variant needed was never released."""
     instruct, base = card.variants.instruct, card.variants.base

@@ -199,10 +199,9 @@ def _try_method(card: ModelCard, name: MethodName, proof: Evidence, bench: _Benc
 
 
 def _nearest_miss(misses: list[Rejection]) -> Rejection:
-    """The miss that says most: money and time, then memory (of the method that needs least)."""
+    """The miss that says most: money, time, then memory (of the method that needs least), then the rest."""
     order = {"cost": 0, "time": 1, "memory": 2, "method": 3}
-    # Methods go from the largest to the smallest need, so the last memory miss is the closest.
-    return min(reversed(misses), key=lambda r: order[r.kind])
+    return min(misses, key=lambda miss: (order[miss.kind], miss.bytes_needed or 0))
 
 
 def _too_large(
@@ -335,6 +334,21 @@ def _next(candidates: tuple[Candidate, ...]) -> tuple[str, ...]:
         f"luthier recommend ... --model {best.card.id} --data rows.jsonl -o recipe.yaml",
         "luthier train recipe.yaml",
     )
+
+
+def needed_by(
+    card: ModelCard, name: MethodName, request: Request, hardware: Hardware, *, estimate: Estimator
+) -> tuple[int, bool] | str:
+    """(bytes needed, whether they fit) for one method, or why it cannot be used."""
+    if card.architecture is None:
+        return "its shape is not verified"
+    bench = _bench(request, hardware, estimate, "balanced")
+    tried = _try_method(card, name, evidence(card, bench.scale), bench)
+    if isinstance(tried, _Pair):
+        return tried.needed, True
+    if tried.bytes_needed is not None:
+        return tried.bytes_needed, False
+    return tried.reason
 
 
 def smallest_need(plan: Plan) -> Rejection | None:

@@ -1,0 +1,50 @@
+"""From a candidate to a recipe that is ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from luthier.errors import Unsupported
+from luthier.schema.plan import Candidate
+from luthier.schema.recipe import DataChoice, ExportChoice, ModelChoice, Recipe, TrainingChoice
+from luthier.schema.request import Request
+
+PLACEHOLDER = "rows.jsonl"
+"""Where the recipe looks for rows when none were named."""
+TRAINING = ("epochs", "learning_rate", "batch_size", "warmup_share", "schedule", "weight_decay")
+
+
+def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) -> Recipe:
+    """The recipe of one candidate: its settings with their sources; what is left out is derived in training.
+
+    data: files of training rows. Errors: Unsupported for training from scratch.
+    """
+    if request.goal == "from-scratch":
+        raise Unsupported(
+            "training from scratch has no recipe yet", hint="choose goal new-language or domain"
+        )
+    settings = {setting.name: setting for setting in candidate.settings}
+    training = {name: settings[name].value for name in TRAINING if name in settings}
+    sources = {f"training.{name}": settings[name].source for name in training}
+    values = candidate.method.model_dump()
+    if "dropout" in settings and candidate.method.name != "full":
+        values["dropout"] = settings["dropout"].value
+    for name in ("rank", "alpha", "dropout"):
+        if name in settings and name in values:
+            sources[f"method.{name}"] = settings[name].source
+    training["sequence_length"] = candidate.batch.sequence_length
+    sources["training.sequence_length"] = candidate.batch.source
+    sources["model.id"] = candidate.evidence.text
+    gguf = ("Q8_0", "Q4_K_M") if request.gguf or candidate.card.gguf.supported else ()
+    generative = request.purpose in ("chat", "text-generation")
+    return Recipe.model_validate(
+        {
+            "task": request.purpose,
+            "model": ModelChoice(id=candidate.weights).model_dump(exclude_none=True),
+            "method": values,
+            "data": DataChoice(train=tuple(data) or (PLACEHOLDER,)).model_dump(exclude_none=True),
+            "training": TrainingChoice.model_validate(training).model_dump(exclude_none=True),
+            "export": ExportChoice(gguf=gguf if generative else ()).model_dump(),
+            "sources": sources,
+        }
+    )

@@ -1,0 +1,191 @@
+"""Requests from words: single values with the nearest name, and whole sentences by rules that are shown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from luthier.errors import UsageError, did_you_mean
+from luthier.planning.recommend.languages import NAMES, language_code
+from luthier.schema.recipe import Purpose
+from luthier.schema.request import (
+    Feature,
+    Goal,
+    LicenceRule,
+    MethodName,
+    Priority,
+    Request,
+    SizeClass,
+    Stage,
+    Use,
+    Vertical,
+)
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "purpose": get_args(Purpose),
+    "goal": get_args(Goal),
+    "stage": get_args(Stage),
+    "use": get_args(Use),
+    "licence": get_args(LicenceRule),
+    "vertical": get_args(Vertical),
+    "features": get_args(Feature),
+    "priority": get_args(Priority),
+    "size": get_args(SizeClass),
+    "method": get_args(MethodName),
+}
+"""Field -> the words that it takes."""
+
+PURPOSE_WORDS: tuple[tuple[str, Purpose], ...] = (
+    (r"re-?rank\w*|cross-encoder", "reranking"),
+    (r"embed\w*|similar\w*|semantic search|retriev\w*|bi-encoder|duplicate\w*", "similarity"),
+    (r"multi-?label|tagg\w*|\btags?\b|topics\b", "multi-label-classification"),
+    (
+        r"classif\w*|categor\w*|sentiment|intents?\b|route|routing|triage|spam|moderat\w*",
+        "multi-class-classification",
+    ),
+    (r"complet\w*|autocomplete|continue text|infill\w*", "text-generation"),
+    (
+        r"chat\w*|assistant\w*|answer\w*|conversation\w*|dialog\w*|support bot|agent|summar\w*|"
+        r"extract\w*|json|instruct\w*|translat\w*|rewrit\w*|explain\w*",
+        "chat",
+    ),
+)
+"""Patterns and the purpose that they mean, the more special first."""
+
+FIELD_WORDS: tuple[tuple[str, str, Any], ...] = (
+    (r"\bimages?\b|\bphotos?\b|\bscreenshots?\b|\bscans?\b|vision", "features", "image"),
+    (r"tool call\w*|function call\w*|\btools\b|\bagents?\b", "features", "tools"),
+    (r"\bjson\b|structured output", "features", "json"),
+    (r"reason\w* step|thinking|chain of thought", "features", "thinking"),
+    (r"\bcode\b|coding|programming|python|javascript|\bsql\b", "vertical", "code"),
+    (r"medic\w*|clinic\w*|patient\w*|health\w*", "vertical", "medical"),
+    (r"\blegal\b|contracts?\b|lawyers?|law firm", "vertical", "legal"),
+    (r"financ\w*|bank\w*|trading|invoices?", "vertical", "finance"),
+    (r"\bphones?\b|mobile|\bedge\b|raspberry|on-device|embedded device", "size", "edge"),
+    (r"under 1 ?b\b|tiny model|sub-?1b", "size", "under-1b"),
+    (r"commercial\w*|client\w*|customers?|product\b|startup|company", "use", "commercial"),
+    (r"apache", "licence", "apache-2.0"),
+    (r"open[- ]source licen[cs]e|osi", "licence", "osi"),
+    (r"train other models|distil\w*|synthetic data", "outputs_train_models", True),
+    (r"ollama|llama\.cpp|lm studio|gguf", "gguf", True),
+    (r"first time|first run|never done|beginner|just trying", "stage", "first-run"),
+    (r"in production|production", "stage", "production"),
+    (r"new language|low-resource language|vocabulary", "goal", "new-language"),
+    (r"from scratch|pretrain\w*", "goal", "from-scratch"),
+    (r"domain|specialised|specialized|terminology|jargon", "goal", "domain"),
+    (r"tone|style|persona|format\b", "goal", "behaviour"),
+    (r"best quality|best possible|highest quality|accuracy matters", "priority", "quality"),
+    (r"\bfast\b|quickly|low latency|cheap", "priority", "speed"),
+    (r"as small as possible|smallest", "priority", "size"),
+    (r"community|well supported|ecosystem", "priority", "ecosystem"),
+    (r"long documents?|whole books?|long contracts?|long context", "context", 32_768),
+)
+"""Patterns, the field and its value."""
+
+AMBIGUOUS_NAMES = {"la", "no", "my", "is", "it", "id", "so", "be", "he", "am", "or", "as", "hi", "us"}
+
+
+def make_request(values: dict[str, Any]) -> Request:
+    """A request from plain values. Errors: UsageError with the nearest name, or what contradicts what."""
+    checked = dict(values)
+    if "languages" in checked:
+        words = checked["languages"]
+        words = re.split(r"[,\s]+", words.strip()) if isinstance(words, str) else list(words)
+        checked["languages"] = tuple(language_code(word) for word in words if word)
+    for field, known in CHOICES.items():
+        if field in checked and checked[field] is not None:
+            checked[field] = _checked(field, checked[field], known)
+    try:
+        request = Request.model_validate(checked)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise UsageError(f"{where}: {fault['msg'][:1].lower()}{fault['msg'][1:]}") from None
+    refuse_contradictions(request)
+    return request
+
+
+def _checked(field: str, value: Any, known: tuple[str, ...]) -> Any:
+    several = field in ("licence", "features")
+    words = value.split(",") if several and isinstance(value, str) else value if several else [value]
+    found = []
+    for word in words:
+        folded = str(word).strip().lower().replace("_", "-").replace(" ", "-")
+        if not folded:
+            continue
+        if folded not in known:
+            name = {"features": "feature", "licence": "licence rule"}.get(field, field)
+            raise UsageError(
+                f"{str(word).strip()!r} is not a {name}",
+                hint=did_you_mean(folded, known) or f"one of {', '.join(known)}",
+            )
+        found.append(folded)
+    return tuple(found) if several else found[0] if found else None
+
+
+def refuse_contradictions(request: Request) -> None:
+    """Errors: UsageError for wishes that cannot be met together, with what to give up."""
+    low, high = request.min_parameters, request.max_parameters
+    if low is not None and high is not None and low > high:
+        raise UsageError(
+            f"at least {low:,} and at most {high:,} parameters leave nothing",
+            hint="raise the largest size or lower the smallest",
+        )
+    if {"apache-2.0", "mit"} <= set(request.licence):
+        raise UsageError("no model is under both apache-2.0 and mit", hint="ask for osi to allow either")
+    generative = request.purpose in ("chat", "text-generation")
+    if not generative and request.goal in ("new-language", "from-scratch"):
+        raise UsageError(
+            f"{request.purpose} with goal {request.goal} is not done",
+            hint="leave the goal out, or train a decoder (purpose text-generation)",
+        )
+    if not generative and {"tools", "thinking"} & set(request.features):
+        raise UsageError(
+            f"{request.purpose} neither calls tools nor thinks",
+            hint="leave the features out, or use purpose chat",
+        )
+    if not generative and request.method == "qlora":
+        raise UsageError(
+            f"qlora is not offered for {request.purpose}", hint="use full or lora: encoders are small"
+        )
+
+
+def from_sentence(sentence: str, given: dict[str, Any] | None = None) -> Request:
+    """Map a sentence to a request by patterns; each that matched is kept in ``mapped``.
+
+    given: fields that were set otherwise; they win. Errors: UsageError when no purpose is found in it.
+    """
+    text = sentence.lower()
+    values: dict[str, Any] = {}
+    mapped: list[str] = []
+    for pattern, purpose in PURPOSE_WORDS:
+        if match := re.search(pattern, text):
+            values["purpose"] = purpose
+            mapped.append(f"{match.group(0)!r} means purpose {purpose}")
+            break
+    for pattern, field, value in FIELD_WORDS:
+        match = re.search(pattern, text)
+        if match is None:
+            continue
+        if field in ("features", "licence"):
+            values[field] = (*values.get(field, ()), value)
+        elif field in values:
+            continue
+        else:
+            values[field] = value
+        mapped.append(f"{match.group(0)!r} means {field} {value}")
+    codes = [code for code, name in NAMES.items() if re.search(rf"\b{name}\b", text)]
+    if codes:
+        values["languages"] = tuple(codes)
+        mapped.append(f"languages: {', '.join(NAMES[code] for code in codes)}")
+    if "multilingual" in text and not codes:
+        values["languages"] = ("de", "en", "es", "fr", "ja", "zh")
+        mapped.append("'multilingual' means languages de, en, es, fr, ja, zh")
+    if "purpose" not in values and "purpose" not in (given or {}):
+        raise UsageError(
+            f"no purpose was recognised in {sentence!r}",
+            hint=f"say it with --purpose: {', '.join(CHOICES['purpose'])}",
+        )
+    return make_request({**values, **(given or {}), "words": sentence, "mapped": tuple(mapped)})
