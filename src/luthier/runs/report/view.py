@@ -56,7 +56,6 @@ class Fact:
     label: str
     value: str
     source: str = ""
-    code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +79,26 @@ class Track:
     ticks: tuple[Tick, ...]
     zero: float | None = None
     """Where zero lies, in per cent, on an axis of differences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One metric, base and tuned on one lane."""
+
+    label: str
+    primary: bool
+    base: Dot
+    tuned: Dot
+
+
+@dataclass(frozen=True, slots=True)
+class PairTrack:
+    """Metrics before and after on one axis."""
+
+    title: str
+    note: str
+    rows: tuple[Pair, ...]
+    ticks: tuple[Tick, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,36 +293,43 @@ def interval_words(name: str, metric: Metric, *, share: bool, sign: bool = False
     return f"{low} to {high}"
 
 
-def score_tracks(context: ReportContext) -> list[Track]:
-    """Base and tuned dots of the primary metric, one track a split, on a shared axis."""
+def score_tracks(context: ReportContext) -> list[PairTrack]:
+    """Every metric before and after, one track a split, on one axis."""
     comparisons = context.comparisons
     if not comparisons:
         return []
-    ends = [m for c in comparisons for m in (c.main.baseline, c.main.tuned)]
-    all_share = all(words.is_share(c.primary, c.main.baseline) for c in comparisons)
-    start, end = (0.0, 1.0) if all_share else (min(m.low for m in ends), max(m.high for m in ends))
-    found = []
-    for c in comparisons:
-        name, share = c.primary, words.is_share(c.primary, c.main.baseline)
-        dots = tuple(
-            Dot(
-                label=label,
-                value=words.score(name, metric.value, share=share),
-                interval=interval_words(name, metric, share=share),
-                style=style,
-                place=on_track(metric.low, metric.value, metric.high, start=start, end=end),
-            )
-            for label, style, metric in (("Base", "base", c.main.baseline), ("Tuned", "tuned", c.main.tuned))
+    share = all(words.is_share(d.metric, d.baseline) for c in comparisons for d in c.differences)
+    shown = [(c, c.differences if share else (c.main,)) for c in comparisons]
+    ends = [x for _, part in shown for d in part for m in (d.baseline, d.tuned) for x in (m.low, m.high)]
+    start, end = (0.0, 1.0) if share else (min(ends), max(ends))
+    return [
+        PairTrack(
+            title=c.split,
+            note=f"{c.main.delta.n} rows{', 0 to 100' if share else ''}",
+            rows=tuple(
+                Pair(
+                    label=words.metric_name(d.metric),
+                    primary=d.metric == c.primary,
+                    base=_dot("Base", "base", d.metric, d.baseline, (start, end)),
+                    tuned=_dot("Tuned", "tuned", d.metric, d.tuned, (start, end)),
+                )
+                for d in part
+            ),
+            ticks=axis(start, end, share=share),
         )
-        found.append(
-            Track(
-                title=c.split,
-                note=f"{words.metric_name(name)}, {c.main.delta.n} rows",
-                dots=dots,
-                ticks=axis(start, end, share=share),
-            )
-        )
-    return found
+        for c, part in shown
+    ]
+
+
+def _dot(label: str, style: str, name: str, metric: Metric, ends: tuple[float, float]) -> Dot:
+    share = words.is_share(name, metric)
+    return Dot(
+        label=label,
+        value=words.score(name, metric.value, share=share),
+        interval=interval_words(name, metric, share=share),
+        style=style,
+        place=on_track(metric.low, metric.value, metric.high, start=ends[0], end=ends[1]),
+    )
 
 
 def axis(start: float, end: float, *, share: bool, sign: bool = False) -> tuple[Tick, ...]:
@@ -401,15 +427,10 @@ def field_tables(context: ReportContext) -> list[tuple[str, list[FieldRow]]]:
         for name, metric in tuned.fields.items():
             if name not in base.fields:
                 continue
+            ends = (0.0, 1.0)
             dots = [
-                Dot(
-                    label=label,
-                    value=f"{m.value * 100:.1f} %",
-                    interval=interval_words("field_exact", m, share=True).removesuffix(" %"),
-                    style=style,
-                    place=on_track(m.low, m.value, m.high, start=0, end=1),
-                )
-                for label, style, m in (("Base", "base", base.fields[name]), ("Tuned", "tuned", metric))
+                _dot("Base", "base", "field_exact", base.fields[name], ends),
+                _dot("Tuned", "tuned", "field_exact", metric, ends),
             ]
             rows.append(FieldRow(words.clean(name, 80) or "(whole answer)", dots[0], dots[1], metric.n))
         if rows:
@@ -676,8 +697,17 @@ def chosen_facts(context: ReportContext) -> list[Fact]:
                 flat[name] = value
     flat["evaluation.max_new_tokens"] = recipe.evaluation.max_new_tokens
     flat["seed"] = recipe.seed
+
+    def source_of(name: str) -> str:
+        if name in sources:
+            return sources[name]
+        section, _, key = name.rpartition(".")
+        record = getattr(recipe, section) if section else recipe
+        field = type(record).model_fields.get(key)
+        return "default" if field is not None and getattr(record, key) == field.default else "given"
+
     return [
-        Fact(name, words.clean(_plain(value), 300), words.clean(sources.get(name, ""), 300), code=True)
+        Fact(name, words.clean(_plain(value), 300), words.clean(source_of(name), 300))
         for name, value in flat.items()
     ]
 
