@@ -70,7 +70,7 @@ def load_causal(
     error. Code in the folder runs only with trust_remote_code.
     """
     settings = check_model_directory(directory)
-    with _quiet():
+    with quiet():
         from transformers import AutoModelForCausalLM
 
         try:
@@ -126,7 +126,7 @@ def _explained(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars and notices."""
     from transformers.utils import logging
 

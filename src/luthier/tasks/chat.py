@@ -18,7 +18,7 @@ import torch
 
 from luthier.errors import RecipeError, Unsupported
 from luthier.models.generate import TorchGenerator
-from luthier.models.load import DTYPES, load_causal, weights_digest
+from luthier.models.load import DTYPES, load_causal, quiet, weights_digest
 from luthier.models.lora import adapters_off, add_lora, merge, save_adapter
 from luthier.schema.protocols import Splits, TextTokenizer
 from luthier.schema.recipe import Full, Lora, QLora, Recipe
@@ -224,7 +224,7 @@ class ChatTask:
             merge(self.model)
             self.merged = True
         directory.mkdir(parents=True, exist_ok=True)
-        with _named(self.model, self.recipe.model.id):
+        with quiet(), _named(self.model, self.recipe.model.id):
             self.model.save_pretrained(directory)
         for name in TOKENIZER_FILES:
             if (self.directory / name).is_file():
