@@ -42,6 +42,7 @@ TEXT = [
             ["training_args.bin", "events.out.tfevents.1"],
         ),
         (["consolidated.safetensors"], ["x.gguf"]),
+        (["tiny.safetensors"], ["consolidated.safetensors", "tiny.fp16.safetensors"]),
         (["model.safetensors"], ["model.fp16.safetensors", "modeling_own.py"]),
         (
             ["model.safetensors", "1_Pooling/config.json", "2_Dense/model.safetensors"],
