@@ -20,7 +20,7 @@ from luthier.data.near import NearIndex
 from luthier.data.patterns import control_characters, markers, mojibake, personal_data, secrets
 from luthier.data.read import RawRow, read_file
 from luthier.data.render import prompt_ids, prompt_of, render_rows
-from luthier.data.shapes import Shape, detect, to_chat
+from luthier.data.shapes import Shape, by_file, detect, to_chat
 from luthier.data.sources import resolve
 from luthier.data.splits import prompt_key
 from luthier.data.stats import lengths
@@ -103,33 +103,37 @@ def check(
         dropped[code] += 1
         findings.problem(code, problem)
 
-    raw = chain.from_iterable(read_file(file, on_problem=broken) for file in resolved.files)
-    first = list(islice(raw, _LOOKED_AT))
-    state = _State(findings, _Held())
-    shape: Shape | Kind | None = None
-    if not first:
-        findings.add("empty", place=(resolved.files[0].shown, None))
-    else:
-        shape = _tell(first, format, columns, findings)
-    rows = chain(first, raw)
+    state = _State(findings, _held_out(held_out, base, system))
     chats: list[ChatRow] = []
-    if isinstance(shape, Shape):
-        state.held = _held_out(held_out, base, shape, system)
-        for row in rows:
-            try:
-                chat = to_chat(row, shape, system=system)
-            except DataError as problem:
-                broken(problem)
-                continue
-            if _look(chat, state) and on_kept is not None:
-                on_kept(row)
-            if tokenizer is not None:
-                chats.append(chat)
-    elif shape is not None:
-        for row in rows:
-            _look_at_kind(row, shape, state, broken)
-    else:
-        dropped["unknown-shape"] += sum(1 for _ in rows)
+    kinds: list[str] = []
+    for file in resolved.files:
+        raw = read_file(file, on_problem=broken)
+        first = list(islice(raw, _LOOKED_AT))
+        if not first:
+            continue
+        shape = _tell(first, format, columns, findings)
+        kinds.append(shape.name if shape else "unknown")
+        if shape is None:
+            dropped["unknown-shape"] += len(first) + sum(1 for _ in raw)
+        elif isinstance(shape, Kind):
+            for row in chain(first, raw):
+                _look_at_kind(row, shape, state, broken)
+        else:
+            for row in chain(first, raw):
+                try:
+                    chat = to_chat(row, shape, system=system)
+                except RowProblem as problem:
+                    broken(problem)
+                    continue
+                if _look(chat, state) and on_kept is not None:
+                    on_kept(row)
+                if tokenizer is not None:
+                    chats.append(chat)
+    kinds = list(dict.fromkeys(kinds))
+    if not kinds:
+        findings.add("empty", place=(resolved.files[0].shown, None))
+    if len(kinds) > 1:
+        findings.add("mixed-shapes", detail=", ".join(kinds))
     _conclude(state)
     tokens: Lengths | None = None
     histogram: tuple[tuple[int, int], ...] = ()
@@ -137,7 +141,7 @@ def check(
         tokens, histogram = _measure(chats, tokenizer, sequence_length, train_on, findings)
     return CheckReport(
         files=tuple(file.shown for file in resolved.files),
-        format=shape.name if shape else "unknown",
+        format=", ".join(kinds) or "unknown",
         read=state.kept + sum(dropped.values()),
         kept=state.kept,
         dropped=dict(dropped),
@@ -162,21 +166,17 @@ def _tell(
         return kind
 
 
-def _held_out(sources: tuple[str, ...], base: Path, shape: Shape, system: str | None) -> _Held:
-    """Digests of held-out rows, read in their own shape (the training rows' where it cannot be told)."""
+def _held_out(sources: tuple[str, ...], base: Path, system: str | None) -> _Held:
+    """Digests of held-out rows, read in their own shape."""
     held = _Held()
     if not sources:
         return held
     resolved = resolve(sources, base=base)
-    rows = [row for file in resolved.files for row in read_file(file, on_problem=_skip)]
-    try:
-        own = detect(rows[:_LOOKED_AT])
-    except DataError:
-        own = shape
-    for number, row in enumerate(rows):
+    rows = chain.from_iterable(read_file(file, on_problem=_skip) for file in resolved.files)
+    for number, (shape, row) in enumerate(by_file(rows)):
         try:
-            chat = to_chat(row, own, system=system)
-        except DataError:
+            chat = to_chat(row, shape, system=system)
+        except RowProblem:
             continue
         held.ids.add(chat.id)
         held.prompts.add(prompt_key(chat))
@@ -202,7 +202,8 @@ def _look(row: ChatRow, state: _State) -> bool:
         findings.row("duplicate", row, sample=f"the same as {first}")
         return False
     if answer is not None:
-        other, place = state.answers.setdefault(prompt_key(row), (row.id, where))
+        key = prompt_key(row)
+        other, place = state.answers.setdefault(key, (row.id, where))
         if other != row.id:
             findings.row("same-prompt", row, sample=f"the same prompt as {place}")
     if _leaks(row, state):

@@ -24,6 +24,9 @@ class Code:
 CODES = {
     "files": Code("info", "files were left aside"),
     "empty": Code("error", "no row could be read", "give a file with rows"),
+    "mixed-shapes": Code(
+        "warning", "files hold rows of different shapes", "name the files that belong together, one by one"
+    ),
     "duplicate": Code(
         "warning",
         "rows stand in the file more than once",

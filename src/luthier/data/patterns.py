@@ -19,7 +19,22 @@ _SECRETS = re.compile(
     r"|(?P<jwt>\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"
     r"|(?P<key>-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----)"
 )
-_SECRET_SIGNS = ("AKIA", "gh", "hf_", "AIza", "xox", "k_live_", "sk-", "eyJ", "PRIVATE KEY")
+_SECRET_SIGNS = (
+    "AKIA",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "hf_",
+    "AIza",
+    "xox",
+    "k_live_",
+    "sk-",
+    "eyJ",
+    "PRIVATE KEY",
+)
 _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
 _NOBODY = re.compile(r"@(?:[\w.-]*\.)?(?:example|test|invalid|localhost|email)\b", re.IGNORECASE)
 _PHONE = re.compile(r"(?<![\w+])\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,5}\d{2,4}(?!\w)")
@@ -31,9 +46,22 @@ _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b
 _MARKERS = re.compile(
     r"<\|[A-Za-z_ ]{2,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>"
     r"|<｜[^｜\n]{2,40}｜>|(?:^|\n)</?s>|</s>"
-    r"|(?:^|\n)### ?(?:Instruction|Response|Input|Human|Assistant):"
+    r"|(?:^|\n)### (?:Instruction|Response|Input|Human|Assistant):"
 )
-_MARKER_SIGNS = ("<|", "INST]", "SYS>>", "_of_turn>", "<｜", "s>", "###")
+_MARKER_SIGNS = (
+    "<|",
+    "INST]",
+    "SYS>>",
+    "_of_turn>",
+    "<｜",
+    "<s>",
+    "</s>",
+    "### ",
+    "###I",
+    "###R",
+    "###H",
+    "###A",
+)
 # Letters that the first byte of a UTF-8 sequence becomes in Windows-1252, then those of the others.
 _MOJIBAKE = re.compile(
     "[\u00c2-\u00f4]"

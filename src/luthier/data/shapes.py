@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 from luthier.data.columns import Missing, check_expression, text_at, value_at
@@ -322,26 +322,50 @@ def map_rows(
     stream = iter(rows)
     first = list(islice(stream, _LOOKED_AT))
     shape = detect(first, format=format, columns=columns)
-    return shape, _mapped(chain(first, stream), shape, system, on_problem)
+    wanted = _Wanted(format, columns or {}, system)
+    return shape, _mapped(chain(first, stream), wanted, on_problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the user said of the rows."""
+
+    format: str | None
+    columns: dict[str, str]
+    system: str | None
 
 
 def _mapped(
-    rows: Iterable[RawRow],
-    shape: Shape,
-    system: str | None,
-    on_problem: Callable[[LuthierError], None] | None,
+    rows: Iterable[RawRow], wanted: _Wanted, on_problem: Callable[[LuthierError], None] | None
 ) -> Iterator[ChatRow]:
     problems: list[LuthierError] = []
     report = on_problem or problems.append
-    for row in rows:
+    for shape, row in by_file(rows, format=wanted.format, columns=wanted.columns):
         try:
-            chat = to_chat(row, shape, system=system)
+            chat = to_chat(row, shape, system=wanted.system)
         except RowProblem as error:
             report(error)
             continue
         yield chat
     if problems:
         raise several(problems)
+
+
+def by_file(
+    rows: Iterable[RawRow],
+    *,
+    format: str | None = None,  # noqa: A002 - the recipe's own word
+    columns: dict[str, str] | None = None,
+) -> Iterator[tuple[Shape, RawRow]]:
+    """Each row with the shape of its file: files of different shapes can be read together.
+
+    Raises DataError at the first file whose shape cannot be told.
+    """
+    for _, group in groupby(rows, key=lambda row: row.file):
+        first = list(islice(group, _LOOKED_AT))
+        shape = detect(first, format=format, columns=columns)
+        for row in chain(first, group):
+            yield shape, row
 
 
 def several(problems: Sequence[LuthierError]) -> DataError:

@@ -102,6 +102,23 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return plain
 
 
+def arguments_as_text(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the arguments of tool calls as JSON texts."""
+
+    def call(one: dict[str, Any]) -> dict[str, Any]:
+        function = one.get("function", {})
+        arguments = function.get("arguments")
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        return {**one, "function": {**function, "arguments": text}}
+
+    return [
+        {**message, "tool_calls": [call(one) for one in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
 def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(item) for key, item in value.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from tokenizers import AddedToken, Tokenizer, processors
 
-from luthier.data.template import compile_template, plain_messages
+from luthier.data.template import arguments_as_text, compile_template, plain_messages
 from luthier.errors import DataError, FileProblem, Unsupported
 from luthier.schema.protocols import Message
 
@@ -166,14 +166,26 @@ class FileTokenizer:
         if not messages:
             raise DataError("a chat needs at least one message")
         template = self._template("tool_use" if tools is not None else "default")
-        try:
+
+        def fill(chat: list[dict[str, Any]]) -> str:
             return template.render(
-                messages=plain_messages(messages),
+                messages=chat,
                 tools=None if tools is None else list(tools),
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
+
+        plain = plain_messages(messages)
+        try:
+            try:
+                return fill(plain)
+            except TypeError:
+                # Some templates add a call's arguments to a text: they want JSON, as OpenAI sends it.
+                texts = arguments_as_text(plain)
+                if texts == plain:
+                    raise
+                return fill(texts)
         except jinja2.TemplateError as error:
             raise DataError(
                 f"the chat template refuses these messages: {error}",

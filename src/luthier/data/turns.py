@@ -23,6 +23,8 @@ _BASE = 0xF0000
 """First code point of the supplementary private use area: two marks a message, 32,767 messages."""
 _MARK = re.compile("[\U000f0000-\U000ffffd]")
 
+_OPEN_TAG = re.compile(r"[<\[][^<>\[\]\s]{0,40}$")
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -76,26 +78,15 @@ def find_turns(
     """
     chat = _Chat(messages, tools, tokenizer, text)
     anchors = _anchors(chat)
-    ends, specials = _enders(tokenizer)
     turns: list[Turn] = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         start = _start(index, chat, anchors)
-        after = max(anchors.ends.get(index, start), start)
-        if index not in anchors.ends and index not in anchors.starts:
-            after = _unmarked_end(index, chat, start)
-        stop = next(
-            (anchors.starts[j] for j in range(index + 1, len(messages)) if j in anchors.starts), len(text)
-        )
-        stop = max(stop, after)
-        found = ends.search(text, after, stop)
-        if found is None and _closes(index, chat, after, specials):
-            found = specials.search(text, after, stop)
-        end = found.end() if found else after
+        end, closed = _end(index, chat, anchors, start)
         if turns and start < turns[-1].end:
             raise _lost(index)
-        turns.append(Turn(index, start, end, closed=found is not None))
+        turns.append(Turn(index, start, end, closed))
     return turns
 
 
@@ -177,7 +168,11 @@ def _start(index: int, chat: _Chat, anchors: _Anchors) -> int:
         part = chat.try_render([*before[:-1], previous], prompt=True) or ""
         mark = part.rfind(chr(_BASE + 2 * (index - 1) + 1))
         if mark >= 0:
-            return place + _agreement(chat.text[place:], part[mark + 1 :])
+            content = anchors.starts.get(index, len(chat.text))
+            header = _header(before, chat)
+            found = chat.text.rfind(header, place, content) if header else -1
+            agreed = place + _whole_tags(chat.text[place:], part[mark + 1 :])
+            return max(agreed, found + len(header)) if found >= 0 else agreed
     if index in anchors.starts:
         return anchors.starts[index]
     if prompt is not None:
@@ -191,6 +186,74 @@ def _agreement(one: str, other: str) -> int:
     """Length of the common beginning."""
     shorter = min(len(one), len(other))
     return next((place for place in range(shorter) if one[place] != other[place]), shorter)
+
+
+def _header(before: Sequence[Message], chat: _Chat) -> str:
+    """What the template adds to a chat to ask for an answer."""
+    asked, bare = chat.try_render(before, prompt=True) or "", chat.try_render(before) or ""
+    return asked[len(bare) :] if bare and asked.startswith(bare) else ""
+
+
+def _whole_tags(text: str, prompt: str) -> int:
+    """Agreement of a text with a prompt; where they part within ``<think>``, that tag is not common."""
+    agreed = _agreement(text, prompt)
+    if agreed < len(prompt):
+        tag = _OPEN_TAG.search(text[:agreed])
+        agreed = tag.start() if tag else agreed
+    return agreed
+
+
+def _end(index: int, chat: _Chat, anchors: _Anchors, start: int) -> tuple[int, bool]:
+    """Place after the turn, its end token included, and whether there is one."""
+    ends, specials = _enders(chat.tokenizer)
+    if chat.messages[index].get("tool_calls"):
+        # Marks stand around names only, and some templates repeat them in the tool's answer.
+        own = _own_end(index, chat, anchors)
+        if own > anchors.starts.get(index, start):
+            last = _last(ends, chat.text, start, own)
+            if last is None:
+                # The chat's last call may be closed otherwise: then the end stands a little further.
+                stop = next((anchors.starts[j] for j in anchors.starts if j > index), len(chat.text))
+                further = ends.search(chat.text, own, max(own, stop))
+                last = further.end() if further else _last(specials, chat.text, start, own)
+            if last is not None:
+                return last, True
+            return start + len(chat.text[start:own].rstrip()), False
+    after = max(anchors.ends.get(index, start), start)
+    if index not in anchors.ends and index not in anchors.starts:
+        after = _unmarked_end(index, chat, start)
+    later = (anchors.starts[j] for j in range(index + 1, len(chat.messages)) if j in anchors.starts)
+    stop = max(next(later, len(chat.text)), after)
+    found = ends.search(chat.text, after, stop)
+    if found is not None:
+        return found.end(), True
+    # No end token that the model's files name: the template's own markers, as far as they are the turn's.
+    last = _last(specials, chat.text, after, _own_end(index, chat, anchors))
+    if last is None and _closes(index, chat, after, specials):
+        found = specials.search(chat.text, after, stop)
+        last = found.end() if found else None
+    return (after, False) if last is None else (last, True)
+
+
+def _last(pattern: re.Pattern[str], text: str, start: int, stop: int) -> int | None:
+    """Place after the last match in [start, stop)."""
+    return max((match.end() for match in pattern.finditer(text, start, max(start, stop))), default=None)
+
+
+def _own_end(index: int, chat: _Chat, anchors: _Anchors) -> int:
+    """How far the full text is what the template writes when the chat ends with this turn."""
+    if index == len(chat.messages) - 1:
+        return len(chat.text)
+    until = chat.try_render(chat.messages[: index + 1])
+    if until is not None and chat.text.startswith(until):
+        return len(until)
+    place = anchors.ends.get(index - 1)
+    if index == 0 or place is None:
+        return _agreement(chat.text, until or "")
+    previous = _marked(chat.messages[index - 1], index - 1, opens=False, closes=True)
+    part = chat.try_render([*chat.messages[: index - 1], previous, chat.messages[index]]) or ""
+    mark = part.rfind(chr(_BASE + 2 * (index - 1) + 1))
+    return place + _agreement(chat.text[place:], part[mark + 1 :]) if mark >= 0 else 0
 
 
 def _unmarked_end(index: int, chat: _Chat, start: int) -> int:
