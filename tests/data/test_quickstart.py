@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections import Counter
+from functools import cache
 from itertools import combinations
 from subprocess import run
 
@@ -59,16 +60,18 @@ def frames(split):
     return {frame for voice, _ in SPLITS[split].voices for pool in POOLS for frame in getattr(voice, pool)}
 
 
+@cache
 def pattern(frame):
-    """A frame as a regular expression: names and cities begin with a capital, other slots are open."""
+    """A frame compiled as a regular expression: names and cities begin with a capital, other slots are open."""
     proper = re.sub(
         r"\\{(name|city|away|friend|clerk)\\}", r"(?-i:[A-Z])\\w+(?: (?-i:[A-Z])\\w+)?", re.escape(frame)
     )
-    return re.sub(r"\\{\w+\\}", ".+?", proper)
+    opened = re.sub(r"\\{\w+\\}", ".+?", proper)
+    return re.compile(rf"(?<!\w){opened}(?!\w)", re.IGNORECASE)
 
 
 def holds(text, frame):
-    return re.search(rf"(?<!\w){pattern(frame)}(?!\w)", text, re.IGNORECASE) is not None
+    return pattern(frame).search(text) is not None
 
 
 def test_same_seed_same_bytes(tmp_path):
@@ -80,7 +83,7 @@ def test_same_seed_same_bytes(tmp_path):
     again = write_quickstart(tmp_path / "b")
     assert digests == {s: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for s, p in again.items()}
     assert digests == {
-        "train": "77ccc696c2ddb0bc",
+        "train": "3fdc03d68ffeba29",
         "validation": "cc68a77f200e306f",
         "test": "e66592ae299ab231",
         "test_rephrased": "a2ef17bd722c390d",

@@ -73,19 +73,49 @@ TRAIN_VALUES = Values(
         "gear": "backpack,notebook,laptop sleeve,wallet,belt,pencil case,travel bag,folder,sketchbook",
         "device": "desk lamp,radio,alarm clock,headset,torch|torches,fan,webcam,bike light,charger,doorbell",
     },
-    first_names="Anna Marco Elena Jonas Priya Tomas Lucia Erik Fatima Daniel Sofia Henrik Maya Oscar "
-    "Ingrid Pablo Clara Viktor Nadia Samuel Greta Diego Hannah Omar Julia Felix Amara Luis "
-    "Karin Peter Rosa Stefan Mina Robert Alice Kenji Laura Andre Helen Simon Zoe Martin "
-    "Aisha Paul Lena Victor Sara Nils Ines Joseph",
-    last_names="Keller Rossi Novak Silva Berg Moreau Okafor Lindqvist Garcia Schmidt Jansen Costa "
-    "Patel Weber Nowak Hansen Murphy Dubois Fischer Romano Kowalski Laine Andersen Torres "
-    "Baker Wright Sato Mensah Haas Vogel Petrov Marino Olsen Byrne Conti Meyer Duarte Lang "
-    "Horvat Ahmed Reid Blanc Ferreira Walsh Kaya Nilsson Brandt Fontaine Cruz Maier",
+    first_names="Anna Marco Elena Jonas Priya Tomas Lucia Erik Fatima Daniel Sofia Henrik Maya Oscar Ingrid "
+    "Pablo Clara Viktor Nadia Samuel Greta Diego Hannah Omar Julia Felix Amara Luis Karin Peter "
+    "Rosa Stefan Mina Robert Alice Kenji Laura Andre Helen Simon Zoe Martin Aisha Paul Lena "
+    "Victor Sara Nils Ines Joseph Gabriel Monica Rashid Yvonne Thomas Ewa Dimitri Chiara Walter "
+    "Nina Arjun Brigitte Caleb Delphine Edgar Freya Giulia Hassan Isabel Jakob Katrin Lorenzo "
+    "Maria Nikolai Odette Patrick Quentin Rebecca Sven Tatiana Ulrich Valeria William Ximena "
+    "Yusuf Zara Arthur Bettina Cyril Dolores Elliot Fiona Gregor Hiroshi Ivana Jasper Kirsten "
+    "Ludwig Marta Nathan Ophelia Piotr Ramona Silvio Thea Umberto Veronika Wilma Xavier Yolanda "
+    "Zoltan Abigail Bernard Cecilia Duncan Estelle Frank Gloria Harold Imani Joanna Kevin Linda "
+    "Maurice Nicole Otto Penelope Raymond Susanne Theo Ursula Vincent Winston Yasmin Alfred "
+    "Barbara Charles Denise Edward Flora George Hilda Isaac Jessica Karl Lydia Mohamed Naomi "
+    "Oliver Pauline Reinhard Sylvia Trevor Vanessa Wolfgang Agnieszka Boris Camila Dieter Emma "
+    "Francesca Gunnar Heidi Igor Jamila Klaus Lilian Mikael Natalia Osman",
+    last_names="Keller Rossi Novak Silva Berg Moreau Okafor Lindqvist Garcia Schmidt Jansen Costa Patel "
+    "Weber Nowak Hansen Murphy Dubois Fischer Romano Kowalski Laine Andersen Torres Baker "
+    "Wright Sato Mensah Haas Vogel Petrov Marino Olsen Byrne Conti Meyer Duarte Lang Horvat "
+    "Ahmed Reid Blanc Ferreira Walsh Kaya Nilsson Brandt Fontaine Cruz Maier Abbott Barros "
+    "Carlsen Dalton Engel Fraser Gruber Haddad Ibrahim Jovanovic Kruger Larsson Mancini "
+    "Nakamura Oliveira Popescu Quinn Ramirez Santoro Tremblay Urban Vargas Whitaker Yilmaz "
+    "Zimmermann Arnaud Bernardi Castillo Devlin Esposito Fonseca Gallagher Hoffman Iglesias "
+    "Johansson Kovacs Leclerc Mbeki Nielsen Ortiz Paulsen Rahman Serrano Thompson Ueda Vasquez "
+    "Wagner Xu Yamada Zeller Aguilar Bauer Chaudhry Desjardins Eriksen Fabbri Gomes Herzog "
+    "Irving Jacobs Kaufman Lombardi Mazur Norton Osborne Pereira Rinaldi Schreiber Tavares "
+    "Ulloa Virtanen Westberg Youssef Ziegler Armstrong Barbieri Cardoso Donovan Ellis Fleming "
+    "Graves Halvorsen Iqbal Jimenez Kimura Lopes Marchetti Nyberg Orlando Palmer Roth Steiner "
+    "Turner Vidal Watanabe Zapata Aydin Brennan Coleman Drummond",
     cities="Lyon Porto Ghent Graz Turin Seville Leipzig Utrecht Aarhus Bergen Tampere Krakow Brno "
     "Dublin Leeds Glasgow Bristol Nantes Toulouse Bilbao Valencia Bologna Naples Hamburg "
-    "Dresden Basel Lucerne Linz Prague Gdansk Riga Vilnius Tartu Oslo Lisbon Rotterdam "
-    "Antwerp Boston Denver Seattle Chicago Toronto Ottawa Perth Auckland Nairobi Accra "
-    "Mumbai Osaka Lima",
+    "Dresden Basel Lucerne Linz Prague Gdansk Riga Vilnius Tartu Oslo Lisbon Rotterdam Antwerp "
+    "Boston Denver Seattle Chicago Toronto Ottawa Perth Auckland Nairobi Accra Mumbai Osaka "
+    "Lima Amsterdam Athens Ankara Augsburg Baltimore Bangkok Barcelona Bari Belfast Belgrade "
+    "Berlin Birmingham Bratislava Bruges Brussels Bucharest Budapest Buffalo Catania Chennai "
+    "Cleveland Coimbra Columbus Copenhagen Cordoba Dallas Delft Delhi Dortmund Durban Dundee "
+    "Dusseldorf Edinburgh Exeter Fargo Florence Frankfurt Freiburg Grenoble Groningen Haarlem "
+    "Hanover Havana Heidelberg Helsinki Hobart Istanbul Izmir Jakarta Jena Kampala Karachi "
+    "Kassel Katowice Kiel Kobe Konstanz Lausanne Leicester Leiden Lille Limerick Limoges London "
+    "Lublin Lubeck Lusaka Luxembourg Maribor Mannheim Memphis Messina Metz Milan Montpellier "
+    "Monterrey Moscow Mainz Munich Murcia Nagoya Namur Nashville Newcastle Norwich Nottingham "
+    "Nuremberg Oakland Omaha Oulu Oxford Padua Parma Perugia Philadelphia Pittsburgh Plymouth "
+    "Potsdam Pretoria Pune Quebec Ravenna Reykjavik Rimini Rome Rostock Rouen Sacramento "
+    "Santiago Sarajevo Seoul Siena Skopje Southampton Strasbourg Sydney Szeged Taipei Tampa "
+    "Tirana Tokyo Toledo Trento Trondheim Tucson Vaasa Vancouver Varna Venice Vienna Warsaw "
+    "Weimar Wellington Winnipeg Wuppertal York Zadar",
 )
 
 VALIDATION_VALUES = Values(
@@ -230,6 +260,30 @@ TRAIN_VOICE = Voice(
         "There is no time to lose.",
         "The inspector comes tomorrow.",
         "Please do this first, it is pressing.",
+        "I cannot be without {it} for another day.",
+        "The deadline is tonight.",
+        "My flight goes this evening and I must have {it}.",
+        "Please ship within the hour.",
+        "People are standing here and asking for {it}.",
+        "Our event is already under way.",
+        "I hope you can bring {it} this afternoon.",
+        "Any delay would cost us the contract.",
+        "Same-day delivery, please.",
+        "The shop is empty and today is the sale.",
+        "I need {it} immediately.",
+        "We are desperate.",
+        "Please put this at the top of your list.",
+        "The film crew arrives at seven tomorrow.",
+        "If it comes after tomorrow, it is useless.",
+        "By this evening at the latest, please.",
+        "We cannot go on without {it}.",
+        "Please send {it} overnight.",
+        "The faster the better, money is no issue.",
+        "The ceremony begins in five hours.",
+        "Everything is blocked until {it} can be used.",
+        "Please react quickly.",
+        "Our boss wants {it} now.",
+        "We had a fire and need {it} at once.",
     ),
     urgent_first=(
         "Urgent!",
@@ -238,6 +292,10 @@ TRAIN_VOICE = Voice(
         "Help, we ran out last night!",
         "I need something by tonight.",
         "We have an emergency here.",
+        "Can you help me fast?",
+        "I am in trouble and short of time.",
+        "This one is pressing.",
+        "The clock is against us.",
     ),
     calm=(
         "There is no hurry.",
@@ -264,12 +322,38 @@ TRAIN_VOICE = Voice(
         "It is for a birthday in three months.",
         "What we have still works, so I can wait.",
         "Standard post is fine.",
+        "I do not mind when it arrives.",
+        "Next quarter is early enough.",
+        "Please take all the time you want.",
+        "We will not use {it} before March.",
+        "It would be nice to have {it} by the end of the year.",
+        "You can put it on the next truck that comes our way.",
+        "We are stocking up early.",
+        "There is no pressure at all.",
+        "Sea freight is fine.",
+        "Sometime in the coming weeks would be lovely.",
+        "My holiday lasts until August, so deliver later.",
+        "The move is only in half a year.",
+        "Delivery can take a month.",
+        "I am not in a hurry.",
+        "The cheapest option is best, however slow.",
+        "We plan for next year.",
+        "No date needed.",
+        "I am happy to wait.",
+        "We still have a few, so later is fine.",
+        "Just an ordinary order.",
+        "Economy delivery, please.",
+        "The fair is in ten months.",
     ),
     calm_first=(
         "Nothing urgent.",
         "We are planning ahead for next season.",
         "This is for later in the year.",
         "I have time, so no stress.",
+        "This order may take a while.",
+        "I am only thinking about next year.",
+        "Let us do this slowly.",
+        "There is plenty of time for this one.",
     ),
     asides=(
         "My phone number is {phone}.",
