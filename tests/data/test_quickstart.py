@@ -62,7 +62,7 @@ def frames(split):
 
 @cache
 def pattern(frame):
-    """A frame compiled as a regular expression: names and cities begin with a capital, other slots are open."""
+    """A frame as a compiled expression: names and cities begin with a capital, other slots are open."""
     proper = re.sub(
         r"\\{(name|city|away|friend|clerk)\\}", r"(?-i:[A-Z])\\w+(?: (?-i:[A-Z])\\w+)?", re.escape(frame)
     )
