@@ -8,8 +8,12 @@ import pytest
 
 from luthier.errors import RecipeError, Unsupported
 from luthier.schema.model import Architecture, Experts
-from luthier.sizing.parameters import architecture_from_config, architecture_of
-from luthier.sizing.parameters import count_parameters, lora_parameters
+from luthier.sizing.parameters import (
+    architecture_from_config,
+    architecture_of,
+    count_parameters,
+    lora_parameters,
+)
 
 LLAMA_8B = {
     "model_type": "llama",

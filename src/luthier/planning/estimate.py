@@ -16,7 +16,7 @@ from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import rate_of
-from luthier.sizing.training import MIB, TrainingMemory, evaluation_phase, resident, training_memory
+from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase, resident, training_memory
 
 Device = Literal["cpu", "cuda"]
 
@@ -73,7 +73,12 @@ def estimate_training(
         held = resident(arch, count_parameters(arch), method, dtype, used)
         judged = evaluation_phase(arch, evaluation, held, dtype=dtype, cuda=device == "cuda")
         memory = TrainingMemory((*memory.phases, judged), memory.trainable, memory.total)
-    phases, tensors, process = _gpu_memory(memory, gpu) if device == "cuda" else _host_memory(memory)
+    if device == "cuda":
+        phases, tensors, process = _gpu_memory(memory, gpu)
+    else:
+        phases, tensors, process = _host_memory(
+            memory, on_host(memory, arch, method, shape, element=BYTES[dtype])
+        )
     length = (shape.mean_length or shape.sequence_length) / shape.documents
     flops = training_flops(
         arch,
@@ -166,8 +171,7 @@ def _gpu_memory(memory: TrainingMemory, gpu: Accelerator | None) -> tuple[tuple[
     return phases, tensors, process
 
 
-def _host_memory(memory: TrainingMemory) -> tuple[tuple[Phase, ...], Range, Range]:
-    phases = on_host(memory)
+def _host_memory(memory: TrainingMemory, phases: tuple[Phase, ...]) -> tuple[tuple[Phase, ...], Range, Range]:
     live, resident_set = memory.peak.total, max(phase.total for phase in phases)
     return (
         phases,

@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-from luthier.schema.estimate import Part, Phase
+from luthier.schema.estimate import Part, Phase, TrainingShape
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import Full, Method
+from luthier.sizing.layers import heads_of, layer_kinds
 from luthier.sizing.training import MIB, TrainingMemory
 
-# Resident set of the worker with torch and transformers imported and their code touched by a first
-# step, model not counted. Measured on Linux x86-64 with torch 2.13 and transformers 5.23 (benchmarks/memory).
-RUNTIME = 420 * MIB
-# Live tensors against what the C library's heap holds for them. Blocks under its mmap threshold (32 MiB
-# once larger ones have been freed) come from a heap that cannot reuse every hole for aligned blocks.
-HEAP_OVERHEAD = 1.35
+# Resident set of interpreter, torch and transformers with the code that a first step touches, model not
+# counted. Measured on Linux x86-64 with torch 2.13 and transformers 5.23 (benchmarks/memory/cpu.json).
+RUNTIME = 405 * MIB
+
+HEAP_WASTE = {"lora": 0.65, "lora-checkpointing": 0.85, "full": 0.5}
+"""Holes that the C library's heap leaves, as a share of a layer's passing tensors, summed over the layers.
+
+torch asks for aligned blocks, and glibc before 2.38 cannot put one into a hole of just its size, so that
+every layer leaves holes behind. Mean of the measured runs in benchmarks/memory/cpu.json; newer C libraries
+and other systems need less, so that this errs on the safe side there."""
 
 
-def on_host(memory: TrainingMemory, *, runtime: int = RUNTIME) -> tuple[Phase, ...]:
-    """Phases of a CPU run: the tensors, the heap's overhead as workspace, and interpreter with libraries."""
+def on_host(
+    memory: TrainingMemory,
+    arch: Architecture,
+    method: Method,
+    shape: TrainingShape,
+    *,
+    element: int = 4,
+    runtime: int = RUNTIME,
+) -> tuple[Phase, ...]:
+    """Phases of a CPU run: the tensors, the heap's holes as workspace, and interpreter with libraries."""
+    waste = heap_waste(arch, method, shape, element)
     found = []
     for phase in memory.phases:
         parts: dict[Part, int] = dict(phase.parts)
-        passing = sum(parts.get(part, 0) for part in ("activations", "gradients"))
-        parts["workspace"] = round(passing * (HEAP_OVERHEAD - 1))
+        if phase.name != "load":
+            parts["workspace"] = waste
         parts["runtime"] = runtime
         found.append(Phase(name=phase.name, parts=parts))
     return tuple(found)
+
+
+def heap_waste(arch: Architecture, method: Method, shape: TrainingShape, element: int = 4) -> int:
+    """Bytes of heap that hold nothing at the height of a step."""
+    passing = 0
+    for kind in layer_kinds(arch):
+        passing += 7 * arch.hidden_size
+        if kind in ("full", "sliding"):
+            heads, kv_heads, width = heads_of(arch, kind)
+            passing += 4 * (heads + kv_heads) * width
+        elif kind == "linear":
+            passing += 8 * arch.hidden_size
+    case = "full" if isinstance(method, Full) else "lora"
+    if case == "lora" and shape.activation_checkpointing == "full":
+        case = "lora-checkpointing"
+    return round(HEAP_WASTE[case] * passing * shape.tokens * element)

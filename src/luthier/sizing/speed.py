@@ -39,7 +39,9 @@ _GPU_EFFICIENCY: dict[tuple[int, int], tuple[Range, str]] = {
     (9, 0): (_band(0.24, 0.32, 0.43), "our H100 rows of 2026-11-22 and NeMo AutoModel's published ones"),
 }
 _GPU_PRIOR = _band(0.18, 0.30, 0.42)
-_CPU_EFFICIENCY = _band(0.45, 0.62, 0.80)
+# Share of the matrix rate measured in the same process: 12 training steps of 3 models on one core
+# (benchmarks/memory/cpu.json), 0.53 to 0.79.
+_CPU_EFFICIENCY = _band(0.50, 0.66, 0.80)
 # FLOP/s of one core in fp32, where nothing was measured: two fused units of that width at 2.5 GHz, of
 # which large products reach about 60 %.
 _CPU_CORE = {"avx512f": 96e9, "avx2": 48e9, "neon": 24e9, "asimd": 24e9}

@@ -204,7 +204,7 @@ def _loss(
     full = isinstance(method, Full)
     weight = vocab * h
     if kernels.loss == "logits":
-        # Logits in the model's type, their fp32 copy, log-probabilities and gradient.
+        # Logits in the model's type, their fp32 copy, log-probabilities, and in the backward pass a gradient.
         numbers = 14 if element == 2 else 16
         return tokens * vocab * numbers + tokens * h * (element + 4), 0
     if kernels.loss == "fused":
