@@ -23,7 +23,7 @@ from luthier.runs.report.render import (
     render_markdown,
     write_report,
 )
-from luthier.runs.report.words import clean, duration, figure, size
+from luthier.runs.report.words import clean, doubt, duration, figure, size
 from luthier.schema.base import Range
 from luthier.schema.data import DataReport, Finding, Lengths, SplitReport
 from luthier.schema.estimate import Estimate, Phase
@@ -31,7 +31,7 @@ from luthier.schema.hardware import Hardware, Processor
 from luthier.schema.licence import Licence
 from luthier.schema.protocols import ChatRow, Generated, Message, Progress
 from luthier.schema.recipe import DataChoice, Lora, ModelChoice, Recipe, TrainingChoice
-from luthier.schema.results import Artifact, EvalResult, ParityCheck, TrainResult
+from luthier.schema.results import Artifact, EvalResult, Metric, ParityCheck, TrainResult
 from luthier.schema.run import Failure, Status
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\"'{{ 7*7 }}"
@@ -469,6 +469,16 @@ def test_doubt_is_said(context: ReportContext) -> None:
     assert "No clear difference" in page
     assert "fewer than ten are never taken as proof" in page
     assert "four times in five" in page
+
+
+def test_an_interval_beyond_zero_that_proves_nothing_is_explained() -> None:
+    difference = compare(*judged("test", 60, 0.4, 0.5)).main
+    metric = Metric(value=0.1, low=0.01, high=0.19, n=60)
+    doubtful = difference.model_copy(
+        update={"delta": metric, "p_value": 0.07, "verdict": "inconclusive", "improved": 20, "regressed": 8}
+    )
+    assert "p is 0.070 after correction" in (doubt(doubtful) or "")
+    assert doubt(doubtful.model_copy(update={"verdict": "better"})) is None
 
 
 def test_markdown_has_the_same_verdict(context: ReportContext) -> None:

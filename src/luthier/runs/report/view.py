@@ -245,8 +245,8 @@ def banner(context: ReportContext) -> Banner:
         said.append(words.doubt(comparison.main) or "")
         worse = [d for d in comparison.differences if d.verdict == "worse" and d.metric != comparison.primary]
         if worse:
-            names = ", ".join(words.metric_name(d.metric) for d in worse)
-            said.append(f"Worse on {comparison.split}: {names}.")
+            names = ", ".join(words.in_sentence(d.metric) for d in worse)
+            said.append(f"Worse on {comparison.split} by another measure: {names}.")
     return Banner(kind, headline, tuple(s for s in said if s))
 
 

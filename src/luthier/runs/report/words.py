@@ -121,6 +121,11 @@ def doubt(difference: Difference) -> str | None:
         parts.append(
             f"Only {changed} of {difference.delta.n} rows changed; fewer than ten are never taken as proof."
         )
+    elif not difference.delta.low <= 0 <= difference.delta.high:
+        parts.append(
+            f"The interval leaves out zero, but p is {p_words(difference.p_value)} after correction over "
+            "the metrics, which is not beyond doubt."
+        )
     if difference.detectable is not None:
         unit = " points" if share else ""
         amount = f"{difference.detectable * 100:.1f}" if share else figure(difference.detectable)
