@@ -278,7 +278,7 @@ def wide(table: Table, name: int = 0) -> None:
         column.overflow = "fold" if index == name else "ellipsis"
     if not console.is_terminal:
         console = Console(file=console.file, width=220, highlight=False)
-    console.print(Padding(table, (0, 0, 0, 2)), soft_wrap=False)
+    console.print(Padding(table, (0, 0, 0, 2), expand=False), soft_wrap=False)
 
 
 def narrow() -> bool:

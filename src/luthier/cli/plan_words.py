@@ -46,7 +46,7 @@ def show_ranking(plan: Plan, *, explain: bool) -> None:
     for c in plan.candidates:
         seconds = c.estimate.seconds
         name = c.weights.rsplit("/", 1)[-1] if short else c.weights
-        cells = [
+        cells: list[str | Text] = [
             str(c.rank),
             Text(name, style="bold" if c.rank == 1 else ""),
             c.method.name,
@@ -59,10 +59,6 @@ def show_ranking(plan: Plan, *, explain: bool) -> None:
     out().print()
     wide(table, name=1)
     out().print("  quality: ~ converted from another benchmark, ? placed by size and date", style="dim")
-    out().print(
-        "  quality: published for this purpose; ~ converted from another score; ? placed by size and date",
-        style="dim",
-    )
     more = plan.total_candidates - len(plan.candidates)
     if more > 0:
         out().print(f"  and {more} more that fit; --all shows them", style="dim")

@@ -42,7 +42,7 @@ def card_from_directory(directory: Path, *, name: str | None = None) -> tuple[Mo
     kind = _kind(directory, config, shape)
     card_text = _front_matter(directory / "README.md")
     called = name or _own_name(config, directory)
-    like = _sibling(config, shape)
+    like, same = _sibling(config, shape)
     licence, unknown = _licence(card_text)
     template = _template(directory)
     languages = _languages(card_text)
@@ -56,7 +56,7 @@ def card_from_directory(directory: Path, *, name: str | None = None) -> tuple[Mo
         unknown.append("chat template: none found, taken for base weights")
     found = ModelCard(
         id=called,
-        family=like.family if like is not None else shape.model_type,
+        family=like.family if like is not None and same else shape.model_type,
         org=called.split("/")[0] if "/" in called else "local",
         kind=kind,
         variants=Variants(instruct=called if instruct else None, base=None if instruct else called),
@@ -74,7 +74,7 @@ def card_from_directory(directory: Path, *, name: str | None = None) -> tuple[Mo
         gguf=_gguf(like),
         chat_template=None if template is None else ChatTemplateFacts(style="its own"),
         lora=LoraFacts(targets=tuple(dict.fromkeys(m.name for _, m in target_matrices(shape)))),
-        caveats=() if like is None else like.caveats,
+        caveats=like.caveats if like is not None and same else (),
         added_from=str(directory.resolve()),
     )
     return found, tuple(unknown)
@@ -194,18 +194,29 @@ def _tags(template: str | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sibling(config: dict[str, Any], shape: Architecture) -> ModelCard | None:
-    """A model of the catalogue of the same type and class, from which GGUF and caveats are taken."""
+def _sibling(config: dict[str, Any], shape: Architecture) -> tuple[ModelCard | None, bool]:
+    """A model of the same type, from which GGUF is taken; true where even its shape is the same."""
     classes = set(config.get("architectures") or ())
-    same = [
-        card
-        for card in all_models()
-        if card.architecture is not None
-        and card.architecture.model_type == shape.model_type
-        and card.added_from is None
-    ]
+    known = [card for card in all_models() if card.architecture is not None and card.added_from is None]
+    for card in known:
+        if card.architecture is not None and _outline(card.architecture) == _outline(shape):
+            return card, True
+    same = [card for card in known if card.architecture and card.architecture.model_type == shape.model_type]
     exact = [card for card in same if card.gguf.hf_class in classes]
-    return next(iter(exact or same), None)
+    return next(iter(exact or same), None), False
+
+
+def _outline(shape: Architecture) -> tuple[object, ...]:
+    return (
+        shape.model_type,
+        shape.layers,
+        shape.hidden_size,
+        shape.intermediate_size,
+        shape.attention_heads,
+        shape.kv_heads,
+        shape.vocab_size,
+        shape.tied_embeddings,
+    )
 
 
 def _gguf(like: ModelCard | None) -> GgufFacts:
