@@ -183,7 +183,7 @@ def test_a_broken_template_is_named_with_its_line(make_tokenizer) -> None:
 
 def test_importing_the_room_brings_no_torch() -> None:
     code = (
-        "import sys, luthier.data.load, "
+        "import sys, luthier.data.load, luthier.data.check, luthier.data.profile, luthier.data.show, "
         "luthier.data.batching; "
         "print([m for m in ('torch', 'transformers', 'pyarrow', 'pandas') if m in sys.modules])"
     )

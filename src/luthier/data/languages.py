@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from itertools import chain
 
 _SMALL_WORDS = {
     "en": "the of and to in is that it for you with on are this what how was be have from can not i my do",
     "de": "der die das und ist nicht ein eine ich zu mit auf für sich den wie dem auch von werden",
-    "fr": "le la les et est une des pour que dans qui pas vous sur je avec ce il du sont",
-    "es": "el los las una que es por con para en del se como está más su qué un lo y",
-    "it": "il di che è per non una sono con del della mi gli le si come nel anche più un",
-    "pt": "o os as um uma que não é para com em do da por se mais como você dos no",
+    "fr": "le la de les et est une des pour que dans qui pas vous sur je avec ce il du sont",
+    "es": "el la de los las una que es por con cuál aquí para en del se como está más su qué un lo y",
+    "it": "il la di che è per non una sono con del della mi gli le si come nel anche più un",
+    "pt": "o os de as um uma que não é para com em do da por se mais como você dos no",
     "nl": "het een van en dat niet ik op te zijn voor met die aan wat er hoe maar ook naar",
     "da": "og det er jeg ikke på til en at med for har som af den vi kan der du hvad",
     "sv": "och att det är jag inte på en som för med har av till den kan vad om du vi",
@@ -75,7 +74,11 @@ def _script(letter: str) -> str:
 
 def _by_words(text: str) -> str:
     words = _WORD.findall(text[:_LETTERS].lower())
-    scores = Counter(chain.from_iterable(_LANGUAGES_OF[word] for word in words if word in _LANGUAGES_OF))
+    scores: Counter[str] = Counter()
+    for word in words:
+        languages = _LANGUAGES_OF.get(word, ())
+        for language in languages:  # a word of many languages says little of each
+            scores[language] += 60 // len(languages)
     ranked = [*scores.most_common(2), ("latin", 0), ("latin", 0)]
     (best, most), (_, second) = ranked[:2]
-    return "latin" if most == second or most < max(1, 0.08 * len(words)) else best
+    return "latin" if most == second or most < 60 * max(1, 0.06 * len(words)) else best

@@ -37,7 +37,7 @@ class RowProblem(DataError):
     """One row that cannot be used, with a stable code for counting."""
 
     def __init__(self, code: str, message: str, *, file: str, line: int, hint: str | None = None) -> None:
-        super().__init__(message, file=file, line=line, hint=hint)
+        super().__init__(message, file=file, line=line, hint=hint or "mend this row, or remove it")
         self.code = code
 
 

@@ -48,7 +48,7 @@ _PAIRS = (
 _INSTRUCTIONS = ("output", "response", "completion", "answer")
 _CONTEXTS = ("context", "passage", "choices", "options", "endings", "document", "hint", "article")
 _TEXTS = ("text", "content", "document")
-_NO_TEXT_BESIDE = ("label", "labels", "score", "code", "summary", "target")
+_NO_TEXT_BESIDE = ("_id", "label", "labels", "score", "code", "summary", "target")
 MOST_SHOWN = 5
 """How many broken rows one error names."""
 
