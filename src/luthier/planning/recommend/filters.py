@@ -172,6 +172,8 @@ def _rule_objection(terms: Licence, rule: LicenceRule) -> tuple[str, str | None]
 
 
 def _commercial_objection(terms: Licence) -> tuple[str, str | None]:
+    if terms.id == "unknown":
+        return "its licence is not verified", "unknown terms allow nothing until they are read"
     verified = terms.commercial_use == "no"
     why = "is for non-commercial use" if verified else "is not verified for commercial use"
     return f"{terms.name} {why}", _clause(terms, "commercial-use")

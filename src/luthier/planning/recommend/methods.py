@@ -22,8 +22,6 @@ def build_method(name: MethodName, rank: Setting | None, alpha: Setting | None) 
 
 def method_objection(card: ModelCard, name: MethodName, request: Request, hardware: Hardware) -> str | None:
     """Why a method cannot be used here, or None."""
-    if request.method is not None and name != request.method:
-        return f"{request.method} was asked for"
     if request.goal == "from-scratch" and name != "full":
         return "training from scratch has no frozen base"
     if name == "qlora":

@@ -159,7 +159,8 @@ def _try_model(card: ModelCard, bench: _Bench) -> _Pair | Rejection:
     proof = evidence(card, bench.scale)
     found: list[_Pair] = []
     misses: list[Rejection] = []
-    order = sorted(METHODS, key=lambda name: -suitability(name, card, request).points)
+    asked = [name for name in METHODS if request.method in (None, name)]
+    order = sorted(asked, key=lambda name: -suitability(name, card, request).points)
     for name in order:
         tried = _try_method(card, name, proof, bench)
         if isinstance(tried, Rejection):
@@ -295,7 +296,7 @@ def _others(pair: _Pair, bench: _Bench) -> tuple[str, ...]:
     """Other methods that fit the same model, in words."""
     found: list[str] = []
     for name in METHODS:
-        if name == pair.method.name:
+        if name == pair.method.name or bench.request.method not in (None, name):
             continue
         other = _try_method(pair.card, name, pair.proof, bench)
         if isinstance(other, _Pair):
