@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from luthier.evaluation.compare import compare
 from luthier.evaluation.generation import evaluate
@@ -264,7 +266,7 @@ def full_context() -> ReportContext:
             Command("luthier chat orders-20261122-4f1c", "talk to the tuned model"),
             Command("luthier evaluate orders-20261122-4f1c --data more.jsonl", "judge it on other rows"),
         ),
-        versions={"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
+        versions={"luthier": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
     )
 
 
@@ -555,3 +557,14 @@ def test_chart_helpers() -> None:
 )
 def test_words(shown: str, text: str) -> None:
     assert shown == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=300))
+def test_shown_text_is_harmless(text: str) -> None:
+    shown = clean(text)
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown)
+    cell = markdown_cell(text)
+    assert "\n" not in cell
+    assert "<" not in cell
+    assert "|" not in cell.replace("\\|", "")

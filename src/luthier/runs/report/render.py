@@ -9,7 +9,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from luthier import __version__
 from luthier.runs.report import view, words
 from luthier.runs.report.context import ReportContext
 from luthier.schema.load import dump_recipe
@@ -81,7 +80,7 @@ def markdown_fence(text: str) -> str:
 
 def _parts(context: ReportContext) -> dict[str, Any]:
     return {
-        "luthier_version": __version__,
+        "luthier_version": context.versions.get("luthier", ""),
         "run_id": context.run_id,
         "name": words.clean(view.name_of(context), 120),
         "model_id": context.recipe.model.id,
