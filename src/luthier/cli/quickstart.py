@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from luthier.runs.quickstart import Advice
 
 
 def quickstart(
@@ -32,7 +36,6 @@ def quickstart(
     from luthier.cli import story
     from luthier.cli.attend import attend, run_json
     from luthier.cli.console import err, out, size
-    from luthier.cli.recommend import show_plan as show_recommendation
     from luthier.llamacpp.pins import CONVERTER_WHEEL
     from luthier.llamacpp.setup import is_set_up
     from luthier.runs.directory import RunDirectory, runs_root
@@ -52,7 +55,7 @@ def quickstart(
         story.heading(1, "Audit", "what this machine has")
         story.show_hardware(advice.hardware, advice.allows)
         story.heading(2, "Recommend", "base model and method for chat, Apache-2.0, weights without the Hub")
-        show_recommendation(advice.plan)
+        _recommendation(advice)
     run = RunDirectory(runs_root() / QUICKSTART_ID)
     if fresh or not (run.path / "model.json").exists():
         recipe = write_recipe(folder, advice)
@@ -77,3 +80,26 @@ def quickstart(
     out().print()
     story.show_next(next_commands(run))
     return 0
+
+
+def _recommendation(advice: Advice) -> None:
+    """The short list with the first one's reasons, what was left out, and what the Hub would add."""
+    from rich.text import Text
+
+    from luthier.cli import story
+    from luthier.cli.console import out
+    from luthier.cli.plan_words import show_ranking
+
+    plan = advice.plan
+    if plan.candidates:
+        best = plan.candidates[0]
+        show_ranking(plan, explain=False)
+        out().print()
+        out().print(story.grid([(r.kind, Text(r.text)) for r in best.reasons]))
+        out().print(story.grid([("licence asks", Text(duty)) for duty in best.duties]))
+    kinds = Counter(rejection.kind for rejection in plan.rejected)
+    left_out = ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
+    others = ", ".join(f"{c.weights} ({c.method.name})" for c in advice.wider.candidates)
+    out().print(story.grid([("left out", Text(f"{len(plan.rejected)} models: {left_out}"))]))
+    out().print(story.grid([("with the Hub", Text(f"first would come {others}"))]))
+    out().print(story.grid([("see", Text("luthier recommend, for all of it with every reason"))]))

@@ -49,6 +49,9 @@ class Advice:
 
     hardware: Hardware
     plan: Plan
+    """Among the models whose weights come without the Hub."""
+    wider: Plan
+    """Among all models: what the same request would get where the Hub is there."""
 
     @property
     def allows(self) -> str:
@@ -64,7 +67,8 @@ class Advice:
 def advise() -> Advice:
     """Audit this machine and recommend from what comes without the Hub."""
     hardware = audit(runs_root())
-    return Advice(hardware, recommend(REQUEST, hardware, most=3))
+    wider = REQUEST.model_copy(update={"offline": False})
+    return Advice(hardware, recommend(REQUEST, hardware, most=3), recommend(wider, hardware, most=3))
 
 
 def write_recipe(folder: Path, advice: Advice) -> Path:
@@ -91,7 +95,7 @@ def write_recipe(folder: Path, advice: Advice) -> Path:
             validation=(str(paths["validation"].resolve()),),
             test={name: (str(paths[name].resolve()),) for name in ("test", "test_rephrased")},
         ),
-        training=TrainingChoice(epochs=1, learning_rate=1e-3, batch_size=8, sequence_length=128),
+        training=TrainingChoice(epochs=1, learning_rate=2e-3, batch_size=8, sequence_length=128),
         evaluation=EvaluationChoice(max_new_tokens=64),
         export=ExportChoice(gguf=("F16", "Q8_0", "Q4_K_M")),
     )

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.splits import choose
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import CheckpointError, FileProblem
 from luthier.evaluation.compare import compare
@@ -73,6 +74,13 @@ class Work:
                 hint="start a new run with `luthier train`, or bring the old files back",
             )
         return data
+
+    @cached_property
+    def tests(self) -> dict[str, Sequence[ChatRow]]:
+        """Held-out rows by split, no more of each than the recipe asks for."""
+        most = self.recipe.evaluation.max_rows
+        splits = self.data.splits.tests
+        return {name: choose(rows, most or len(rows), seed=self.recipe.seed) for name, rows in splits.items()}
 
     @cached_property
     def task(self) -> ChatTask:
@@ -141,7 +149,7 @@ def _stage(work: Work, name: Stage, file: str, inputs: str, do: Any) -> None:
 
 
 def _baseline_and_training(work: Work) -> TrainResult:
-    if work.data.splits.tests:
+    if work.tests:
         _stage(work, "baseline", "baseline", work.judged, lambda: _baseline(work))
     _stage(work, "train", "train", work.trained, lambda: _train(work))
     result = work.run.stage("train", TrainResult, work.trained)
@@ -163,7 +171,7 @@ def judge(
             progress=work.board.progress(stage, f"{generator.label} on {name}"),
             cache_dir=room("answers"),
         )
-        for name, rows in (tests or work.data.splits.tests).items()
+        for name, rows in (tests or work.tests).items()
     }
 
 
@@ -206,7 +214,7 @@ class _Recorder:
 
 
 def _prove(work: Work, inputs: str) -> None:
-    if not work.data.splits.tests:
+    if not work.tests:
         work.run.save_stage("comparison", inputs, [])
         return
     baseline = load_results(work.run, "baseline", work.judged)
