@@ -10,6 +10,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$p && break; done)
 WORKERS ?= 2
 
+# One after the other also under `make -j`: each of them uses all cores by itself.
+.NOTPARALLEL:
 .PHONY: help quickstart test setup setup-dev lint types contract unit workflow install docs clean
 
 help:

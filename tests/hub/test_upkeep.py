@@ -111,9 +111,11 @@ def test_pruning_takes_replaced_revisions_and_broken_downloads_only(
     hub: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = hub.add(ID, FILES)
-    assert hub.add("acme/copy", FILES) == old  # copies of a repository share its commits
     download(look_up(ID))
-    download(look_up("acme/copy"))
+    copies = [f"acme/copy-{number}" for number in range(4)]
+    for copy in copies:
+        assert hub.add(copy, FILES) == old  # copies of a repository share its commits
+        download(look_up(copy))
     pinned = hub.add(ID, {**FILES, "config.json": b'{"a": 1}'}, ref="v1")
     download(look_up(ID, revision="v1"))
     new = hub.add(ID, {**FILES, "config.json": b'{"a": 22}', "model.safetensors": b"new" * 9000})
@@ -134,7 +136,11 @@ def test_pruning_takes_replaced_revisions_and_broken_downloads_only(
     assert old[:7] in out
     assert not part.exists()
     assert (stale.exists(), fresh.exists()) == (False, True)
-    assert {(m.id, m.revision) for m in cached_models()} == {(ID, pinned), (ID, new), ("acme/copy", old)}
+    assert {(m.id, m.revision) for m in cached_models()} == {
+        (ID, pinned),
+        (ID, new),
+        *((copy, old) for copy in copies),
+    }
     assert resolve_model(ID).revision == new
     # the weights of the old revision stay: v1 has the same file
     assert (resolve_model(ID, revision="v1").path / "model.safetensors").read_bytes() == bytes(50_000)
