@@ -1,0 +1,141 @@
+"""Each mistake gets its own words and exit code, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiny import save_tiny_model, write_recipe, write_rows
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    save_tiny_model(folder / "model")
+    write_recipe(folder, folder / "model")
+    return folder
+
+
+def fails(place: Path, *words: str, code: int) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier", *words],
+        cwd=place,
+        env={
+            **os.environ,
+            "LUTHIER_RUNS": str(place / "runs"),
+            "LUTHIER_CACHE": str(place / "cache"),
+            "HF_HUB_OFFLINE": "1",
+            "CI": "1",
+            "COLUMNS": "400",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.returncode == code, done.stderr + done.stdout
+    return done.stderr
+
+
+def row(*messages: tuple[str, str]) -> str:
+    return json.dumps({"messages": [{"role": r, "content": c} for r, c in messages]})
+
+
+def test_missing_recipe(place: Path) -> None:
+    assert "none.yaml: no such file" in fails(place, "train", "none.yaml", code=2)
+
+
+def test_unknown_key_has_line_and_nearest_name(place: Path) -> None:
+    (place / "typo.yaml").write_text((place / "recipe.yaml").read_text().replace("epochs:", "epohcs:"))
+    words = fails(place, "train", "typo.yaml", code=2)
+    assert "typo.yaml:6: training.epohcs is not a setting of training" in words
+    assert "did you mean epochs?" in words
+
+
+def test_missing_data_file(place: Path) -> None:
+    words = fails(place, "train", "recipe.yaml", "data.train=nowhere.jsonl", code=2)
+    assert "nowhere.jsonl" in words
+
+
+def test_broken_json_names_its_line(place: Path) -> None:
+    lines = write_rows(place / "broken.jsonl", 5).read_text().splitlines()
+    lines[2] = lines[2][:-4]
+    (place / "broken.jsonl").write_text("\n".join(lines) + "\n")
+    assert "broken.jsonl:3" in fails(place, "train", "recipe.yaml", "data.train=broken.jsonl", code=4)
+
+
+def test_empty_data(place: Path) -> None:
+    (place / "empty.jsonl").write_text("")
+    assert "empty" in fails(place, "train", "recipe.yaml", "data.train=empty.jsonl", code=4)
+
+
+def test_row_without_an_assistant_turn(place: Path) -> None:
+    (place / "mute.jsonl").write_text(row(("user", "hello")) + "\n")
+    words = fails(place, "train", "recipe.yaml", "data.train=mute.jsonl", code=4)
+    assert "mute.jsonl:1" in words
+    assert "assistant" in words
+
+
+def test_row_longer_than_the_context(place: Path) -> None:
+    (place / "long.jsonl").write_text(row(("user", "old hat " * 400), ("assistant", "yes")) + "\n")
+    words = fails(place, "train", "recipe.yaml", "data.train=long.jsonl", code=4)
+    assert "long.jsonl:1" in words
+    assert "256" in words
+
+
+def test_unknown_model_without_network(place: Path) -> None:
+    words = fails(place, "train", "recipe.yaml", "model.id=some-org/no-such-model", "--offline", code=2)
+    assert "some-org/no-such-model" in words
+    assert "luthier get" in words
+
+
+def test_model_without_a_template(place: Path) -> None:
+    bare = save_tiny_model(place / "bare")
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    assert "chat template" in fails(place, "train", "recipe.yaml", f"model.id={bare}", code=2)
+
+
+def test_not_enough_memory(place: Path) -> None:
+    words = fails(
+        place,
+        "train",
+        "recipe.yaml",
+        "training.micro_batch_size=2000000",
+        "training.batch_size=2000000",
+        code=3,
+    )
+    assert "GiB" in words
+
+
+def test_qlora_is_refused_with_its_reason(place: Path) -> None:
+    assert "QLoRA" in fails(place, "train", "recipe.yaml", "method.name=qlora", code=2)
+
+
+def test_gguf_without_its_converter_stops_before_training(place: Path) -> None:
+    assert "luthier setup gguf" in fails(place, "train", "recipe.yaml", "export.gguf=F16", code=1)
+    assert not (place / "runs").exists()
+
+
+def test_unknown_command_run_and_export_type(place: Path) -> None:
+    assert "train" in fails(place, "tarin", code=2)
+    assert "no run" in fails(place, "runs", "show", "nothing", code=2)
+    assert "no run" in fails(place, "export", "nothing", "--gguf", "Q4_K_M", code=2)
+
+
+def test_errors_as_json(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier", "train", "none.yaml", "--json"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["message"] == "no such file"
