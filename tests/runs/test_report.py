@@ -483,6 +483,19 @@ def test_an_interval_beyond_zero_that_proves_nothing_is_explained() -> None:
     assert doubt(doubtful.model_copy(update={"verdict": "better"})) is None
 
 
+def test_floors_and_other_models_stand_beside(context: ReportContext) -> None:
+    base = context.baseline["test"]
+    floor = base.model_copy(update={"model": "floor: commonest answer <b>"})
+    shown = replace(context, others=(floor,))
+    page = render_html(shown)
+    assert "All that answered these rows" in page
+    assert "floor: commonest answer &lt;b&gt;" in page
+    assert page.index("All that answered") < page.index("floor: commonest")
+    assert requests_of(page) == []
+    assert "| test | floor: commonest answer" in render_markdown(shown)
+    assert "All that answered" not in render_html(context)
+
+
 def test_markdown_has_the_same_verdict(context: ReportContext) -> None:
     text = render_markdown(context)
     assert text.startswith("# orders: The tuning helped")

@@ -63,6 +63,8 @@ class ReportContext:
     """Split -> the untouched model's result."""
     tuned: Mapping[str, EvalResult] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
+    others: tuple[EvalResult, ...] = ()
+    """What else answered the same splits: floors, few-shot prompting, GGUF files, served models."""
     artifacts: tuple[Artifact, ...] = ()
     licence: Licence | None = None
     duties: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from luthier.runs.report import view, words
+from luthier.runs.report import answers, facts, measured, scores, verdict, words
 from luthier.runs.report.context import ReportContext
 from luthier.schema.load import dump_recipe
 
@@ -82,47 +82,48 @@ def _parts(context: ReportContext) -> dict[str, Any]:
     return {
         "luthier_version": context.versions.get("luthier", ""),
         "run_id": context.run_id,
-        "name": words.clean(view.name_of(context), 120),
+        "name": words.clean(verdict.name_of(context), 120),
         "model_id": context.recipe.model.id,
-        "method": view.method_name(context),
+        "method": verdict.method_name(context),
         "task": context.recipe.task,
-        "when": view.when(context),
+        "when": verdict.when(context),
         "state": "" if context.status is None else context.status.state,
-        "banner": view.banner(context),
-        "tiles": view.tiles(context),
-        "score_tracks": view.score_tracks(context),
-        "difference_tracks": view.difference_tracks(context),
-        "metric_rows": view.metric_rows(context.comparisons),
-        "definitions": view.definitions(context),
+        "banner": verdict.banner(context),
+        "tiles": verdict.tiles(context),
+        "score_tracks": scores.score_tracks(context),
+        "difference_tracks": scores.difference_tracks(context),
+        "metric_rows": scores.metric_rows(context.comparisons),
+        "definitions": scores.definitions(context),
         "metric_reason": next((r.reason for r in context.tuned.values() if r.reason), ""),
-        "fields": view.field_tables(context),
-        "slices": view.slice_rows(context),
+        "fields": scores.field_tables(context),
+        "others": scores.other_rows(context),
+        "slices": scores.slice_rows(context),
         "cut_off": [
             (split, label, r.cut_off, len(r.rows))
             for label, results in (("base", context.baseline), ("tuned", context.tuned))
             for split, r in results.items()
             if r.cut_off
         ],
-        "samples": view.samples(context),
-        "changes": view.changes(context),
-        "bands": view.bands(context),
-        "parts": view.memory_parts(context),
+        "samples": answers.samples(context),
+        "changes": answers.changes(context),
+        "bands": measured.bands(context),
+        "parts": measured.memory_parts(context),
         "peak_phase": context.estimate.peak.name if context.estimate and context.estimate.phases else "",
         "assumptions": () if context.estimate is None else context.estimate.assumptions,
         "basis": "" if context.estimate is None else context.estimate.basis,
-        "stages": view.stage_rows(context),
-        "curves": view.curves(context),
+        "stages": measured.stage_rows(context),
+        "curves": measured.curves(context),
         "train": context.train,
-        "request": view.request_facts(context),
-        "chosen": view.chosen_facts(context),
-        "candidates": view.candidates(context),
-        "splits": view.split_rows(context),
+        "request": facts.request_facts(context),
+        "chosen": facts.chosen_facts(context),
+        "candidates": facts.candidates(context),
+        "splits": facts.split_rows(context),
         "data": context.data,
         "findings": context.findings,
-        "artifacts": view.artifact_rows(context.artifacts),
+        "artifacts": facts.artifact_rows(context.artifacts),
         "licence": context.licence,
         "duties": [*(context.licence.duties if context.licence else ()), *context.duties],
-        "machine": view.machine_facts(context),
+        "machine": facts.machine_facts(context),
         "versions": dict(sorted(context.versions.items())),
         "recipe_yaml": words.clean(dump_recipe(context.recipe), 40_000),
         "commands": context.commands,

@@ -1,0 +1,297 @@
+"""Scores before and after: tracks with intervals, tables by metric, field and slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from luthier.evaluation.compare import slices
+from luthier.evaluation.metrics import METRICS
+from luthier.runs.report import words
+from luthier.runs.report.charts import Interval, Tick, nice_ticks, on_track
+from luthier.runs.report.context import ReportContext
+from luthier.runs.report.facts import Fact
+from luthier.schema.results import Comparison, Difference, Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A score or difference with its interval on a track."""
+
+    label: str
+    value: str
+    interval: str
+    style: str
+    place: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """Dots on one axis."""
+
+    title: str
+    note: str
+    dots: tuple[Dot, ...]
+    ticks: tuple[Tick, ...]
+    zero: float | None = None
+    """Where zero lies, in per cent, on an axis of differences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One metric, base and tuned on one lane."""
+
+    label: str
+    primary: bool
+    base: Dot
+    tuned: Dot
+
+
+@dataclass(frozen=True, slots=True)
+class PairTrack:
+    """Metrics before and after on one axis."""
+
+    title: str
+    note: str
+    rows: tuple[Pair, ...]
+    ticks: tuple[Tick, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One metric of one split, before and after."""
+
+    split: str
+    name: str
+    primary: bool
+    baseline: str
+    baseline_interval: str
+    tuned: str
+    tuned_interval: str
+    delta: str
+    delta_interval: str
+    p: str
+    improved: int
+    regressed: int
+    verdict: str
+    kind: str
+
+
+def interval_words(name: str, metric: Metric, *, share: bool, sign: bool = False) -> str:
+    """The ends of an interval."""
+    if sign:
+        return f"{words.signed(metric.low, share=share)} to {words.signed(metric.high, share=share)}"
+    low, high = (words.score(name, x, share=share).removesuffix(" %") for x in (metric.low, metric.high))
+    return f"{low} to {high}"
+
+
+def score_tracks(context: ReportContext) -> list[PairTrack]:
+    """Every metric before and after, one track a split, on one axis."""
+    comparisons = context.comparisons
+    if not comparisons:
+        return []
+    share = all(words.is_share(d.metric, d.baseline) for c in comparisons for d in c.differences)
+    shown = [(c, c.differences if share else (c.main,)) for c in comparisons]
+    ends = [x for _, part in shown for d in part for m in (d.baseline, d.tuned) for x in (m.low, m.high)]
+    start, end = (0.0, 1.0) if share else (min(ends), max(ends))
+    return [
+        PairTrack(
+            title=c.split,
+            note=f"{c.main.delta.n} rows{', 0 to 100' if share else ''}",
+            rows=tuple(
+                Pair(
+                    label=words.metric_name(d.metric),
+                    primary=d.metric == c.primary,
+                    base=_dot("Base", "base", d.metric, d.baseline, (start, end)),
+                    tuned=_dot("Tuned", "tuned", d.metric, d.tuned, (start, end)),
+                )
+                for d in part
+            ),
+            ticks=axis(start, end, share=share),
+        )
+        for c, part in shown
+    ]
+
+
+def _dot(label: str, style: str, name: str, metric: Metric, ends: tuple[float, float]) -> Dot:
+    share = words.is_share(name, metric)
+    return Dot(
+        label=label,
+        value=words.score(name, metric.value, share=share),
+        interval=interval_words(name, metric, share=share),
+        style=style,
+        place=on_track(metric.low, metric.value, metric.high, start=ends[0], end=ends[1]),
+    )
+
+
+def axis(start: float, end: float, *, share: bool, sign: bool = False) -> tuple[Tick, ...]:
+    """Ticks of a track."""
+    span = end - start or 1
+    found = []
+    for value in nice_ticks(start, end, 5):
+        text = f"{value * 100:.0f}" if share else words.figure(value, 3)
+        if sign and value != 0:
+            text = f"{'+' if value > 0 else words.MINUS}{text.lstrip('-').lstrip(words.MINUS)}"
+        found.append(Tick((value - start) / span * 100, text))
+    return tuple(found)
+
+
+def difference_tracks(context: ReportContext) -> list[Track]:
+    """Differences of every metric, one track a split."""
+    found = []
+    for c in context.comparisons:
+        share = all(words.is_share(d.metric, d.baseline) for d in c.differences)
+        shown = c.differences if share else (c.main,)
+        far = max([abs(x) for d in shown for x in (d.delta.low, d.delta.high)] + [1e-9])
+        start = -far if min(d.delta.low for d in shown) < 0 else -0.08 * far
+        end = far if max(d.delta.high for d in shown) > 0 else 0.08 * far
+        dots = tuple(
+            Dot(
+                label=words.metric_name(d.metric),
+                value=words.signed(d.delta.value, share=share),
+                interval=interval_words(d.metric, d.delta, share=share, sign=True),
+                style={"better": "ok", "worse": "bad", "inconclusive": "base"}[d.verdict],
+                place=on_track(d.delta.low, d.delta.value, d.delta.high, start=start, end=end),
+            )
+            for d in shown
+        )
+        found.append(
+            Track(
+                title=c.split,
+                note="tuned minus base, points" if share else "tuned minus base",
+                dots=dots,
+                ticks=axis(start, end, share=share, sign=True),
+                zero=(0 - start) / (end - start) * 100,
+            )
+        )
+    return found
+
+
+def metric_rows(comparisons: Iterable[Comparison]) -> list[MetricRow]:
+    """Every metric of every split."""
+    return [_metric_row(c, d) for c in comparisons for d in c.differences]
+
+
+def _metric_row(c: Comparison, d: Difference) -> MetricRow:
+    share = words.is_share(d.metric, d.baseline)
+    return MetricRow(
+        split=c.split,
+        name=words.metric_name(d.metric),
+        primary=d.metric == c.primary,
+        baseline=words.score(d.metric, d.baseline.value, share=share),
+        baseline_interval=interval_words(d.metric, d.baseline, share=share),
+        tuned=words.score(d.metric, d.tuned.value, share=share),
+        tuned_interval=interval_words(d.metric, d.tuned, share=share),
+        delta=words.signed(d.delta.value, share=share),
+        delta_interval=interval_words(d.metric, d.delta, share=share, sign=True),
+        p=words.p_words(d.p_value),
+        improved=d.improved,
+        regressed=d.regressed,
+        verdict=words.VERDICTS[d.verdict],
+        kind=d.verdict,
+    )
+
+
+def definitions(context: ReportContext) -> list[Fact]:
+    """What each metric shown means."""
+    names = dict.fromkeys(d.metric for c in context.comparisons for d in c.differences)
+    return [Fact(METRICS[n].label, METRICS[n].definition) for n in names if n in METRICS]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRow:
+    """One field of JSON answers, base and tuned, by split."""
+
+    name: str
+    base: Dot
+    tuned: Dot
+    n: int
+
+
+def field_tables(context: ReportContext) -> list[tuple[str, list[FieldRow]]]:
+    """For JSON answers: each expected field before and after, by split."""
+    found = []
+    for split, tuned in context.tuned.items():
+        base = context.baseline.get(split)
+        if base is None or not tuned.fields:
+            continue
+        rows = []
+        for name, metric in tuned.fields.items():
+            if name not in base.fields:
+                continue
+            ends = (0.0, 1.0)
+            dots = [
+                _dot("Base", "base", "field_exact", base.fields[name], ends),
+                _dot("Tuned", "tuned", "field_exact", metric, ends),
+            ]
+            rows.append(FieldRow(words.clean(name, 80) or "(whole answer)", dots[0], dots[1], metric.n))
+        if rows:
+            found.append((split, rows))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRow:
+    """A part of a split on its own."""
+
+    split: str
+    name: str
+    rows: int
+    baseline: str
+    tuned: str
+    delta: str
+    interval: str
+    verdict: str
+    kind: str
+
+
+def slice_rows(context: ReportContext) -> list[SliceRow]:
+    """Each split in thirds of prompt length, worst first."""
+    found = []
+    for c in context.comparisons:
+        base, tuned = context.baseline.get(c.split), context.tuned.get(c.split)
+        if base is None or tuned is None or len(tuned.rows) < 30:
+            continue
+        for part in slices(base, tuned):
+            d, share = part.difference, words.is_share(part.difference.metric, part.difference.baseline)
+            found.append(
+                SliceRow(
+                    split=c.split,
+                    name=part.name,
+                    rows=d.delta.n,
+                    baseline=words.score(d.metric, d.baseline.value, share=share),
+                    tuned=words.score(d.metric, d.tuned.value, share=share),
+                    delta=words.signed(d.delta.value, share=share),
+                    interval=interval_words(d.metric, d.delta, share=share, sign=True),
+                    verdict=words.VERDICTS[d.verdict],
+                    kind=d.verdict,
+                )
+            )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRow:
+    """Another model, or a floor, on the same rows."""
+
+    split: str
+    model: str
+    dot: Dot
+    n: int
+
+
+def other_rows(context: ReportContext) -> list[OtherRow]:
+    """Everything that was judged on a split, base and tuned among the rest, best first."""
+    if not context.others:
+        return []
+    found: list[tuple[float, OtherRow]] = []
+    for result in (*context.baseline.values(), *context.tuned.values(), *context.others):
+        metric = result.metrics[result.primary]
+        style = {"base": "base", "tuned": "tuned"}.get(result.model, "third")
+        share = words.is_share(result.primary, metric)
+        ends = (0.0, 1.0) if share else (min(0.0, metric.low), metric.high)
+        dot = _dot(result.model, style, result.primary, metric, ends)
+        row = OtherRow(result.split, words.clean(result.model, 120), dot, metric.n)
+        found.append((metric.value if metric.greater_is_better else -metric.value, row))
+    order = list(dict.fromkeys(row.split for _, row in found))
+    return [row for _, row in sorted(found, key=lambda item: (order.index(item[1].split), -item[0]))]
