@@ -10,10 +10,10 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from luthier import __version__
 from luthier.errors import (
     DoesNotFit,
     GatedModel,
@@ -120,7 +120,15 @@ def hub_api() -> HfApi:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi
 
-    return HfApi(endpoint=endpoint(), library_name="luthier", library_version=__version__)
+    return HfApi(endpoint=endpoint(), library_name="luthier", library_version=own_version())
+
+
+def own_version() -> str:
+    """Luthier's version, as requests name it; ``0`` where it runs without being installed."""
+    try:
+        return version("luthier")
+    except PackageNotFoundError:
+        return "0"
 
 
 def model_page(model_id: str) -> str:

@@ -19,11 +19,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from luthier import __version__
 from luthier.errors import FileProblem, ModelNotFound, Unreachable, did_you_mean
 from luthier.hub.cache import need_space, readable
 from luthier.hub.records import download_lock, records, write_record
-from luthier.hub.remote import RemoteFile, RemoteModel, endpoint, hub_errors, look_up, offline_asked
+from luthier.hub.remote import (
+    RemoteFile,
+    RemoteModel,
+    endpoint,
+    hub_errors,
+    look_up,
+    offline_asked,
+    own_version,
+)
 from luthier.hub.select import needed_files
 from luthier.hub.store import blob_path, file_size, folder_name, hub_cache, part_path, snapshot_path
 from luthier.hub.wheels import file_sha256
@@ -162,7 +169,7 @@ def _fetch(model: RemoteModel, file: RemoteFile, counter: _Counter) -> None:
         cache_dir=hub_cache(),
         endpoint=endpoint(),
         library_name="luthier",
-        library_version=__version__,
+        library_version=own_version(),
         tqdm_class=counter.bar(),
     )
 
@@ -184,7 +191,7 @@ def _fetch_large(model: RemoteModel, file: RemoteFile, sha256: str, counter: _Co
     if before == file.bytes:
         counter.add(before)
     url = hf_hub_url(model.id, file.path, revision=model.revision, endpoint=endpoint())
-    headers = build_hf_headers(library_name="luthier", library_version=__version__)
+    headers = build_hf_headers(library_name="luthier", library_version=own_version())
     try:
         with part.open("ab") as stream:
             http_get(
