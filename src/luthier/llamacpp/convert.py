@@ -47,9 +47,59 @@ def convert(
     config = _json(model_dir / "config.json")
     _refuse(model_dir, config)
     log = log or out.with_suffix(".log")
-    arguments = [str(tool.model_script), str(model_dir.resolve()), "--outtype", outtype]
-    _run(tool, arguments, out, log, timeout, what=f"converting {model_dir.name} to GGUF")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".convert-", dir=out.parent) as scratch:
+        source = _with_plain_bos(model_dir.resolve(), Path(scratch))
+        arguments = [str(tool.model_script), str(source), "--outtype", outtype]
+        _run(tool, arguments, out, log, timeout, what=f"converting {model_dir.name} to GGUF")
     return tool.build
+
+
+def _with_plain_bos(model_dir: Path, scratch: Path) -> Path:
+    """The folder to convert: where BOS would be added that the model never saw, a view of it without.
+
+    What is trained on is the rendered chat template. Where the template writes no BOS, none may be
+    added, though the base's tokenizer adds one to plain text, and though llama.cpp does so for some
+    pre-tokenizers where a file says nothing.
+    """
+    path = model_dir / "tokenizer_config.json"
+    settings = _json(path) if path.is_file() else {}
+    if settings.get("add_bos_token") is False:
+        return model_dir
+    template = _template(model_dir, settings)
+    named = settings.get("bos_token")
+    bos = named.get("content") if isinstance(named, dict) else named
+    if template:
+        writes_bos = "bos_token" in template or bool(bos and bos in template)
+        plain = not writes_bos
+    else:
+        vocabulary = model_dir / "tokenizer.json"
+        unsaid = "add_bos_token" not in settings and vocabulary.is_file()
+        plain = unsaid and not _json(vocabulary).get("post_processor")
+    if not plain:
+        return model_dir
+    view = scratch / model_dir.name  # the converter names the model after its folder
+    view.mkdir()
+    for item in model_dir.iterdir():
+        if item.name != path.name:
+            _link(item, view / item.name)
+    (view / path.name).write_text(json.dumps({**settings, "add_bos_token": False}), encoding="utf-8")
+    return view
+
+
+def _template(model_dir: Path, settings: dict[str, Any]) -> str:
+    """Source of the model's chat templates, all of them; empty where it has none."""
+    found = [path.read_text(encoding="utf-8") for path in sorted(model_dir.glob("**/*.jinja"))]
+    beside = model_dir / "chat_template.json"
+    values = [settings.get("chat_template"), _json(beside) if beside.is_file() else None]
+    return "\n".join([*found, *(json.dumps(value, ensure_ascii=False) for value in values if value)])
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source)
+    except OSError:  # Windows without the right to make links
+        shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
 
 
 def convert_adapter(
@@ -85,10 +135,7 @@ def convert_adapter(
             scaled = {**settings, "lora_alpha": settings["lora_alpha"] * math.sqrt(settings["r"])}
             (source / "adapter_config.json").write_text(json.dumps(scaled), encoding="utf-8")
             weights = adapter_dir / "adapter_model.safetensors"
-            try:
-                (source / weights.name).symlink_to(weights.resolve())
-            except OSError:
-                shutil.copyfile(weights, source / weights.name)
+            _link(weights.resolve(), source / weights.name)
         arguments = [str(tool.adapter_script), str(source), "--base", str(base_dir.resolve())]
         arguments += ["--outtype", outtype]
         _run(tool, arguments, out, log, timeout, what=f"converting the adapter {adapter_dir.name} to GGUF")

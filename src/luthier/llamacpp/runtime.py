@@ -209,6 +209,14 @@ class LlamaServer:
     def alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
+    def _died(self) -> bool:
+        """Whether the process is gone; its connections break a moment before it counts as ended."""
+        if self._child is None:
+            return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout=1)
+        return not self.alive
+
     @property
     def pid(self) -> int | None:
         return None if self._child is None else self._child.pid
@@ -270,7 +278,7 @@ class LlamaServer:
                 hint="allow more time, or fewer tokens",
             ) from None
         except (OSError, http.client.HTTPException) as error:
-            state = "is overloaded" if self.alive else "died"
+            state = "died" if self._died() else "closed the connection"
             raise Unreachable(
                 f"the model server {state} ({type(error).__name__})",
                 file=self.log,
