@@ -103,6 +103,12 @@ def _merge(shipped: Iterable[ModelCard], added: Iterable[ModelCard]) -> tuple[Mo
     return tuple(cards.values())
 
 
+def forget() -> None:
+    """Read the catalogue anew at the next question: entries were added or removed."""
+    index.cache_clear()
+    _names.cache_clear()
+
+
 def all_models() -> tuple[ModelCard, ...]:
     """Every model, in the catalogue's order."""
     return index().models

@@ -254,6 +254,8 @@ def write_recipe(plan: Plan, output: Path, data: Path | None) -> None:
 
 def _nothing_fits(plan: Plan) -> DoesNotFit:
     ways = [f"{r.change} ({r.gains} models, best {r.best})" for r in plan.relaxations]
+    if plan.nearest is not None:
+        ways.append(plan.nearest)
     return DoesNotFit(
         "no model meets the whole request",
         hint="; or ".join(ways) if ways else "see what was rejected and why above",

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from luthier.catalog.index import added_folder, all_models, index, licences
+from luthier.catalog.index import added_folder, all_models, forget, licences
 from luthier.errors import ModelNotFound, UsageError, did_you_mean
 from luthier.schema.model import (
     Architecture,
@@ -90,7 +90,7 @@ def save_card(card: ModelCard) -> Path:
     path = _path_of(card.id)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(card.model_dump_json(indent=2, exclude_none=True), encoding="utf-8")
-    index.cache_clear()
+    forget()
     return path
 
 
@@ -104,7 +104,7 @@ def remove_card(name: str) -> Path:
             hint=did_you_mean(name, added) or f"added are: {', '.join(added) or 'none'}",
         )
     path.unlink()
-    index.cache_clear()
+    forget()
     return path
 
 

@@ -204,6 +204,8 @@ class Plan(Record):
     """When another way than tuning is likely to serve better; what else to think of."""
     relaxations: tuple[Relaxation, ...] = ()
     """What to relax when nothing fits, least given up first."""
+    nearest: str | None = None
+    """When nothing fits: the model that needs least, and the hardware that would hold it."""
     next_commands: tuple[str, ...] = ()
 
     @property

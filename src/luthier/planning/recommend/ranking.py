@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from luthier.catalog.index import all_models, model_card
+from luthier.catalog.index import all_models, gpus, model_card
 from luthier.catalog.index import licence as find_licence
+from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.recommend import guides
 from luthier.planning.recommend.evidence import Scale, evidence, scale_for
 from luthier.planning.recommend.filters import choose_variant, first_objection
@@ -18,6 +18,7 @@ from luthier.planning.recommend.methods import build_method, method_objection, s
 from luthier.planning.recommend.reasons import advice, candidate_reasons, warnings
 from luthier.planning.recommend.relax import relaxations
 from luthier.planning.recommend.score import score
+from luthier.planning.recommend.serving import suggest
 from luthier.planning.recommend.shapes import (
     Estimator,
     base_shape,
@@ -26,6 +27,7 @@ from luthier.planning.recommend.shapes import (
     least_bytes,
     widen,
 )
+from luthier.planning.solver import GPU_SHARE
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
@@ -39,6 +41,8 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 FIRST_RUN = "Qwen/Qwen3-0.6B"
 """Where guide C starts somebody who knows nothing yet."""
 GIB = 2**30
+NEAREST = 5
+"""Models looked at for what would fit on larger hardware."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +85,14 @@ def recommend(
     machine = hardware if hardware is not None else _assumed()
     cards = all_models() if models is None else models
     bench = _bench(request, machine, estimate, preset)
+    target = machine if request.target is None else parse_hardware(request.target)
     tried = _try_all(cards, bench)
     ranked = sorted(
         (t for t in tried if isinstance(t, _Pair)),
         key=lambda pair: (not _pinned(pair, request, known=known), pair.order),
     )
     rejected = tuple(t for t in tried if isinstance(t, Rejection))
-    candidates = tuple(_candidate(i + 1, pair, bench) for i, pair in enumerate(ranked[:most]))
+    candidates = tuple(_candidate(i + 1, pair, bench, target) for i, pair in enumerate(ranked[:most]))
     return Plan(
         request=request,
         hardware=hardware,
@@ -95,6 +100,7 @@ def recommend(
         total_candidates=len(ranked),
         rejected=rejected,
         guides=guides.answers(request, machine if known else None),
+        nearest=None if ranked else _nearest(rejected, bench),
         rules=_rules(request, known=known),
         advice=advice(request),
         relaxations=()
@@ -105,8 +111,6 @@ def recommend(
 
 
 def _assumed() -> Hardware:
-    from luthier.planning.hypothetical import parse_hardware
-
     return parse_hardware("vram 8GB")
 
 
@@ -251,7 +255,7 @@ def _over_budget(card: ModelCard, name: MethodName, found: Estimate, request: Re
     return None
 
 
-def _candidate(rank: int, pair: _Pair, bench: _Bench) -> Candidate:
+def _candidate(rank: int, pair: _Pair, bench: _Bench, target: Hardware) -> Candidate:
     """Put a pair into words, with the largest micro-batch that fits and the other methods that do."""
     request, hardware, budget = bench.request, bench.hardware, bench.budget
     shape, estimate = widen(
@@ -289,6 +293,7 @@ def _candidate(rank: int, pair: _Pair, bench: _Bench) -> Candidate:
         warnings=warnings(card, request, hardware),
         settings=pair.settings,
         alternatives=_others(pair, bench),
+        serving=suggest(card, request, target),
     )
 
 
@@ -352,19 +357,33 @@ def needed_by(
     return tried.reason
 
 
-def smallest_need(plan: Plan) -> Rejection | None:
-    """Of the models that only memory rejects, the one that needs least."""
-    short = [r for r in plan.rejected if r.kind == "memory" and r.bytes_needed is not None]
-    return min(short, key=lambda r: r.bytes_needed or 0) if short else None
+def _nearest(rejected: Sequence[Rejection], bench: _Bench) -> str | None:
+    """Of the models that only memory rejects, the one that needs least, and a GPU that would hold it."""
+    short = sorted((r for r in rejected if r.kind == "memory"), key=lambda r: r.bytes_needed or 0)
+    needs: list[tuple[int, str]] = []
+    for rejection in short[:NEAREST]:
+        card = model_card(rejection.model)
+        for name in METHODS:
+            if bench.request.method not in (None, name):
+                continue
+            if (needed := _tightest(card, name, bench)) is not None:
+                needs.append((needed, f"{card.id} with {name}"))
+    if not needs:
+        return None
+    needed, what = min(needs)
+    holding = [spec for spec in gpus() if spec.kind == "cuda" and spec.memory_total * GPU_SHARE >= needed]
+    where = min(holding, key=lambda spec: spec.nameplate).name if holding else "several GPUs together"
+    return f"{what} needs least, {needed / GIB:.1f} GiB: {where} would hold it"
 
 
-def rejected_by_kind(plan: Plan) -> list[tuple[str, list[Rejection]]]:
-    """Rejections grouped, the largest group first."""
-    counts = Counter(r.kind for r in plan.rejected)
-    return [(kind, [r for r in plan.rejected if r.kind == kind]) for kind, _ in counts.most_common()]
-
-
-def find_candidate(plan: Plan, name: str) -> Candidate | None:
-    """The candidate of a model named by the user, or None."""
-    card = model_card(name)
-    return next((c for c in plan.candidates if c.card.id == card.id), None)
+def _tightest(card: ModelCard, name: MethodName, bench: _Bench) -> int | None:
+    """Bytes of one row at a time with everything recomputed on a GPU, or None where the method cannot be."""
+    request = bench.request
+    machine = bench.hardware if bench.hardware.accelerators else parse_hardware("rtx 4090")
+    if method_objection(card, name, request, machine) is not None:
+        return None
+    settings = lookup(card, name, request, preset=bench.preset)
+    method = build_method(name, value_of(settings, "rank"), value_of(settings, "alpha"))
+    shape = base_shape(card, request, machine, batch_size=1, epochs=1.0)
+    tight = shape.model_copy(update={"checkpointing": True})
+    return round(bench.estimate(card, method, tight, machine).process.high)
