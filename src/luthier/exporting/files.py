@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from luthier.errors import FileProblem
 from luthier.schema.results import Artifact, ParityCheck
 
 CHECKSUMS = "SHA256SUMS"
+PAPERS = re.compile(
+    r"^(licen[cs]e|copying|notice|use_policy|acceptable_use|attribution|gemma_prohibited)[\w.-]*$", re.I
+)
+"""Names under which models carry their terms."""
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -44,12 +49,15 @@ def shipped_files(folder: Path) -> list[Path]:
     )
 
 
-def folder_digest(folder: Path, digests: dict[Path, str] | None = None) -> str:
-    """SHA-256 over the sorted names and digests of a folder's files."""
+def folder_digest(folder: Path, *, papers: bool = True) -> str:
+    """SHA-256 over the sorted names and digests of a folder's files.
+
+    papers: whether card, licence and notices count; without them it is the digest of the model itself.
+    """
     total = hashlib.sha256()
     for path in shipped_files(folder):
-        digest = digests[path] if digests and path in digests else file_digest(path)
-        total.update(f"{digest}  {path.relative_to(folder).as_posix()}\n".encode())
+        if papers or not (path.suffix == ".md" or PAPERS.match(path.name)):
+            total.update(f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n".encode())
     return total.hexdigest()
 
 

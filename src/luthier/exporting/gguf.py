@@ -117,7 +117,7 @@ def export_gguf(
         relative_to,
         name,
         log or out_dir / "gguf.log",
-        folder_digest(merged_dir),
+        folder_digest(merged_dir, papers=False),
         _manifest(out_dir / MANIFEST),
     )
     missing = [kind for kind in types if not export.kept(kind)]

@@ -7,13 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.exporting.files import write_text
+from luthier.exporting.files import PAPERS, write_text
 from luthier.schema.licence import Licence
-
-PAPERS = re.compile(
-    r"^(licen[cs]e|copying|notice|use_policy|acceptable_use|attribution|gemma_prohibited)[\w.-]*$", re.I
-)
-"""Names under which models carry their terms."""
 
 
 @dataclass(frozen=True, slots=True)
