@@ -1,5 +1,6 @@
 """Planted faults are found where they are, clean data are left alone, and every row is accounted for."""
 
+# ruff: noqa: E501 - rows stand as written
 from __future__ import annotations
 
 import json
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.check import check
+from luthier.data.fix import fix
 from luthier.data.languages import guess_language
 from luthier.data.near import NearIndex
 from luthier.data.patterns import markers, mojibake, personal_data, secrets
@@ -18,7 +20,7 @@ from luthier.data.profile import estimate_tokens, profile
 from luthier.data.read import RawRow
 from luthier.data.render import render_row
 from luthier.data.show import segments, show_tokens
-from luthier.errors import DataError, FileProblem, LuthierError
+from luthier.errors import DataError, FileProblem, LuthierError, UsageError
 from luthier.schema.data import CheckReport
 from luthier.schema.protocols import ChatRow
 
@@ -137,10 +139,32 @@ def test_leakage_exact_by_prompt_and_near(checked) -> None:
 
 
 def test_only_rows_worth_keeping_are_handed_on(checked) -> None:
-    rows, kept = clean(10), []
-    report = checked([*rows, rows[0], {"prompt": "x"}], held=[rows[1]], on_kept=kept.append)
-    assert [row.value for row in kept] == [rows[0], *rows[2:]]
+    rows, seen = clean(10), []
+    report = checked(
+        [*rows, rows[0], {"prompt": "x"}], held=[rows[1]], on_row=lambda row, fit: seen.append((row, fit))
+    )
+    assert [row.value for row, fit in seen if fit] == [rows[0], *rows[2:]]
+    assert [row.line for row, fit in seen if not fit] == [2, 11]
     assert (report.read, report.kept) == (12, 11)
+
+
+def test_fix_writes_a_file_without_findings(checked, tmp_path: Path) -> None:
+    rows = clean(10)
+    checked([*rows, rows[0], {"prompt": "x"}])
+    report = fix(("a.jsonl",), tmp_path / "clean.jsonl", base=tmp_path)
+    assert report.dropped == {"missing-field": 1}
+    assert [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()] == rows
+    assert [
+        json.loads(line)["line"] for line in (tmp_path / "clean.dropped.jsonl").read_text().splitlines()
+    ] == [11]
+    again = check(("clean.jsonl",), base=tmp_path)
+    assert (again.read, again.kept, [f for f in again.findings if f.level != "info"]) == (10, 10, [])
+    with pytest.raises(UsageError, match="cannot replace its source"):
+        fix(("a.jsonl",), tmp_path / "a.jsonl", base=tmp_path)
+    labels = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "a", "label": "x"}]
+    checked(labels)
+    fix(("a.jsonl",), tmp_path / "clean.jsonl", base=tmp_path)
+    assert [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()] == labels[:2]
 
 
 def test_broken_lines_are_counted_and_the_rest_is_checked(checked) -> None:

@@ -214,7 +214,7 @@ KEYS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.dictionaries(KEYS, JSON, max_size=4), min_size=1, max_size=4))
 def test_no_row_is_lost_and_nothing_but_our_errors_is_raised(values: list[dict]) -> None:
     problems: list[LuthierError] = []
@@ -225,7 +225,7 @@ def test_no_row_is_lost_and_nothing_but_our_errors_is_raised(values: list[dict])
     assert len(kept) + len(problems) == len(values)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.dictionaries(st.text(max_size=3), JSON, max_size=3), st.text(alphabet="ab.[]{}0-", max_size=8))
 def test_any_path_gives_a_text_or_says_that_it_leads_nowhere(value: dict, path: str) -> None:
     try:

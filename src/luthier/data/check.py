@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -15,7 +13,7 @@ from luthier.data.columns import as_text
 from luthier.data.findings import Findings
 from luthier.data.kinds import LABELLED, Kind, detect_kind
 from luthier.data.languages import guess_language
-from luthier.data.messages import RowProblem
+from luthier.data.messages import RowProblem, content_digest
 from luthier.data.near import NearIndex
 from luthier.data.patterns import control_characters, markers, mojibake, personal_data, secrets
 from luthier.data.read import RawRow, read_file
@@ -81,13 +79,13 @@ def check(
     format: str | None = None,  # noqa: A002 - the recipe's own word
     columns: dict[str, str] | None = None,
     system: str | None = None,
-    on_kept: Callable[[RawRow], None] | None = None,
+    on_row: Callable[[RawRow, bool], None] | None = None,
 ) -> CheckReport:
     """Check files, folders and globs, relative to base.
 
     held_out: rows to be judged on, looked for among the training rows. tokenizer: counts tokens and
-    tries the chat template. on_kept is given every row that can be used and is no copy of an earlier
-    or a held-out one (what a cleaned file holds).
+    tries the chat template. on_row is told of every row that can be used, and whether it belongs into
+    a cleaned file: it is no copy of an earlier row and does not stand in the held-out rows.
     Raises FileProblem for files that cannot be opened, RecipeError for a wrong column role; all that
     is wrong with rows is a finding. ``read = kept + sum(dropped)``.
     """
@@ -117,7 +115,9 @@ def check(
             dropped["unknown-shape"] += len(first) + sum(1 for _ in raw)
         elif isinstance(shape, Kind):
             for row in chain(first, raw):
-                _look_at_kind(row, shape, state, broken)
+                fit = _look_at_kind(row, shape, state, broken)
+                if fit is not None and on_row is not None:
+                    on_row(row, fit)
         else:
             for row in chain(first, raw):
                 try:
@@ -125,8 +125,9 @@ def check(
                 except RowProblem as problem:
                     broken(problem)
                     continue
-                if _look(chat, state) and on_kept is not None:
-                    on_kept(row)
+                fit = _look(chat, state)
+                if on_row is not None:
+                    on_row(row, fit)
                 if tokenizer is not None:
                     chats.append(chat)
     kinds = list(dict.fromkeys(kinds))
@@ -201,12 +202,12 @@ def _look(row: ChatRow, state: _State) -> bool:
     if first != where:
         findings.row("duplicate", row, sample=f"the same as {first}")
         return False
+    key = prompt_key(row)
     if answer is not None:
-        key = prompt_key(row)
         other, place = state.answers.setdefault(key, (row.id, where))
         if other != row.id:
             findings.row("same-prompt", row, sample=f"the same prompt as {place}")
-    if _leaks(row, state):
+    if _leaks(row, key, state):
         return False
     if len(state.near_places) < NEAR_ROWS:
         near = state.near.add(_words_of(row), len(state.near_places))
@@ -216,11 +217,11 @@ def _look(row: ChatRow, state: _State) -> bool:
     return True
 
 
-def _leaks(row: ChatRow, state: _State) -> bool:
+def _leaks(row: ChatRow, key: str, state: _State) -> bool:
     held = state.held
     if row.id in held.ids:
         state.findings.row("leakage", row)
-    elif prompt_key(row) in held.prompts:
+    elif key in held.prompts:
         state.findings.row("prompt-leakage", row)
     elif held.ids and held.near.find(_words_of(row)) is not None:
         state.findings.row("near-leakage", row)
@@ -277,17 +278,18 @@ def _patterns(place: tuple[str, int], texts: Sequence[str], state: _State) -> No
         findings.add("control-character", place=place, sample=repr(odd))
 
 
-def _look_at_kind(row: RawRow, kind: Kind, state: _State, broken: Callable[[LuthierError], None]) -> None:
-    """One row with labels, or a pair or triplet of texts."""
-    values = {
-        column: row.value.get(column) for column in (*kind.texts, *((kind.label,) if kind.label else ()))
-    }
+def _look_at_kind(
+    row: RawRow, kind: Kind, state: _State, broken: Callable[[LuthierError], None]
+) -> bool | None:
+    """One row with labels, or a pair or triplet of texts. True where it is no copy, None where it is broken."""
+    columns = kind.texts if kind.label is None else (*kind.texts, kind.label)
+    values = {column: row.value.get(column) for column in columns}
     for column, value in values.items():
         if value is None or (isinstance(value, str) and not value.strip()):
             code = "missing-label" if column == kind.label else "empty-text"
             hint = "fill it in, or remove the row"
             broken(RowProblem(code, f"the column {column} is empty", file=row.file, line=row.line, hint=hint))
-            return
+            return None
     state.kept += 1
     place, where = (row.file, row.line), f"{row.file}:{row.line}"
     texts = [as_text(values[column]) for column in kind.texts]
@@ -295,16 +297,13 @@ def _look_at_kind(row: RawRow, kind: Kind, state: _State, broken: Callable[[Luth
     _patterns(place, texts, state)
     if kind.name in LABELLED:
         state.labels.update(map(str, label) if isinstance(label, list) else [str(label)])
-    first, place_of_first = state.answers.setdefault(_digest(texts), (str(label), where))
+    first, place_of_first = state.answers.setdefault(content_digest(texts), (str(label), where))
     if place_of_first != where and first == str(label):
         state.findings.add("duplicate", place=place, sample=f"the same as {place_of_first}")
     elif place_of_first != where:
         both = f"{label} here, {first} at {place_of_first}"
         state.findings.add("conflicting-labels", place=place, sample=both)
-
-
-def _digest(values: Iterable[str]) -> str:
-    return hashlib.blake2b(json.dumps(list(values)).encode(), digest_size=12).hexdigest()
+    return place_of_first == where
 
 
 def _conclude(state: _State) -> None:

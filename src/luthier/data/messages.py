@@ -197,9 +197,15 @@ def check_messages(messages: list[Message], *, file: str, line: int) -> None:
             raise problem(code, f"message {number} ({role}) is empty", "fill it in, or remove the row")
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
+
+
+def content_digest(value: Any) -> str:
+    """96 bits over a value's JSON, its keys sorted."""
+    text = _ENCODER.encode(value).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=12).hexdigest()
+
+
 def row_id(messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
     """Digest of a row's content: equal rows have equal ids."""
-    text = json.dumps(
-        [messages, tools] if tools else messages, sort_keys=True, ensure_ascii=False, default=str
-    )
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return content_digest([messages, tools] if tools else messages)

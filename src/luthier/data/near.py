@@ -25,6 +25,7 @@ _FACTORS = np.array([1000003**power % (1 << 64) for power in range(_SHINGLE)], d
 _BAND_BYTES = _HASHES // _BANDS * 4
 _LETTERS = 5_000
 """Letters of a text that are compared."""
+_MOST_WORDS = 200_000
 _FEW_WORDS = 8
 """Texts of fewer words are told apart by equality only: one changed word may be all the difference."""
 
@@ -38,6 +39,7 @@ class NearIndex:
         self._a = draw.integers(1, 1 << 63, _HASHES, dtype=np.uint64)[:, None] * np.uint64(2) + np.uint64(1)
         self._b = draw.integers(0, 1 << 63, _HASHES, dtype=np.uint64)[:, None]
         self._threshold = threshold
+        self._hashes = _Hashes()
         self._buckets: list[dict[bytes, int]] = [{} for _ in range(_BANDS)]
         self._signatures: list[NDArray[np.uint32]] = []
         self._keys: list[int] = []
@@ -76,7 +78,7 @@ class NearIndex:
         words = _shingled(text)
         if len(words) < _FEW_WORDS:
             return None
-        hashes = np.fromiter(map(hash_word, words), dtype=np.uint64, count=len(words))
+        hashes = np.fromiter(map(self._hashes.__getitem__, words), dtype=np.uint64, count=len(words))
         count = len(words) - _SHINGLE + 1
         shingles = sum(hashes[place : place + count] * _FACTORS[place] for place in range(_SHINGLE))
         mixed = (self._a * shingles + self._b) >> np.uint64(32)
@@ -84,9 +86,14 @@ class NearIndex:
         return minima
 
 
-def hash_word(word: str) -> int:
-    """32 bits, the same in every process."""
-    return zlib.crc32(word.encode("utf-8", "replace"))
+class _Hashes(dict[str, int]):
+    """Word -> 32 bits, the same in every process; remembered, as texts repeat their words."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+        found = self[word] = zlib.crc32(word.encode("utf-8", "replace"))
+        return found
 
 
 def _bands(signature: NDArray[np.uint32]) -> list[bytes]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 
+from luthier.data.messages import content_digest
 from luthier.errors import DataError
 from luthier.schema.protocols import ChatRow
 
@@ -16,9 +16,7 @@ def prompt_key(row: ChatRow) -> str:
     if row.messages[0]["role"] == "text":
         return row.id
     last = max((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), default=len(row.messages))
-    prompt = [message for message in row.messages[:last] if message["role"] != "system"]
-    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return content_digest([message for message in row.messages[:last] if message["role"] != "system"])
 
 
 def cut(rows: Sequence[ChatRow], shares: dict[str, float], *, seed: int) -> dict[str, list[ChatRow]]:

@@ -1,0 +1,50 @@
+"""A cleaned copy of some data, with the list of what was left out and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from luthier.data.check import check
+from luthier.data.read import RawRow
+from luthier.data.sources import resolve
+from luthier.errors import UsageError
+from luthier.schema.data import CheckReport
+
+
+def fix(
+    sources: tuple[str, ...],
+    out: Path,
+    *,
+    base: Path,
+    held_out: tuple[str, ...] = (),
+    **settings: Any,
+) -> CheckReport:
+    """Write the rows that can be used, each once and none of the held-out ones, as JSONL to ``out``.
+
+    Beside it, ``NAME.dropped.jsonl`` names each copy left out by file and line; rows that cannot be
+    read at all stand in the report. Rows stand as they were, in their order. settings: as for check.
+    Raises UsageError where out is one of the sources, and what check raises.
+    """
+    files = [file.path.resolve() for file in resolve(sources, base=base).files]
+    if out.resolve() in files:
+        raise UsageError(
+            "the cleaned file cannot replace its source",
+            file=out,
+            hint="name another file; compare, then move it",
+        )
+    aside = out.with_name(f"{out.stem}.dropped.jsonl")
+    unfinished = out.with_name(out.name + ".part")
+    with unfinished.open("w", encoding="utf-8") as kept, aside.open("w", encoding="utf-8") as dropped:
+
+        def write(row: RawRow, fit: bool) -> None:
+            if fit:
+                kept.write(json.dumps(row.value, ensure_ascii=False, default=str) + "\n")
+            else:
+                left = {"file": row.file, "line": row.line, "reason": "copy of an earlier or a held-out row"}
+                dropped.write(json.dumps(left, ensure_ascii=False) + "\n")
+
+        report = check(sources, base=base, held_out=held_out, on_row=write, **settings)
+    unfinished.replace(out)
+    return report
