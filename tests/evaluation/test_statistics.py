@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -253,6 +254,18 @@ def test_intervals_cover_in_simulation() -> None:
         slack = 3 * (0.95 * 0.05 / cell.simulations) ** 0.5
         assert cell.coverage > 0.93 - slack, cell
         assert cell.false_better is None or cell.false_better < 0.029 + slack, cell
+
+
+def test_the_published_table_is_that_of_the_raw_results() -> None:
+    coverage = coverage_module()
+    root = Path(__file__).parents[2]
+    raw = root / "benchmarks" / "proof" / "coverage.jsonl"
+    assert coverage.table(raw) in (root / "docs" / "proof.md").read_text(encoding="utf-8")
+    known = {coverage.RARE.name, "yes/no 0.02"}
+    for line in raw.read_text(encoding="utf-8").splitlines():
+        cell = coverage.Cell(**json.loads(line))
+        assert cell.simulations == 10_000
+        assert not coverage.problems(cell) or cell.population in known, cell
 
 
 def test_the_simulation_would_notice_a_bad_interval(monkeypatch: pytest.MonkeyPatch) -> None:
