@@ -13,7 +13,7 @@ from luthier.data.columns import as_text
 from luthier.data.findings import Findings
 from luthier.data.kinds import LABELLED, Kind, detect_kind
 from luthier.data.languages import guess_language
-from luthier.data.messages import RowProblem, content_digest
+from luthier.data.messages import RowProblem, content_digest, half_letter
 from luthier.data.near import NearIndex
 from luthier.data.patterns import control_characters, markers, mojibake, personal_data, secrets
 from luthier.data.read import RawRow, read_file
@@ -281,7 +281,7 @@ def _patterns(place: tuple[str, int], texts: Sequence[str], state: _State) -> No
 def _look_at_kind(
     row: RawRow, kind: Kind, state: _State, broken: Callable[[LuthierError], None]
 ) -> bool | None:
-    """One row with labels, or a pair or triplet of texts. True where it is no copy, None where it is broken."""
+    """One row with labels, or a pair or triplet. True where it is no copy, None where it is broken."""
     columns = kind.texts if kind.label is None else (*kind.texts, kind.label)
     values = {column: row.value.get(column) for column in columns}
     for column, value in values.items():
@@ -290,14 +290,19 @@ def _look_at_kind(
             hint = "fill it in, or remove the row"
             broken(RowProblem(code, f"the column {column} is empty", file=row.file, line=row.line, hint=hint))
             return None
+    texts = [as_text(values[column]) for column in kind.texts]
+    try:
+        content = content_digest(texts)
+    except UnicodeEncodeError:
+        broken(half_letter(row.file, row.line))
+        return None
     state.kept += 1
     place, where = (row.file, row.line), f"{row.file}:{row.line}"
-    texts = [as_text(values[column]) for column in kind.texts]
     label = values[kind.label] if kind.label else None
     _patterns(place, texts, state)
     if kind.name in LABELLED:
         state.labels.update(map(str, label) if isinstance(label, list) else [str(label)])
-    first, place_of_first = state.answers.setdefault(content_digest(texts), (str(label), where))
+    first, place_of_first = state.answers.setdefault(content, (str(label), where))
     if place_of_first != where and first == str(label):
         state.findings.add("duplicate", place=place, sample=f"the same as {place_of_first}")
     elif place_of_first != where:

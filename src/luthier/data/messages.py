@@ -201,9 +201,19 @@ _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
 
 
 def content_digest(value: Any) -> str:
-    """96 bits over a value's JSON, its keys sorted."""
-    text = _ENCODER.encode(value).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(text, digest_size=12).hexdigest()
+    """96 bits over a value's JSON, its keys sorted. Raises UnicodeEncodeError for half letters."""
+    return hashlib.blake2b(_ENCODER.encode(value).encode(), digest_size=12).hexdigest()
+
+
+def half_letter(file: str, line: int) -> RowProblem:
+    """Half of a letter beyond U+FFFF, which JSON can write and no tokenizer takes."""
+    return RowProblem(
+        "half-letter",
+        "the text holds half of a letter (a lone surrogate, like \\ud800)",
+        file=file,
+        line=line,
+        hint="write both halves, or remove it",
+    )
 
 
 def row_id(messages: list[Message], tools: list[dict[str, Any]] | None) -> str:

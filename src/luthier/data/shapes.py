@@ -8,12 +8,18 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 from luthier.data.columns import Missing, check_expression, text_at, value_at
-from luthier.data.messages import RowProblem, check_messages, normalise_messages, normalise_tools, row_id
+from luthier.data.messages import (
+    RowProblem,
+    check_messages,
+    half_letter,
+    normalise_messages,
+    normalise_tools,
+    row_id,
+)
 from luthier.data.read import RawRow
 from luthier.errors import DataError, LuthierError, RecipeError, did_you_mean
 from luthier.schema.protocols import ChatRow, Message
 
-FORMATS = ("messages", "sharegpt", "alpaca", "prompt-completion", "input-output", "text")
 ROLES = ("messages", "system", "prompt", "input", "completion", "text", "tools", "group")
 ALIASES = {
     "conversations": "messages",
@@ -260,7 +266,11 @@ def to_chat(row: RawRow, shape: Shape, *, system: str | None = None) -> ChatRow:
             tools = normalise_tools(value, file=row.file, line=row.line)
     if "group" in columns:
         group = _text(row, "group", columns["group"])
-    return ChatRow(messages, row.file, row.line, row_id(messages, tools), tools, group)
+    try:
+        content = row_id(messages, tools)
+    except UnicodeEncodeError:
+        raise half_letter(row.file, row.line) from None
+    return ChatRow(messages, row.file, row.line, content, tools, group)
 
 
 def _messages(row: RawRow, shape: Shape) -> list[Message]:
