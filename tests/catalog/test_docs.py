@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-import pytest
+import pytest  # noqa: TC002 (a fixture's type)
 
 from luthier.catalog import index as module
 from luthier.catalog.build import write_index

@@ -12,7 +12,7 @@ from luthier.schema.estimate import Estimate, Part, Phase
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import ModelCard
 from luthier.schema.plan import BatchShape
-from luthier.schema.recipe import Method
+from luthier.schema.recipe import Method, Recipe
 from luthier.schema.request import MethodName, Request
 
 Estimator = Callable[[ModelCard, Method, BatchShape, Hardware], Estimate]
@@ -185,3 +185,26 @@ def _less(band: Range, amount: float) -> Range:
         expected=max(0.0, band.expected - amount),
         high=max(0.0, band.high - amount),
     )
+
+
+def fit_recipe(card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int) -> tuple[Estimate, int]:
+    """(estimate, budget) of a recipe that says its sequence length, batch size and epochs."""
+    from luthier.planning.estimate import estimate_candidate
+
+    training = recipe.training
+    length = training.sequence_length or DEFAULT_LENGTH["decoder"]
+    devices = devices_of(hardware)
+    shape = BatchShape(
+        micro_batch_size=1,
+        batch_size=max(training.batch_size or 16, devices),
+        sequence_length=length,
+        tokens_per_row=length / 2,
+        rows=rows,
+        epochs=training.epochs or 1.0,
+        checkpointing=False,
+        dtype=dtype_of(hardware),
+        devices=devices,
+        source="the recipe",
+    )
+    outcome = fit_shape(card, recipe.method, shape, hardware, estimate_candidate)
+    return (outcome if isinstance(outcome, Estimate) else outcome[1]), budget_of(hardware)

@@ -1,0 +1,115 @@
+"""``luthier recipes``: recipes that come with Luthier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from luthier.cli.console import memory, out, print_json
+from luthier.errors import UsageError
+
+if TYPE_CHECKING:
+    from luthier.catalog.shipped import ShippedRecipe
+
+app = App(name="recipes", help="Recipes that come with Luthier.", help_format="plaintext")
+
+Flag = Annotated[bool, Parameter(negative="")]
+ROWS = 1_000
+"""Rows that times are told for."""
+
+
+@app.default
+@app.command(name="list")
+def list_recipes(*, json: Flag = False) -> None:
+    """All shipped recipes, each with predicted memory and time on the hardware that it names.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object.
+    """
+    from luthier.catalog.shipped import shipped_recipes
+    from luthier.cli import story
+    from luthier.cli.models import wide
+    from luthier.cli.plan_words import about
+
+    rows = [predicted(recipe) for recipe in shipped_recipes()]
+    if json:
+        print_json({"recipes": rows, "rows": ROWS})
+        return
+    table = story.columns("recipe", "for", "hardware", "memory", "time", numbers=(3, 4))
+    for row in rows:
+        seconds = row["seconds"]
+        table.add_row(
+            row["name"],
+            row["title"],
+            row["hardware"],
+            memory(row["bytes"]),
+            "?" if seconds is None else about(seconds),
+        )
+    wide(table, name=1)
+    out().print(f"\ntime is for {ROWS:,} rows; `luthier recipes copy NAME` writes one here", style="dim")
+
+
+@app.command
+def show(name: str, /) -> None:
+    """Print one recipe.
+
+    Parameters
+    ----------
+    name
+        As `luthier recipes` lists it.
+    """
+    from luthier.catalog.shipped import shipped_recipe
+
+    out().print(shipped_recipe(name).path.read_text(encoding="utf-8"), end="", markup=False, soft_wrap=True)
+
+
+@app.command
+def copy(name: str, to: Path = Path("recipe.yaml"), /) -> None:
+    """Write one recipe here, to be changed and trained.
+
+    Parameters
+    ----------
+    name
+        As `luthier recipes` lists it.
+    to
+        Where to; it must not exist yet.
+    """
+    from luthier.catalog.shipped import shipped_recipe
+
+    recipe = shipped_recipe(name)
+    if to.is_dir():
+        to = to / f"{recipe.name}.yaml"
+    if to.exists():
+        raise UsageError(f"{to} exists already", hint="name another file")
+    if not to.parent.is_dir():
+        raise UsageError(f"{to.parent} is not a directory", hint="make it first")
+    to.write_text(recipe.path.read_text(encoding="utf-8"), encoding="utf-8")
+    out().print(f"wrote {to}; put your rows where data.train says, then: luthier train {to}", soft_wrap=True)
+
+
+def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
+    """What a recipe would need on the hardware that it names."""
+    from luthier.catalog.index import model_card
+    from luthier.planning.hypothetical import parse_hardware
+    from luthier.planning.recommend.shapes import fit_recipe
+    from luthier.schema.load import load_recipe
+
+    loaded = load_recipe(recipe.path)
+    machine = parse_hardware(recipe.hardware)
+    found, budget = fit_recipe(model_card(loaded.model.id), loaded, machine, rows=ROWS)
+    return {
+        "name": recipe.name,
+        "title": recipe.title,
+        "task": loaded.task,
+        "model": loaded.model.id,
+        "method": loaded.method.name,
+        "hardware": recipe.hardware,
+        "bytes": round(found.process.high),
+        "budget": budget,
+        "fits": found.process.high <= budget,
+        "seconds": None if found.seconds is None else found.seconds.expected,
+    }
