@@ -65,3 +65,62 @@ def family(request):
 def tiny():
     """family name -> a fresh tiny model with the same weights each time."""
     return build
+
+
+@pytest.fixture
+def write_tiny_gguf():
+    """Writes a one-layer llama with a byte-level tokenizer that joins 1 and 0 where it may."""
+
+    def write(path):
+        import gguf
+        import numpy as np
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "10"]
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_name("Tiny")
+        for add, value in (
+            (writer.add_context_length, 64),
+            (writer.add_embedding_length, 32),
+            (writer.add_block_count, 1),
+            (writer.add_feed_forward_length, 48),
+            (writer.add_head_count, 2),
+            (writer.add_head_count_kv, 1),
+            (writer.add_layer_norm_rms_eps, 1e-5),
+            (writer.add_rope_freq_base, 10000.0),
+            (writer.add_rope_dimension_count, 16),
+            (writer.add_vocab_size, len(words)),
+            (writer.add_tokenizer_model, "gpt2"),
+            (writer.add_tokenizer_pre, "smollm"),
+            (writer.add_token_list, words),
+            (writer.add_token_types, [3, 3, 3] + [1] * (len(words) - 3)),
+            (writer.add_token_merges, ["1 0"]),
+            (writer.add_bos_token_id, 1),
+            (writer.add_eos_token_id, 2),
+            (writer.add_unk_token_id, 0),
+            (writer.add_pad_token_id, 2),
+        ):
+            add(value)
+        rng = np.random.default_rng(0)
+        shapes = {
+            "token_embd": (len(words), 32),
+            "output_norm": (32,),
+            "blk.0.attn_norm": (32,),
+            "blk.0.ffn_norm": (32,),
+            "blk.0.attn_q": (32, 32),
+            "blk.0.attn_k": (16, 32),
+            "blk.0.attn_v": (16, 32),
+            "blk.0.attn_output": (32, 32),
+            "blk.0.ffn_gate": (48, 32),
+            "blk.0.ffn_up": (48, 32),
+            "blk.0.ffn_down": (32, 48),
+        }
+        for name, shape in shapes.items():
+            writer.add_tensor(f"{name}.weight", rng.normal(size=shape).astype(np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write

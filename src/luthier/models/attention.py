@@ -7,6 +7,7 @@ causal SDPA call a document; on CUDA in half precision it is torch's variable-le
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -145,6 +146,10 @@ def _varlen(
     """All documents in one kernel: [1, tokens, heads, head_dim]."""
     from torch.nn.attention.varlen import varlen_attn
 
+    # Since torch 2.13 fewer key heads than query heads must be asked for; before they were just taken.
+    grouped: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        grouped["enable_gqa"] = True
     ends = torch.tensor((0, *lengths), device=query.device).cumsum(0, dtype=torch.int32)
     longest = max(lengths)
     out = varlen_attn(
@@ -157,6 +162,6 @@ def _varlen(
         longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     return out.unsqueeze(0)  # type: ignore[union-attr]

@@ -42,7 +42,6 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-DEFAULT_GENERATION_BATCH = 16
 
 
 class ChatTask:
@@ -194,7 +193,7 @@ class ChatTask:
             self.tokenizer,
             label=label,
             weights_digest=digest,
-            batch_size=self.recipe.evaluation.batch_size or DEFAULT_GENERATION_BATCH,
+            batch_size=self.recipe.evaluation.batch_size,
             scope=scope,
         )
 
