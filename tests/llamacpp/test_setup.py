@@ -81,7 +81,7 @@ def test_a_named_checkout_wins(wheel, tmp_path, monkeypatch):
     checkout = tmp_path / "llama.cpp"
     checkout.mkdir()
     monkeypatch.setenv("LUTHIER_LLAMA_CPP", str(checkout))
-    with pytest.raises(ToolchainError, match="without convert_hf_to_gguf.py"):
+    with pytest.raises(ToolchainError, match=r"without convert_hf_to_gguf\.py"):
         converter()
     for script in SCRIPTS:
         (checkout / script).touch()

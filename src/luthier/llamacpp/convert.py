@@ -22,8 +22,6 @@ OutType = Literal["f32", "f16", "bf16", "q8_0"]
 
 _UNFIT = {
     "BertForSequenceClassification": "llama.cpp drops BERT's pooler and second token type, so scores change",
-    "RobertaForSequenceClassification": "llama.cpp drops the classification head's first layer",
-    "XLMRobertaForSequenceClassification": "llama.cpp drops the classification head's first layer",
 }
 """Classes that convert without an error and answer wrongly."""
 
