@@ -165,12 +165,12 @@ def sharded(found: Estimate, devices: int) -> Estimate:
         )
         for phase in found.phases
     )
-    saved = max(p.total for p in found.phases) - max(p.total for p in phases)
+    share = max(p.total for p in phases) / max(p.total for p in found.phases)
     return found.model_copy(
         update={
             "phases": phases,
-            "tensors": _less(found.tensors, saved),
-            "process": _less(found.process, saved),
+            "tensors": _scaled(found.tensors, share),
+            "process": _scaled(found.process, share),
             "assumptions": (
                 *found.assumptions,
                 f"states sharded over {devices} devices (FSDP2), not measured",
@@ -179,12 +179,8 @@ def sharded(found: Estimate, devices: int) -> Estimate:
     )
 
 
-def _less(band: Range, amount: float) -> Range:
-    return Range(
-        low=max(0.0, band.low - amount),
-        expected=max(0.0, band.expected - amount),
-        high=max(0.0, band.high - amount),
-    )
+def _scaled(band: Range, share: float) -> Range:
+    return Range(low=band.low * share, expected=band.expected * share, high=band.high * share)
 
 
 def fit_recipe(card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int) -> tuple[Estimate, int]:
