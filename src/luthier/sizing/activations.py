@@ -70,10 +70,15 @@ class Layer:
 
     @property
     def memory(self) -> LayerMemory:
-        mixer, mixer_back = self._mixer()
+        mixer, mixer_height = self._mixer()
         mlp, mlp_back = self._mlp()
         # The MLP runs last, so that its backward pass sees everything that the layer keeps.
-        return LayerMemory(mixer + mlp, max(mlp_back, mixer_back - mlp))
+        return LayerMemory(mixer + mlp, max(mlp_back, mixer_height - mixer - mlp))
+
+    @property
+    def _residual(self) -> float:
+        """Bytes of a gradient of the stream between layers."""
+        return float(self.arch.hidden_size * self.element)
 
     def _is_trained(self, matrix: Matrix) -> bool:
         """Whether its input must be kept, because it or an adapter beside it is trained."""
@@ -117,7 +122,7 @@ class Layer:
         return readers[0].inputs * self.element if needed else 0.0
 
     def _mixer(self) -> tuple[float, float]:
-        """(kept, transient) of attention or what stands in its place, with its norms."""
+        """(kept, height of the backward pass) of attention or what stands in its place, with its norms."""
         arch, e, h = self.arch, self.element, self.arch.hidden_size
         kind = layer_kinds(arch)[self.index]
         matrices = [m for m in layer_matrices(arch, self.index) if m.group in ("attention", "mixer")]
@@ -129,7 +134,7 @@ class Layer:
         if kind == "linear":
             wide = sum(m.outputs for m in readers)
             # Convolution in and out, normalised keys and queries, gate and chunk states: coarse.
-            return kept + 4.0 * wide * e, 3.0 * wide * e + 4 * h
+            return kept + 4.0 * wide * e, kept + 7.0 * wide * e + self._residual
         heads, kv_heads, width = heads_of(arch, kind)
         q, kv = heads * width, kv_heads * width
         if arch.latent_attention is not None:
@@ -139,33 +144,38 @@ class Layer:
             kept += (q + kv) * (4 + (e if isinstance(self.method, Full) else 0))
         if arch.gated_attention:
             kept += 2 * q * e
-        kept += (q + 2 * (kv if self.kernels.attention == "flash" else q)) * e
-        transient = 2.0 * q * e + 4 * kv * e + 4 * h
         if self.kernels.attention == "eager":
             scores = heads * self.span
-            kept += scores * (4 if e == 4 else 6) + self._input([output])
-            return kept, transient + scores * (12 if e == 4 else 8)
+            # At the softmax's gradient the values and the output are gone already.
+            at_softmax = kept - self._adapter(output) + 2 * q * e + self._residual
+            kept += 3 * q * e + scores * (4 if e == 4 else 6) + self._input([output])
+            return kept, at_softmax + scores * (16 if e == 4 else 14)
+        kept += (q + 2 * (kv if self.kernels.attention == "flash" else q)) * e
         joined = self.kernels.joins_documents and self.documents > 1
-        return kept + heads * 4 + q * e * (2 if joined else 1), transient + 4 * q
+        kept += heads * 4 + q * e * (2 if joined else 1)
+        return kept, kept + 2.0 * q * e + 4 * kv * e + 4 * q + self._residual
 
     def _mlp(self) -> tuple[float, float]:
-        """(kept, transient) of the MLP or the experts with their norms."""
+        """(kept, beside it at the height of the backward pass) of the MLP or the experts with their norms."""
         arch, e, h = self.arch, self.element, self.arch.hidden_size
         matrices = [m for m in layer_matrices(arch, self.index) if m.group in ("mlp", "experts", "router")]
         if not matrices:
             return 0.0, 0.0
         down = [m for m in matrices if m.name.endswith("down_proj")]
         readers = [m for m in matrices if m not in down]
+        product = sum(self._input([m]) * m.active for m in down)
         kept = arch.norms_per_layer // 2 * self._norm(h) + sum(map(self._adapter, matrices))
-        kept += self._input(readers) + sum(self._input([m]) * m.active for m in down)
+        kept += self._input(readers) + product
         wide = sum(m.inputs * m.active for m in down)
         # gate, its activation and up; without a gate the input of the activation.
         kept += (3 if arch.gated_mlp else 1) * wide * e
-        transient = (2.0 if arch.gated_mlp else 1.0) * wide * e + 2 * h * e
-        if not self._shares_inputs and any(map(self._is_trained, down)):
-            transient += 4.0 * wide
+        copied = 4.0 * wide if not self._shares_inputs and any(map(self._is_trained, down)) else 0.0
+        at_down = wide * e + copied
+        # Then the product and PEFT's copy of it are gone, and its gradient becomes those of its factors.
+        at_product = (3 if arch.gated_mlp else 2) * wide * e - product - copied
+        back = max(at_down, at_product) + self._residual
         if arch.experts is not None and self.index >= arch.experts.dense_layers:
             # Every token's copy for each of its experts, before and after them.
             kept += 2.0 * arch.experts.active * h * e
-            transient += 2.0 * arch.experts.active * h * e
-        return kept, transient
+            back += 2.0 * arch.experts.active * h * e
+        return kept, back

@@ -6,6 +6,7 @@ The tensors are enumerated as the trainer makes them, not fitted. Each formula's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from luthier.errors import UsageError
 from luthier.schema.estimate import EvaluationShape, Part, Phase, TrainingShape
@@ -102,68 +103,172 @@ def training_memory(
     count = count_parameters(arch)
     held = resident(arch, count, method, dtype, kernels)
     element = 4 if kernels.wide_residual else BYTES[dtype]
-    tokens = shape.tokens
-    documents = shape.micro_batch_size * shape.documents
-    span = shape.sequence_length // shape.documents
-    layers = [
-        Layer(arch, index, method, kernels, element, span, documents).memory for index in range(arch.layers)
-    ]
-    first, last = layers[0], layers[-1]
-    checkpoints = shape.activation_checkpointing == "full"
-    kept = sum(layer.kept for layer in layers)
-    stream = arch.hidden_size * element
-    outside = _outside(arch, method, element)
-    dequantised = _dequantised(arch, method)
-    if checkpoints:
-        held_through = tokens * (arch.layers * stream + outside)
-        top = held_through + tokens * (last.kept + last.transient) + dequantised
-        bottom = tokens * (stream + outside + first.kept + first.transient) + dequantised
-    else:
-        held_through = tokens * (kept + outside)
-        top = held_through + tokens * last.transient + dequantised
-        bottom = tokens * (first.kept + first.transient + outside) + dequantised
-    logits, head_gradient = _loss(arch, method, shape, kernels, element)
-    alive = tokens * arch.vocab_size * element if kernels.keeps_logits and kernels.loss == "logits" else 0
-    workspace = 2 * CUBLAS_WORKSPACE[hopper] if cuda else 0
-    buffers = tokens * (4 * 8 + 2 * arch.head_dim * element)
+    step = _Step(arch, method, shape, kernels, element, count, held)
     lasting: dict[Part, int] = {
         "weights": held.weights,
         "adapters": held.adapters,
         "optimizer": held.optimizer,
-        "buffers": buffers,
-        "workspace": workspace,
+        "buffers": shape.tokens * (8 * 8 + 2 * arch.head_dim * element),
+        "workspace": 2 * CUBLAS_WORKSPACE[hopper] if cuda else 0,
     }
-    early = held.gradients if shape.accumulation > 1 else 0
-    one_gradient = _largest_gradient(arch, count, method, dtype, kernels)
-    starts = (top, early + head_gradient, alive)
-    ends = (bottom, held.gradients + head_gradient + one_gradient, alive)
-    activations, gradients, logits_back = max(starts, ends, key=sum)
-    grown: dict[Part, int] = {**lasting, "optimizer": held.optimizer}
-    forward = Phase(
-        name="forward",
-        parts={**grown, "gradients": early, "activations": round(held_through), "logits": round(logits)},
+
+    def phase(name: Literal["forward", "backward", "optimizer"], moments: list[_Moment]) -> Phase:
+        highest = max(moments, key=lambda moment: moment.total)
+        return Phase(
+            name=name,
+            parts={
+                **lasting,
+                "activations": round(highest.activations),
+                "gradients": round(highest.gradients),
+                "logits": round(highest.logits),
+            },
+        )
+
+    total = count.total + (held.trainable if held.adapters else 0)
+    phases = (
+        Phase(name="load", parts={"weights": held.weights}),
+        phase("forward", step.forward()),
+        phase("backward", step.backward()),
+        phase("optimizer", step.update()),
     )
-    backward = Phase(
-        name="backward",
-        parts={
-            **grown,
-            "gradients": round(gradients),
-            "activations": round(activations),
-            "logits": round(logits_back),
-        },
-    )
-    step = Phase(
-        name="optimizer",
-        parts={
-            **grown,
-            "gradients": held.gradients + (held.adapters or held.weights) * kernels.foreach,
-            "activations": 0,
-            "logits": round(alive),
-        },
-    )
-    load = Phase(name="load", parts={"weights": held.weights})
-    return TrainingMemory((load, forward, backward, step), held.trainable, count.total + held.trainable
-                          if held.adapters else count.total)  # fmt: skip
+    return TrainingMemory(phases, held.trainable, total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What is held at one moment beside what always is. Bytes."""
+
+    activations: float
+    gradients: float
+    logits: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.activations + self.gradients + self.logits
+
+
+class _Step:
+    """The moments of one micro-batch at which memory can be highest."""
+
+    def __init__(  # noqa: PLR0917 (private, called once)
+        self,
+        arch: Architecture,
+        method: Method,
+        shape: TrainingShape,
+        kernels: Kernels,
+        element: int,
+        count: ParameterCount,
+        held: Resident,
+    ) -> None:
+        self.arch, self.shape, self.kernels, self.element = arch, shape, kernels, element
+        self.held, self.tokens = held, shape.tokens
+        self.full = isinstance(method, Full)
+        documents = shape.micro_batch_size * shape.documents
+        span = shape.sequence_length // shape.documents
+        layers = [
+            Layer(arch, i, method, kernels, element, span, documents).memory for i in range(arch.layers)
+        ]
+        self.first, self.last = layers[0], layers[-1]
+        h = arch.hidden_size
+        outside = 4 * h + h * element * (2 if self.full else 1)  # the final norm and its output
+        self.checkpoints = shape.activation_checkpointing == "full"
+        kept = arch.layers * h * element if self.checkpoints else sum(layer.kept for layer in layers)
+        self.kept = self.tokens * (kept + outside)
+        self.outside = self.tokens * outside
+        self.embedding = count.embedding
+        self.head = arch.vocab_size * h if arch.head else 0
+        self.trained = self.tokens * shape.trained_share
+        self.alive = 0.0
+        if kernels.keeps_logits and kernels.loss == "logits":
+            self.alive = float(self.tokens * arch.vocab_size * element)
+        # One 4-bit weight at a time is widened for its product.
+        widest = max(arch.intermediate_size, arch.attention_heads * arch.head_dim)
+        self.widened = 2 * h * widest if isinstance(method, QLora) else 0
+        self.early = held.gradients if shape.accumulation > 1 else 0
+
+    def forward(self) -> list[_Moment]:
+        return [_Moment(self.kept, self.early, self._loss())]
+
+    def backward(self) -> list[_Moment]:
+        """The head's gradient, the last layer, the first layer, and (all weights trained) the embedding."""
+        last = self.last.transient + (self.last.kept if self.checkpoints else 0)
+        stream = self.arch.hidden_size * self.element if self.checkpoints else 0
+        if self.checkpoints and self.element == 4:
+            last -= stream  # an fp32 norm keeps its very input, which is the checkpoint
+            stream = 0
+        first = self.tokens * (stream + self.first.kept + self.first.transient) + self.outside
+        finished = self.held.gradients
+        moments = [
+            _Moment(self.kept, self.early, self._head()),
+            _Moment(
+                self.kept + self.tokens * last + self.widened, self.early + self._head_gradient(), self.alive
+            ),
+        ]
+        if not self.full:
+            return [*moments, _Moment(first + self.widened, finished, self.alive)]
+        embedding = self.embedding * self.element
+        collected = 4 if self.kernels.masters and self.element == 2 else self.element
+        tied = self.arch.tied_embeddings
+        before = finished - self.embedding * collected + (embedding if tied else 0)
+        return [
+            *moments,
+            _Moment(first, max(before, self.early + self._head_gradient()), self.alive),
+            # A gradient in the model's type beside the fp32 one, or head's and embedding's beside their sum.
+            _Moment(
+                self.outside, finished + (embedding if tied or collected != self.element else 0), self.alive
+            ),
+        ]
+
+    def update(self) -> list[_Moment]:
+        temporary = (self.held.adapters or self.held.weights) if self.kernels.foreach else 0
+        return [_Moment(0.0, self.held.gradients + temporary, self.alive)]
+
+    def _head_gradient(self) -> float:
+        """The head's gradient while the layers run backward."""
+        if not self.full:
+            return 0.0
+        if self.arch.tied_embeddings:
+            return self.head * self.element
+        collected = 4 if self.kernels.masters and self.element == 2 else self.element
+        return 0.0 if self.early else self.head * collected
+
+    def _loss(self) -> float:
+        """Height of the loss in the forward pass."""
+        vocab, h, e = self.arch.vocab_size, self.arch.hidden_size, self.element
+        if not self.head:
+            return 0.0
+        if self.kernels.loss == "logits":
+            # Logits in the model's type, their fp32 copy and log-probabilities.
+            return self.tokens * (vocab * (10 if e == 2 else 12) + h * (e + 4))
+        if self.kernels.loss == "fused":
+            return self._fused()
+        rows = min(self.trained, float(max(LEAST_CHUNK_ROWS, CHUNK_NUMBERS // vocab)))
+        following = min(rows, self.trained - rows)
+        # fp32 logits with logsumexp's temporary; from the second chunk on beside what the last one left.
+        left, made = (4, 8) if e == 4 else (6, 6)
+        height = vocab * max(rows * 8, rows * left + following * made) + 2.0 * self.trained * h * e
+        return height + (self.head * (4 + e) if self.full else 0)
+
+    def _fused(self) -> float:
+        """Liger's fused loss: chunks of logits, and the gradient of the hidden states."""
+        increments = -(-self.arch.vocab_size // self.arch.hidden_size)
+        rows = 1 << max(0, (-(-self.tokens // increments) - 1).bit_length())
+        logits = rows * self.arch.vocab_size * (2 * self.element + 4)
+        return logits + 2.0 * self.tokens * self.arch.hidden_size * self.element + 4 * self.head * self.full
+
+    def _head(self) -> float:
+        """Height at the head's gradient, before the last layer."""
+        if not self.head:
+            return 0.0
+        hidden = self.trained * self.arch.hidden_size * self.element
+        if self.kernels.loss == "logits":
+            # Beside the logits and log-probabilities an fp32 gradient and its copy in the model's type.
+            numbers = self.arch.vocab_size * (14 if self.element == 2 else 16)
+            return self.tokens * (numbers + self.arch.hidden_size * (self.element + 4))
+        if self.full and self.kernels.loss == "chunked":
+            # The gradient as it was kept, scaled, and in the model's type.
+            return 3 * hidden + self.head * (8 + (2 if self.element == 2 else 0))
+        return 3 * hidden
 
 
 def check_shape(arch: Architecture, shape: TrainingShape) -> None:
@@ -179,57 +284,6 @@ def check_shape(arch: Architecture, shape: TrainingShape) -> None:
         )
     if not 0 <= shape.trained_share <= 1:
         raise UsageError(f"a share of {shape.trained_share} of the tokens cannot be trained on")
-
-
-def _outside(arch: Architecture, method: Method, element: int) -> float:
-    """Kept outside the layers, bytes a token: the final norm and its output."""
-    h = arch.hidden_size
-    return 4 * h + h * element * (2 if isinstance(method, Full) else 1)
-
-
-def _dequantised(arch: Architecture, method: Method) -> int:
-    """One 4-bit weight widened for its product."""
-    if not isinstance(method, QLora):
-        return 0
-    return 2 * arch.hidden_size * max(arch.intermediate_size, arch.attention_heads * arch.head_dim)
-
-
-def _loss(
-    arch: Architecture, method: Method, shape: TrainingShape, kernels: Kernels, element: int
-) -> tuple[float, int]:
-    """(bytes at the height of the loss, bytes of the head's gradient that stay through the backward pass)."""
-    h, vocab, tokens = arch.hidden_size, arch.vocab_size, shape.tokens
-    if not arch.head:
-        return 0.0, 0
-    full = isinstance(method, Full)
-    weight = vocab * h
-    if kernels.loss == "logits":
-        # Logits in the model's type, their fp32 copy, log-probabilities, and in the backward pass a gradient.
-        numbers = 14 if element == 2 else 16
-        return tokens * vocab * numbers + tokens * h * (element + 4), 0
-    if kernels.loss == "fused":
-        increments = -(-vocab // h)
-        chunk = 1 << max(0, (-(-tokens // increments) - 1).bit_length())
-        return chunk * vocab * (2 * element + 4) + 2.0 * tokens * h * element, weight * 4 if full else 0
-    trained = tokens * shape.trained_share
-    rows = min(trained, float(max(LEAST_CHUNK_ROWS, CHUNK_NUMBERS // vocab)))
-    # fp32 logits with the temporary of logsumexp, or with their 16-bit gradient: the first is larger.
-    height = rows * vocab * 8.0 + 2.0 * trained * h * element
-    if full:
-        height += weight * (4 + element)
-        return height, weight * (4 if arch.tied_embeddings else 0)
-    return height, 0
-
-
-def _largest_gradient(
-    arch: Architecture, count: ParameterCount, method: Method, dtype: str, kernels: Kernels
-) -> int:
-    """The gradient in the model's type that exists beside the collected ones."""
-    if not isinstance(method, Full):
-        return 0
-    if kernels.masters and BYTES[dtype] == 2:
-        return max(count.embedding, arch.hidden_size * arch.intermediate_size) * 2
-    return count.embedding * BYTES[dtype] if arch.tied_embeddings else 0
 
 
 def evaluation_phase(

@@ -1,0 +1,40 @@
+"""Marks between the layers of a backward pass, so that its moments can be told apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from luthier.checks.trace.recorder import Recorder
+
+
+def mark_layers(model: Any, recorder: Recorder) -> None:
+    """Begin phase ``layerNUMBER`` where a layer's backward pass begins, and name gradients as such."""
+    for number, layer in enumerate(_layers(model)):
+        layer.register_forward_hook(_on_output(recorder, f"layer{number}"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_named(recorder))
+
+
+def _layers(model: Any) -> nn.ModuleList:
+    found = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(found, key=len)
+
+
+def _on_output(recorder: Recorder, phase: str) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        if isinstance(states, Tensor) and states.requires_grad:
+            states.register_hook(lambda _: recorder.timeline.mark(phase))  # type: ignore[no-untyped-call]
+
+    return hook
+
+
+def _named(recorder: Recorder) -> Any:
+    def hook(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            recorder.rename(parameter.grad, "gradients")
+
+    return hook

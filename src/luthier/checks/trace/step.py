@@ -1,0 +1,175 @@
+"""One step of our own trainer on tensors without data: its adapters, its loss, its optimiser's states."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from luthier.checks.trace.events import Timeline
+from luthier.checks.trace.kernels import FLASH, HIDDEN, register
+from luthier.checks.trace.marks import mark_layers
+from luthier.checks.trace.plain import CUBLAS, StatesOnly
+from luthier.checks.trace.recorder import Recorder
+from luthier.errors import Unsupported
+from luthier.models.attention import supports_documents
+from luthier.models.heads import Head, head_of
+from luthier.models.lora import add_lora
+from luthier.schema.base import Record
+from luthier.schema.estimate import TrainingShape
+from luthier.schema.recipe import Full, Method, QLora, TrainingChoice
+from luthier.training.losses import linear_cross_entropy
+from luthier.training.optimizer import Optimizer
+
+_TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class StepRequest(Record):
+    """A step to trace."""
+
+    config: dict[str, Any]
+    """The model's config.json."""
+    method: Method
+    shape: TrainingShape
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    hopper: bool = False
+    """Whether cuBLAS takes its larger workspace."""
+    layers: int | None = None
+    """Trace only this many layers."""
+
+
+def trace_step(request: StepRequest) -> Timeline:
+    """Events of loading and of two optimiser steps, marked by phase. Errors: Unsupported."""
+    if isinstance(request.method, QLora):
+        raise Unsupported("QLoRA is not in the trainer yet, so there is no step of it to trace")
+    register()
+    model, head = _model(request)
+    timeline = Timeline()
+    recorder = Recorder(timeline, HIDDEN)
+    full = isinstance(request.method, Full)
+    optimizer = Optimizer(model, TrainingChoice(learning_rate=1e-4))
+    for parameter in model.parameters():
+        recorder.add(parameter.data, "adapters" if parameter.requires_grad and not full else "weights")
+    for buffer in model.buffers():
+        recorder.add(buffer, "buffers")
+    masters = [
+        master for name, master in optimizer.masters.items() if master is not optimizer.model_weights[name]
+    ]
+    for master in masters:
+        recorder.add(master.data, "optimizer")
+    mark_layers(model, recorder)
+    for name, weight in optimizer.model_weights.items():
+        named = _name_master(recorder, optimizer.masters[name])
+        weight.register_post_accumulate_grad_hook(named)  # type: ignore[no-untyped-call]
+    update = StatesOnly(list(optimizer.masters.values()))
+    for _ in range(2):
+        timeline.allocate(CUBLAS[request.hopper], "workspace")
+    batch = _Batch(request.shape)
+    recorder.add(batch.everything, "buffers")
+    for number in (1, 2):
+        with recorder:
+            _optimiser_step(model, head, optimizer, update, batch, recorder, request, number)
+    return timeline
+
+
+class _Batch:
+    """A micro-batch of the longest rows, flattened."""
+
+    def __init__(self, shape: TrainingShape) -> None:
+        tokens = shape.tokens
+        documents = shape.micro_batch_size * shape.documents
+        trained = max(1, round(tokens * shape.trained_share) - documents)
+        self.ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+        self.positions = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+        self.sources = torch.zeros(trained, dtype=torch.long, device="meta")
+        self.targets = torch.zeros(trained, dtype=torch.long, device="meta")
+        self.lengths = (tokens // documents,) * documents
+        # The rows as they were before the flattening: ids, labels, positions and documents.
+        self.rows = [torch.zeros((1, tokens), dtype=torch.long, device="meta") for _ in range(4)]
+
+    @property
+    def everything(self) -> list[Tensor]:
+        return [self.ids, self.positions, self.sources, self.targets, *self.rows]
+
+
+def _optimiser_step(  # noqa: PLR0917 (private, called once)
+    model: Any,
+    head: Head,
+    optimizer: Optimizer,
+    update: StatesOnly,
+    batch: _Batch,
+    recorder: Recorder,
+    request: StepRequest,
+    number: int,
+) -> None:
+    timeline = recorder.timeline
+    for _ in range(min(2, request.shape.accumulation)):
+        recorder.tag = "activations"
+        timeline.mark(f"forward{number}")
+        hidden = model.base_model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            document_lengths=batch.lengths,
+            use_cache=False,
+        ).last_hidden_state[0, batch.sources]
+        recorder.tag = "logits"
+        loss = linear_cross_entropy(
+            hidden, head.weight, batch.targets, multiplier=head.multiplier, softcap=head.softcap
+        )
+        del hidden
+        recorder.tag = "activations"
+        timeline.mark(f"backward{number}")
+        (loss / 1.0).backward()  # type: ignore[no-untyped-call]
+        del loss
+    timeline.mark(f"optimizer{number}")
+    recorder.tag = "optimizer"
+    optimizer.clip()
+    update.step()
+    with torch.no_grad():
+        optimizer._round_back()
+    for master in optimizer.masters.values():
+        master.grad = None
+
+
+def _name_master(recorder: Recorder, master: Tensor) -> Any:
+    """A hook that names the gradient of an fp32 master."""
+
+    def hook(_weight: Tensor) -> None:
+        if master.grad is not None:
+            recorder.rename(master.grad, "gradients")
+
+    return hook
+
+
+def _model(request: StepRequest) -> tuple[Any, Head]:
+    """The model on meta, adapted and in training, with its head."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    config = _config(CONFIG_MAPPING, request)
+    config._attn_implementation = FLASH
+    config.use_cache = False
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=_TYPES[request.dtype])
+    head = head_of(model)
+    if head is None or not supports_documents(model):
+        raise Unsupported(
+            f"{config.model_type} goes through padded rows or whole logits, which the trace does not follow"
+        )
+    if not isinstance(request.method, Full):
+        add_lora(model, request.method)
+    if request.shape.activation_checkpointing == "full":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train(), head
+
+
+def _config(known: Any, request: StepRequest) -> Any:
+    values = dict(request.config)
+    kind = values.get("model_type")
+    if kind not in known:
+        raise Unsupported(f"transformers does not know the model type {kind}")
+    if request.layers is not None:
+        values["num_hidden_layers"] = request.layers
+        if values.get("layer_types") is not None:
+            values["layer_types"] = values["layer_types"][: request.layers]
+    return known[kind](**values)

@@ -1,0 +1,167 @@
+"""The exact trace against published peaks, and against itself at other depths."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from luthier.checks.trace.allocator import MIB, OutOfMemory, least_capacity, replay
+from luthier.checks.trace.events import Timeline
+from luthier.checks.trace.plain import PlainStep, trace_plain
+from luthier.checks.trace.result import extrapolated, whole
+from luthier.checks.trace.run import shallow_depths, trace_training
+from luthier.checks.trace.step import StepRequest, trace_step
+from luthier.errors import Unsupported
+from luthier.schema.estimate import TrainingShape
+from luthier.schema.recipe import Full, Lora, Method, QLora
+from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.training import training_memory
+
+T4: dict[str, Any] = json.loads((Path(__file__).parents[2] / "benchmarks" / "memory" / "t4.json").read_text())
+LORA = ("q_proj", "k_proj", "v_proj", "o_proj")
+QUICK = {"SmolLM2-135M", "TinyLlama-1.1B", "Qwen2.5-1.5B"}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def _step(row: dict[str, Any]) -> PlainStep:
+    return PlainStep(
+        T4["models"][row["model"]],
+        row["micro_batch"],
+        row["sequence"],
+        row["rank"],
+        LORA,
+        dtype="float16",
+        quantisation=row["quantisation"],
+        attention=row["attention"],
+        foreach=True,
+    )
+
+
+def _name(row: dict[str, Any]) -> str:
+    return "-".join(
+        str(row[key]) for key in ("model", "quantisation", "attention", "micro_batch", "sequence")
+    )
+
+
+def _depths(row: dict[str, Any]) -> float:
+    """Peak in MiB, foretold from two and four layers."""
+    layers = T4["models"][row["model"]]["num_hidden_layers"]
+    few, more = (trace_plain(replace(_step(row), layers=depth)) for depth in (2, 4))
+    return extrapolated(few, more, (2, 4), layers).allocated / MIB
+
+
+@pytest.mark.parametrize("row", [r for r in T4["rows"] if r["quantisation"] is None], ids=_name)
+def test_sixteen_bit_rows_within_one_percent(row: dict[str, Any]) -> None:
+    assert _depths(row) == pytest.approx(row["allocated"], rel=0.01)
+
+
+@pytest.mark.parametrize("row", [r for r in T4["rows"] if r["quantisation"]], ids=_name)
+def test_four_bit_rows_within_one_percent(row: dict[str, Any]) -> None:
+    pytest.importorskip("bitsandbytes", reason="the four-bit rows need bitsandbytes' own layers")
+    if row["model"] == "deepseek-coder-1.3b":
+        # What loading leaves unsplit differs from layer to layer there: only the whole trace sees it.
+        found = replay(trace_plain(_step(row)).events).allocated / MIB
+        assert found == pytest.approx(row["allocated"], rel=0.01)
+        return
+    assert _depths(row) == pytest.approx(row["allocated"], rel=0.0101)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", T4["rows"], ids=_name)
+def test_whole_traces_within_one_percent_phase_by_phase(row: dict[str, Any]) -> None:
+    if row["quantisation"]:
+        pytest.importorskip("bitsandbytes", reason="the four-bit rows need bitsandbytes' own layers")
+    found = whole(trace_plain(_step(row)), T4["models"][row["model"]]["num_hidden_layers"])
+    assert found.allocated / MIB == pytest.approx(row["allocated"], rel=0.0101)
+    for phase, parts in found.phases.items():
+        assert sum(parts.values()) / MIB == pytest.approx(row[phase], rel=0.015)
+
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 32000,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize("method", [Lora(rank=8), Full()], ids=["lora", "full"])
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_two_depths_foretell_the_whole_and_the_formula_is_near(method: Method, mode: str) -> None:
+    shape = TrainingShape(micro_batch_size=2, sequence_length=1024, activation_checkpointing=mode)
+    request = StepRequest(config=CONFIG, method=method, shape=shape)
+    all_layers = whole(trace_step(request), 9, expandable=True)
+    few, more = (trace_step(request.model_copy(update={"layers": depth})) for depth in (2, 4))
+    foretold = extrapolated(few, more, (2, 4), 9, expandable=True)
+    assert foretold.allocated == pytest.approx(all_layers.allocated, rel=0.005)
+    formula = training_memory(architecture_from_config(CONFIG), method, shape, dtype="bfloat16")
+    assert formula.peak.total == pytest.approx(all_layers.allocated, rel=0.05)
+
+
+def test_a_trace_in_a_process_of_its_own_is_remembered(tmp_path: Path) -> None:
+    shape = TrainingShape(micro_batch_size=1, sequence_length=64)
+    tiny = CONFIG | {"num_hidden_layers": 2, "vocab_size": 512}
+    first = trace_training(tiny, Lora(rank=4), shape, cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(first.model_copy(update={"allocated": 7}).model_dump_json())
+    assert trace_training(tiny, Lora(rank=4), shape, cache=tmp_path).allocated == 7
+    assert first.needed is not None
+    assert first.reserved is not None
+    assert first.allocated <= first.needed <= first.reserved
+    with pytest.raises(Unsupported, match="QLoRA is not in the trainer yet"):
+        trace_step(StepRequest(config=tiny, method=QLora(), shape=shape))
+    with pytest.raises(Unsupported, match="does not know the model type novel"):
+        trace_training(tiny | {"model_type": "novel"}, Full(), shape, cache=tmp_path)
+
+
+def test_depths_hold_whole_periods() -> None:
+    assert shallow_depths({}) == (2, 4)
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    assert shallow_depths({"layer_types": kinds * 3}) == (6, 12)
+
+
+def test_the_allocator_rounds_splits_and_joins() -> None:
+    events = Timeline()
+    small = events.allocate(1, "a")
+    large = events.allocate(3 * MIB, "b")
+    events.free(small)
+    events.free(large)
+    again = events.allocate(3 * MIB, "b")
+    found = replay(events.events)
+    assert found.allocated == 3 * MIB + 512
+    assert found.reserved == 2 * MIB + 20 * MIB
+    assert found.end == 3 * MIB
+    events.free(again)
+    # A free rest of one megabyte or less is handed out with the block, and counts.
+    odd = Timeline()
+    odd.allocate(20 * MIB - 4096, "c")
+    assert replay(odd.events).allocated == 20 * MIB
+    assert replay(odd.events, expandable=True).allocated == 20 * MIB - 4096
+
+
+def test_capacity_is_the_least_that_runs_through() -> None:
+    events = Timeline()
+    for size in (30, 10, 50):
+        events.free(events.allocate(size * MIB, "x"))
+    kept = events.allocate(60 * MIB, "y")
+    assert kept
+    # Without a limit the freed segments stay; under one they are given back.
+    assert replay(events.events).reserved == 30 * MIB + 50 * MIB + 60 * MIB
+    assert least_capacity(events.events, step=MIB) == 60 * MIB
+    with pytest.raises(OutOfMemory):
+        replay(events.events, capacity=59 * MIB)
