@@ -16,7 +16,7 @@ HERE = Path(__file__)
 # Paths that exist on one machine only, tokens, and marks of unfinished work or an unfinished merge.
 NOT_HERE = {
     "a path of one machine": re.compile(
-        r"(?<![\w.])/(?:root|home/(?!user\b)\w+|Users/\w+|work/\w+|tmp/\w+)/"
+        r"(?<![\w.])/(?:root|home/(?!(?:user|you|x)\b)\w+|Users/\w+|work/\w+|tmp/\w+)/"
     ),
     "a token": re.compile(r"\b(?:hf_[A-Za-z]{30,}|sk-[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{30,})"),
     "unfinished work": re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b"),
