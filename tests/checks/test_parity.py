@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from luthier.checks.parity import check_parity, expect
+from luthier.checks.parity import check_parity, expect, needed_context
 from luthier.checks.parity_cause import why_prompts_differ
 from luthier.checks.parity_prompts import PromptCase, fixed_cases
 from luthier.llamacpp.gguf_file import read_header
@@ -163,6 +163,13 @@ def test_a_near_tie_ends_the_comparison_without_blame(llama, converted):
     assert excused.passed
     assert excused.near_ties == len(other)
     assert excused.compared_tokens == 0
+
+
+def test_the_context_that_a_check_needs_is_enough_and_not_more(llama, converted):
+    settings = ServerSettings(context=needed_context(llama), threads=1)
+    with LlamaServer(converted("llama"), settings) as server:
+        assert check_parity(llama, GgufGenerator(server, "gguf:F16", "-")).passed
+    assert settings.context < max(len(one.ids) for one in llama) + 32
 
 
 def test_fixed_prompts_follow_what_the_template_takes(reference):

@@ -99,6 +99,13 @@ def test_a_model_that_does_not_load_is_an_error_with_the_log(write_speaker):
     assert "nobody-knows-this" in caught.value.hint
 
 
+def test_a_model_that_loads_for_ever_is_given_up(speaker):
+    begun = time.monotonic()
+    with pytest.raises(ToolchainError, match="not loaded within 0 s"):
+        LlamaServer(speaker, start_timeout=0.01).start()
+    assert time.monotonic() - begun < 20
+
+
 def test_a_server_that_dies_is_noticed(speaker):
     server = LlamaServer(speaker, ServerSettings(context=128, threads=1))
     server.start()

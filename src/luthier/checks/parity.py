@@ -128,6 +128,11 @@ def expect(
     return expected
 
 
+def needed_context(expected: Sequence[Expected]) -> int:
+    """Tokens that a server's slot must hold for :func:`check_parity`."""
+    return max((len(one.ids) + one.places for one in expected), default=0) + 8
+
+
 def _turn_end(tokenizer: TextTokenizer, case: PromptCase, prompt: str) -> int | None:
     """The end token that the template writes after an assistant turn."""
     turn = {"role": "assistant", "content": "Yes"}

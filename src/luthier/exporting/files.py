@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 
 from luthier.errors import FileProblem
+from luthier.files import write_text
 from luthier.schema.results import Artifact, ParityCheck
 
 CHECKSUMS = "SHA256SUMS"
@@ -16,23 +15,6 @@ PAPERS = re.compile(
     r"^(licen[cs]e|copying|notice|use_policy|acceptable_use|attribution|gemma_prohibited)[\w.-]*$", re.I
 )
 """Names under which models carry their terms."""
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Replace a file's text so that a reader sees the old or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def file_digest(path: Path) -> str:

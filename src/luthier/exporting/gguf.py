@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Unsupported
-from luthier.exporting.files import artifact_of, file_digest, folder_digest, write_text
+from luthier.exporting.files import artifact_of, file_digest, folder_digest
 from luthier.exporting.space import check_space, plan_gguf_space
+from luthier.files import write_text
 from luthier.llamacpp.convert import OutType, convert
 from luthier.llamacpp.policy import FILE_TYPES
 from luthier.llamacpp.quantize import predicted_size, quantiser, quantize

@@ -7,7 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.exporting.files import PAPERS, write_text
+from luthier.exporting.files import PAPERS
+from luthier.files import write_text
 from luthier.schema.licence import Licence
 
 

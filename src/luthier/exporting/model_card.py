@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from luthier.exporting.files import write_text
 from luthier.exporting.licence_bundle import Provenance
+from luthier.files import write_text
 from luthier.schema.estimate import Estimate
 from luthier.schema.recipe import Full, Lora, Purpose, QLora, Recipe
 from luthier.schema.results import Artifact, Comparison, Metric, TrainResult
@@ -251,15 +252,21 @@ def _licence(facts: CardFacts) -> str:
 
 
 def _again(facts: CardFacts) -> str:
-    from luthier import __version__
     from luthier.schema.load import dump_recipe
 
     recipe = dump_recipe(_shareable(facts)).strip()
     files = "" if not facts.files else "\n\nFiles: " + ", ".join(f"`{name}`" for name in facts.files) + "."
     return (
-        f"## How to make it again\n\nWith Luthier {__version__}: `luthier train recipe.yaml`\n\n"
+        f"## How to make it again\n\nWith Luthier{_version()}: `luthier train recipe.yaml`\n\n"
         f"```yaml\n{recipe}\n```{files}"
     )
+
+
+def _version() -> str:
+    try:
+        return f" {metadata.version('luthier')}"
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return ""
 
 
 def _shareable(facts: CardFacts) -> Recipe:

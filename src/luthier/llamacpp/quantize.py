@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from luthier.errors import DoesNotFit, ToolchainError, Unsupported
+from luthier.files import replaced
 from luthier.llamacpp.gguf_file import TYPE_IDS, Header, Tensor, padded, read_header, tensor_bytes
 from luthier.llamacpp.policy import FILE_TYPES, plan_types
-from luthier.llamacpp.process import cores, replaced, run_child
+from luthier.llamacpp.process import cores, run_child
 from luthier.schema.protocols import Progress
 
 if TYPE_CHECKING:

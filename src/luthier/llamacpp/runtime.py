@@ -8,10 +8,10 @@ import http.client
 import json
 import os
 import secrets
-import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -161,13 +161,22 @@ class LlamaServer:
         with contextlib.suppress(BrokenPipeError):
             child.stdin.write(settings + "\n")
             child.stdin.flush()
-        ready, _, _ = select.select([child.stdout], [], [], self.start_timeout)
-        line = child.stdout.readline() if ready else ""
+        late = threading.Event()
+
+        def expire() -> None:
+            late.set()
+            end_tree(child.pid)
+
+        clock = threading.Timer(self.start_timeout, expire)
+        clock.daemon = True
+        clock.start()
+        line = child.stdout.readline()
+        clock.cancel()
         answer = json.loads(line) if line.strip() else {}
         if "url" in answer:
             self.url, self.version = answer["url"], answer["version"]
             return
-        if not ready:
+        if late.is_set():
             raise ToolchainError(
                 f"{self.model.name} was not loaded within {self.start_timeout:,.0f} s", file=self.log
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import FileProblem, ToolchainError
+from luthier.files import cache_dir
 from luthier.llamacpp import pins
 
 CHECKOUT_VARIABLE = "LUTHIER_LLAMA_CPP"
@@ -42,11 +43,8 @@ class Converter:
 
 
 def tools_folder() -> Path:
-    """Where fetched tools are kept: below LUTHIER_CACHE, else luthier in XDG_CACHE_HOME or ~/.cache."""
-    named = os.environ.get("LUTHIER_CACHE")
-    if named:
-        return Path(named).expanduser() / "tools"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier" / "tools"
+    """Where fetched tools are kept."""
+    return cache_dir() / "tools"
 
 
 def converter() -> Converter:
