@@ -36,7 +36,7 @@ PROBE_SECONDS = 5
 
 # Megabytes (1e6 bytes) to download for CPython 3.11 on Linux x86-64, summed from the package index's
 # own file sizes on 2026-11-22 for the versions of constraints.txt. Other systems differ a little.
-DOWNLOAD = {"base": 33, "train": 61, "export": 37, "data": 61, "dev": 86}
+DOWNLOAD = {"base": 33, "train": 67, "export": 37, "data": 61, "dev": 86}
 TORCH_DOWNLOAD = {"cpu": 192, "cuda": 2730}
 # Megabytes of disk for d megabytes of download: 2 d + 1200. Measured for the CPU environment with all
 # extras: 384 MB become 1.6 GB, as most wheels are packed about 4 to 1 and CUDA libraries under 2 to 1.
