@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from luthier.errors import DoesNotFit, FileProblem
-from luthier.exporting.files import artifact_of, folder_digest, write_checksums, write_text
+from luthier.exporting.files import artifact_of, folder_digest, write_checksums
 from luthier.exporting.licence_bundle import Provenance, permitted_name, write_licence_bundle
 from luthier.exporting.model_card import CardFacts, render_model_card, write_model_card
 from luthier.exporting.space import check_space, largest_gguf_size, parameter_count, plan_gguf_space

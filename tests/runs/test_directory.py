@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import FileProblem, UsageError
-from luthier.runs.directory import RunDirectory, find_run, list_runs, write_atomically
+from luthier.files import write_text
+from luthier.runs.directory import RunDirectory, find_run, list_runs
 from luthier.runs.process import alive, current_state, identity
 from luthier.schema.base import Range
 from luthier.schema.recipe import DataChoice, ModelChoice, Recipe
@@ -64,9 +65,9 @@ def test_streams_skip_a_torn_line_and_wait_for_an_unfinished_one(tmp_path: Path)
 
 def test_an_interrupted_replacement_leaves_the_old_text(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_atomically(path, "old")
+    write_text(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \ud800")
+        write_text(path, "new \ud800")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

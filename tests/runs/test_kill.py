@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import save_tiny_model, write_recipe
 
 from luthier.runs.directory import RunDirectory
 from luthier.runs.process import alive, current_state, kill_group
+from tiny import save_tiny_model, write_recipe
 
 TRAJECTORY = ("loss", "grad_norm", "learning_rate", "tokens", "trained_tokens", "epoch")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import FileProblem
+from luthier.files import write_text
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
@@ -57,10 +57,7 @@ def build_index(folder: Path = FOLDER) -> dict[str, Any]:
 
 def write_index(index: dict[str, Any], path: Path) -> None:
     """Write the index whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-    scratch.replace(path)
+    write_text(path, json.dumps(index, ensure_ascii=False, separators=(",", ":")))
 
 
 def _read(path: Path) -> dict[str, Any]:

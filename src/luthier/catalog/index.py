@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from luthier.errors import ModelNotFound, UsageError, did_you_mean
-from luthier.schema.base import Record
+from luthier.files import cache_dir
+from luthier.schema.base import Fact
 from luthier.schema.ecosystem import FamilyFacts
 from luthier.schema.hardware import GpuSpec
 from luthier.schema.hyperparameter import Hyperparameter
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).with_name("index.json")
 
 
-class Index(Record):
+class Index(Fact):
     """All that the catalogue knows."""
 
     format: int
@@ -42,14 +43,6 @@ class Index(Record):
     sources: dict[str, str]
 
 
-def cache_folder() -> Path:
-    """Where Luthier keeps what can be made again: ``LUTHIER_CACHE``, else the user's cache folder."""
-    if named := os.environ.get("LUTHIER_CACHE"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "luthier"
-
-
 @lru_cache(maxsize=1)
 def index() -> Index:
     """The whole catalogue, with the entries that ``luthier models add`` wrote."""
@@ -60,7 +53,7 @@ def index() -> Index:
         shipped = Index.model_validate_json(SHIPPED.read_bytes())
     else:
         digest = digest_of(files)
-        path = cache_folder() / f"catalogue-{digest[:16]}.json"
+        path = cache_dir() / f"catalogue-{digest[:16]}.json"
         try:
             shipped = Index.model_validate_json(path.read_bytes())
         except (OSError, ValueError):

@@ -30,7 +30,8 @@ def show(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     json
         Print one JSON object.
     """
-    from luthier.hub.cache import cache_dir, entries
+    from luthier.files import cache_dir
+    from luthier.hub.cache import entries
 
     kept = entries()
     if json:

@@ -29,26 +29,16 @@ def list_licences(*, json: Flag = False) -> None:
         Print one JSON object.
     """
     from luthier.catalog.index import all_models, licences
-    from luthier.cli import story
-    from luthier.cli.models import wide
+    from luthier.cli.models import plain
 
     uses = {terms.id: sum(card.licence == terms.id for card in all_models()) for terms in licences()}
     if json:
         found = [{**terms.model_dump(mode="json"), "models": uses[terms.id]} for terms in licences()]
         print_json({"licences": found, "notice": NOT_ADVICE})
         return
-    table = story.columns(
-        "licence",
-        "models",
-        "commercial",
-        "users below",
-        "use policy",
-        "outputs may train",
-        "OSI",
-        numbers=(1, 3),
-    )
-    for terms in licences():
-        table.add_row(
+    heads = ("licence", "models", "commercial", "users below", "use policy", "outputs may train", "OSI")
+    rows = [
+        [
             terms.id,
             str(uses[terms.id]),
             terms.commercial_use,
@@ -56,8 +46,10 @@ def list_licences(*, json: Flag = False) -> None:
             WORDS[terms.acceptable_use_policy],
             terms.may_train_others,
             WORDS[terms.osi_approved],
-        )
-    wide(table)
+        ]
+        for terms in licences()
+    ]
+    plain(heads, rows, right=(1, 3))
     out().print(f"\n{NOT_ADVICE}", style="dim")
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Group
 
-from luthier import __version__
 from luthier.errors import LuthierError
+from luthier.version import __version__
 
 CHOOSE = Group.create_ordered("Choose")
 TUNE = Group.create_ordered("Tune")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,6 @@ from luthier.cli.console import memory, out, print_json
 from luthier.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text
 
     from luthier.schema.model import ModelCard
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 app = App(name="models", help="The catalogue of base models.", help_format="plaintext")
 
+NUMBERS = ("params", "context", "active", "needs")
 Flag = Annotated[bool, Parameter(negative="")]
 
 
@@ -75,16 +76,17 @@ def list_models(
         Print one JSON object.
     """
     from luthier.catalog.index import all_models
-    from luthier.planning.recommend.filters import listed
 
-    request = _request(purpose, family, max_size, min_size, licence, language, context, feature, gguf)
+    found = list(all_models())
     if kind is not None:
         _known_kind(kind)
-    found = [
-        card
-        for card in all_models()
-        if (kind is None or card.kind == kind) and listed(card, request, any_purpose=purpose is None)
-    ]
+        found = [card for card in found if card.kind == kind]
+    conditions = (purpose, family, max_size, min_size, licence, language, context, feature)
+    if gguf or any(condition is not None for condition in conditions):
+        from luthier.planning.recommend.filters import listed
+
+        request = _request(purpose, family, max_size, min_size, licence, language, context, feature, gguf)
+        found = [card for card in found if listed(card, request, any_purpose=purpose is None)]
     if on_disk:
         found = _on_disk(found)
     needs = _needs(found, fits, hardware) if fits is not None else {}
@@ -264,21 +266,34 @@ def count(parameters: int | None) -> str:
     return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
 
 
-def wide(table: Table, name: int = 0) -> None:
-    """Print a table with nothing cut off: long names fold on a narrow terminal, a pipe gets whole lines.
+def plain(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[int] = (),
+    bold: int | None = None,
+) -> None:
+    """Print a table with nothing cut off: columns as wide as their longest cell, headings dim.
 
-    name: the column that may fold.
+    right: columns aligned to the right. bold: a row to stand out. Long tables are quick this way.
     """
-    from rich.console import Console
-    from rich.padding import Padding
+    from rich.text import Text
 
-    console = out()
-    for index, column in enumerate(table.columns):
-        column.no_wrap = index != name
-        column.overflow = "fold" if index == name else "ellipsis"
-    if not console.is_terminal:
-        console = Console(file=console.file, width=220, highlight=False)
-    console.print(Padding(table, (0, 0, 0, 2), expand=False), soft_wrap=False)
+    widths = [max(len(head), *(len(row[i]) for row in rows), 0) for i, head in enumerate(heads)]
+    lines = [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (heads, *rows)
+    ]
+    text = Text("\n".join(lines))
+    text.stylize("dim", 0, len(lines[0]))
+    if bold is not None:
+        start = sum(len(line) + 1 for line in lines[: bold + 1])
+        text.stylize("bold", start, start + len(lines[bold + 1]))
+    out().print(text, soft_wrap=True)
 
 
 def narrow() -> bool:
@@ -304,14 +319,11 @@ def _row(card: ModelCard, need: int | None) -> dict[str, Any]:
 
 
 def _print_table(cards: list[ModelCard], needs: dict[str, int]) -> None:
-    from luthier.cli import story
-
     short = narrow()
     heads = ["model", "params", "context", "licence", "GGUF", "released"]
-    table = story.columns(*heads, *([] if short else ["kind", "active"]), *(["needs"] if needs else []))
-    for index in (1, 2, 7, len(table.columns) - 1 if needs else 1):
-        if index < len(table.columns):
-            table.columns[index].justify = "right"
+    heads += [] if short else ["kind", "active"]
+    heads += ["needs"] if needs else []
+    rows: list[list[str]] = []
     for card in cards:
         active = card.parameters.active
         cells = [
@@ -326,8 +338,8 @@ def _print_table(cards: list[ModelCard], needs: dict[str, int]) -> None:
             cells += [card.kind, count(active) if active else ""]
         if needs:
             cells.append(memory(needs[card.id]))
-        table.add_row(*cells)
-    wide(table)
+        rows.append(cells)
+    plain(heads, rows, right=[i for i, head in enumerate(heads) if head in NUMBERS])
     out().print(
         f"\n{len(cards)} models; ? means not verified; `luthier models show ID` tells all", style="dim"
     )

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from rich.padding import Padding
 from rich.text import Text
 
-from luthier.cli import story
 from luthier.cli.console import duration, memory, out, size
-from luthier.cli.models import count, narrow, wide
+from luthier.cli.models import count, narrow, plain
 
 if TYPE_CHECKING:
     from luthier.schema.plan import Candidate, Plan
@@ -41,23 +39,24 @@ FEW = 4
 def show_ranking(plan: Plan, *, explain: bool) -> None:
     """The ranked pairs, and with explain what each score adds up from."""
     short = narrow()
-    heads = ("", "model", "method", "params", "memory", "time", "quality", "score", "licence")
-    table = story.columns(*(heads[:7] if short else heads), numbers=(0, 3, 4, 5, 6, 7))
+    heads = ["", "model", "method", "params", "memory", "time", "quality"] + (
+        [] if short else ["score", "licence"]
+    )
+    rows: list[list[str]] = []
     for c in plan.candidates:
         seconds = c.estimate.seconds
-        name = c.weights.rsplit("/", 1)[-1] if short else c.weights
-        cells: list[str | Text] = [
+        cells = [
             str(c.rank),
-            Text(name, style="bold" if c.rank == 1 else ""),
+            c.weights.rsplit("/", 1)[-1] if short else c.weights,
             c.method.name,
             count(c.card.total),
             memory(c.needed),
             "?" if seconds is None else about(seconds.expected),
             f"{MARKS[c.evidence.basis]}{c.evidence.index:.0f}",
         ]
-        table.add_row(*cells, *(() if short else (f"{c.score:.1f}", c.card.licence)))
+        rows.append(cells if short else [*cells, f"{c.score:.1f}", c.card.licence])
     out().print()
-    wide(table, name=1)
+    plain(heads, rows, right=(0, 3, 4, 5, 6, 7), bold=0)
     out().print("  quality: ~ converted from another benchmark, ? placed by size and date", style="dim")
     more = plan.total_candidates - len(plan.candidates)
     if more > 0:
@@ -125,11 +124,9 @@ def _memory(c: Candidate) -> None:
 
 
 def _settings(c: Candidate) -> None:
-    table = story.columns("setting", "value", "because", numbers=(1,))
-    for setting in c.settings:
-        table.add_row(setting.name, f"{setting.value}", setting.source)
     out().print()
-    out().print(Padding(table, (0, 0, 0, 2)))
+    rows = [[setting.name, f"{setting.value}", setting.source] for setting in c.settings]
+    plain(("setting", "value", "because"), rows, right=(1,))
 
 
 def _serving(c: Candidate) -> None:

@@ -31,25 +31,24 @@ def list_recipes(*, json: Flag = False) -> None:
         Print one JSON object.
     """
     from luthier.catalog.shipped import shipped_recipes
-    from luthier.cli import story
-    from luthier.cli.models import wide
+    from luthier.cli.models import plain
     from luthier.cli.plan_words import about
 
     rows = [predicted(recipe) for recipe in shipped_recipes()]
     if json:
         print_json({"recipes": rows, "rows": ROWS})
         return
-    table = story.columns("recipe", "for", "hardware", "memory", "time", numbers=(3, 4))
-    for row in rows:
-        seconds = row["seconds"]
-        table.add_row(
+    cells = [
+        [
             row["name"],
             row["title"],
             row["hardware"],
             memory(row["bytes"]),
-            "?" if seconds is None else about(seconds),
-        )
-    wide(table, name=1)
+            "?" if row["seconds"] is None else about(row["seconds"]),
+        ]
+        for row in rows
+    ]
+    plain(("recipe", "for", "hardware", "memory", "time"), cells, right=(3, 4))
     out().print(f"\ntime is for {ROWS:,} rows; `luthier recipes copy NAME` writes one here", style="dim")
 
 

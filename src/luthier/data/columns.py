@@ -20,6 +20,7 @@ class Missing(Exception):
 
 
 def is_template(expression: str) -> bool:
+    """Whether a mapping is a text with fields in braces rather than the name of a column."""
     return "{" in expression
 
 

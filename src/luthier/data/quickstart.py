@@ -7,7 +7,6 @@ written in other registers (chat, formal letter, telephone note) and with slips 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from typing import Generic, TypeVar
 from luthier.data import quickstart_words as words
 from luthier.data.quickstart_words import Values, Voice
 from luthier.errors import FileProblem
+from luthier.files import write_text
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ def write_quickstart(folder: Path, *, seed: int = 17) -> dict[str, Path]:
         for name in SPLITS:
             paths[name] = folder / f"{name}.jsonl"
             lines = (json.dumps(order.row(), ensure_ascii=False) for order in orders(name, seed=seed))
-            _write_atomically(paths[name], "".join(f"{line}\n" for line in lines))
+            write_text(paths[name], "".join(f"{line}\n" for line in lines))
     except OSError as error:
         raise FileProblem(
             f"the quickstart data cannot be written: {error.strerror or error}",
@@ -176,15 +176,6 @@ def items(values: Values) -> list[tuple[str, str]]:
                 for modifier in words.MODIFIERS[kind]
             ]
     return found
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _Deck(Generic[T]):

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import DoesNotFit, FileProblem
+from luthier.files import cache_dir
 
 UNFINISHED = ".unfinished-"
 """Prefix of files and folders that are being written: never read, removed by `prune_unfinished`."""
-
-
-def cache_dir() -> Path:
-    """Where Luthier keeps what it can fetch or make again.
-
-    ``LUTHIER_CACHE``, else ``XDG_CACHE_HOME/luthier``, else ``~/.cache/luthier``. Not created here.
-    """
-    own = os.environ.get("LUTHIER_CACHE")
-    if own:
-        return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache").absolute() / "luthier"
 
 
 def room(kind: str) -> Path:

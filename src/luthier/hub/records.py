@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from luthier.hub.cache import UNFINISHED, cache_dir, room
+from luthier.files import cache_dir, write_text
+from luthier.hub.cache import room
 from luthier.hub.remote import RemoteFile, RemoteModel
 from luthier.hub.store import folder_name
 
@@ -30,10 +31,7 @@ def write_record(model: RemoteModel) -> Record:
     """Note that all files of a model are on disk."""
     record = Record(model.id, model.revision, model.asked, model.licence, model.files, time.time())
     path = record_path(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{UNFINISHED}{path.name}")
-    part.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(asdict(record), indent=1))
     return record
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.errors import FileProblem, ToolchainError, Unsupported
+from luthier.files import replaced
 from luthier.llamacpp.gguf_file import read_header
-from luthier.llamacpp.process import OFFLINE, last_lines, replaced, run_child
+from luthier.llamacpp.process import OFFLINE, last_lines, run_child
 from luthier.llamacpp.setup import Converter, converter
 
 OutType = Literal["f32", "f16", "bf16", "q8_0"]

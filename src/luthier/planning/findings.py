@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from luthier.catalog.index import cache_folder
+from luthier.files import cache_dir
 from luthier.schema.base import Record
 from luthier.schema.hardware import Accelerator, Hardware
 
@@ -149,7 +149,7 @@ def _disk(hardware: Hardware) -> list[Finding]:
             )  # fmt: skip
         else:
             found.append(Finding(what="Disk", found=free, level="good"))
-    cache = cache_folder()
+    cache = cache_dir()
     place = cache if cache.exists() else next((p for p in cache.parents if p.exists()), Path("/"))
     writable = os.access(place, os.W_OK)
     found.append(

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from luthier.errors import FileProblem, UsageError, did_you_mean
+from luthier.files import write_text
 from luthier.schema.base import Record
 from luthier.schema.load import dump_recipe, load_recipe
 from luthier.schema.recipe import Recipe
@@ -34,22 +34,6 @@ Stream = Literal["metrics", "events"]
 def runs_root() -> Path:
     """Where runs are written: LUTHIER_RUNS, else ``runs`` in the working directory."""
     return Path(os.environ.get("LUTHIER_RUNS", "runs")).expanduser().resolve()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's text so that a reader sees the old or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def digest_of(*parts: str) -> str:
@@ -96,7 +80,7 @@ class RunDirectory:
                 ) from None
         run = cls(path)
         (path / "control").mkdir()
-        write_atomically(path / "recipe.yaml", dump_recipe(recipe))
+        write_text(path / "recipe.yaml", dump_recipe(recipe))
         run.set_status(Status(state="queued"))
         return run
 
@@ -121,7 +105,7 @@ class RunDirectory:
 
     def set_status(self, status: Status) -> None:
         """Replace the state."""
-        write_atomically(self.path / "status.json", status.model_dump_json(indent=2) + "\n")
+        write_text(self.path / "status.json", status.model_dump_json(indent=2) + "\n")
 
     # -- streams -----------------------------------------------------------------------------
 
@@ -154,7 +138,7 @@ class RunDirectory:
         """Write one finished stage with the digest of what it was made from."""
         plain = result.model_dump(mode="json") if isinstance(result, Record) else result
         document = {"inputs": inputs, "result": plain}
-        write_atomically(self.path / f"{name}.json", json.dumps(document, indent=1) + "\n")
+        write_text(self.path / f"{name}.json", json.dumps(document, indent=1) + "\n")
 
     def stage_values(self, name: str, inputs: str | None = None) -> Any | None:
         """The result of a finished stage, or None where there is none from these inputs."""

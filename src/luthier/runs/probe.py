@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from luthier.errors import ToolchainError
-from luthier.hub.cache import cache_dir
-from luthier.runs.directory import digest_of, write_atomically
+from luthier.files import cache_dir, write_text
+from luthier.runs.directory import digest_of
 from luthier.schema.hardware import Hardware
 
 
@@ -36,6 +36,6 @@ def probe(hardware: Hardware) -> dict[str, Any]:
     if done.returncode != 0:
         last = "\n".join(done.stderr.strip().splitlines()[-3:])
         raise ToolchainError(f"torch does not start here:\n{last}", hint="see `luthier doctor`")
-    write_atomically(path, done.stdout)
+    write_text(path, done.stdout)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from luthier.data.quickstart import write_quickstart
 from luthier.errors import DoesNotFit
+from luthier.files import write_text
 from luthier.planning.audit import audit
 from luthier.planning.recommend import recommend
-from luthier.runs.directory import runs_root, write_atomically
+from luthier.runs.directory import runs_root
 from luthier.runs.model import embedded_revision
 from luthier.schema.hardware import Hardware
 from luthier.schema.load import dump_recipe
@@ -100,5 +101,5 @@ def write_recipe(folder: Path, advice: Advice) -> Path:
         export=ExportChoice(gguf=("F16", "Q8_0", "Q4_K_M")),
     )
     path = folder / "recipe.yaml"
-    write_atomically(path, dump_recipe(recipe))
+    write_text(path, dump_recipe(recipe))
     return path

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from luthier.runs.directory import RunDirectory, write_atomically
+from luthier.runs.directory import RunDirectory
 from luthier.runs.report.context import Command, ReportContext, read_points
-from luthier.runs.report.render import render_html, render_markdown
+from luthier.runs.report.render import render_markdown, write_report
 from luthier.runs.stages import (
     licence_of,
     load_artifacts,
@@ -66,9 +66,7 @@ def next_commands(run: RunDirectory) -> list[tuple[str, str]]:
 
 def make_report(run: RunDirectory) -> Path:
     """Write ``report.html``, one file that needs nothing else, and return its path."""
-    path = run.path / "report.html"
-    write_atomically(path, render_html(context_of(run)))
-    return path
+    return write_report(run.path, context_of(run))
 
 
 def make_markdown(run: RunDirectory) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from luthier.schema.base import Record
+from luthier.schema.base import Fact
 
 
-class Statement(Record):
+class Statement(Fact):
     """One statement about a family."""
 
     text: str
@@ -18,7 +18,7 @@ class Statement(Record):
     """Year, month or day of the source."""
 
 
-class FamilyFacts(Record):
+class FamilyFacts(Fact):
     """Ecosystem and tuning traits of a family."""
 
     family: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from luthier.schema.base import Record
+from luthier.schema.base import Fact, Record
 
 
 class Holder(Record):
@@ -62,7 +62,7 @@ class Hardware(Record):
     """Package -> installed version."""
 
 
-class GpuSpec(Record):
+class GpuSpec(Fact):
     """An accelerator by its datasheet."""
 
     id: str

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from luthier.schema.base import Record
+from luthier.schema.base import Fact
 from luthier.schema.recipe import Purpose
 from luthier.schema.request import MethodName
 
 Preset = Literal["quick", "balanced", "best"]
 
 
-class Condition(Record):
+class Condition(Fact):
     """All that is given must hold; what is empty holds always."""
 
     methods: tuple[MethodName, ...] = ()
@@ -27,7 +27,7 @@ class Condition(Record):
     rows_from: int | None = None
 
 
-class Hyperparameter(Record):
+class Hyperparameter(Fact):
     """One value under one condition. The first row of a name whose condition holds is taken."""
 
     name: str

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from luthier.schema.base import Record
+from luthier.schema.base import Fact
 
 Answer = Literal["yes", "no", "conditional", "unknown"]
 
 
-class Clause(Record):
+class Clause(Fact):
     """One passage that a decision rests on."""
 
     topic: Literal[
@@ -30,7 +30,7 @@ class Clause(Record):
     """What it says, in our words."""
 
 
-class Licence(Record):
+class Licence(Fact):
     """What a licence allows and asks."""
 
     id: str

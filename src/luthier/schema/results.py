@@ -129,7 +129,7 @@ class ParityCheck(Record):
     near_ties: int
     """Prompts whose comparison ended at a near-tie (reference gap under 0.05 nats)."""
     mean_kl: float | None = None
-    """Mean Kullback-Leibler divergence in nats from the trained model, on its top tokens and a tail bucket."""
+    """Mean Kullback-Leibler divergence in nats from the trained model, top tokens and a tail bucket."""
     stops: bool
     """Whether the end-of-turn token ends generation."""
     passed: bool

@@ -101,6 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 def step_name(step: int) -> str:
+    """Folder name of a step's checkpoint; names sort as steps do."""
     return f"step-{step:08d}"
 
 
@@ -201,6 +202,7 @@ def steps(directory: Path) -> list[int]:
 
 
 def newest(directory: Path) -> int | None:
+    """The last step that has a checkpoint, whole or not; None without any."""
     return max(steps(directory), default=None)
 
 

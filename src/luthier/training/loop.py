@@ -62,6 +62,7 @@ class StepFigures:
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch where the model is, moved only if it is elsewhere."""
     if batch.input_ids.device == device:
         return batch
     parts = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from luthier.catalog.index import cache_folder
 from luthier.checks.trace.result import TraceResult
 from luthier.errors import ToolchainError, Unsupported
+from luthier.files import cache_dir, write_text
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate, Phase, TrainingShape
 from luthier.schema.recipe import Method
@@ -62,14 +61,11 @@ def trace_training(
     }
     text = json.dumps(request, sort_keys=True)
     key = hashlib.sha256("\n".join((text, *map(_version, _LIBRARIES), _code())).encode()).hexdigest()
-    path = (cache or cache_folder() / "trace") / f"{key[:32]}.json"
+    path = (cache or cache_dir() / "trace") / f"{key[:32]}.json"
     if path.exists():
         return TraceResult.model_validate_json(path.read_bytes())
     found = _ask(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(found.model_dump_json(), encoding="utf-8")
-    part.replace(path)
+    write_text(path, found.model_dump_json())
     return found
 
 

@@ -33,6 +33,7 @@ def lookup(
 
 
 def value_of(settings: tuple[Setting, ...], name: str) -> Setting | None:
+    """The setting of that name, if there is one."""
     return next((s for s in settings if s.name == name), None)
 
 

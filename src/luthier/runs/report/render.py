@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from luthier.files import write_text
 from luthier.runs.report import answers, facts, measured, scores, verdict, words
 from luthier.runs.report.context import ReportContext
 from luthier.schema.load import dump_recipe
@@ -21,16 +20,8 @@ def write_report(run_dir: Path, context: ReportContext, *, markdown: bool = Fals
     """Write ``report.html`` (or ``report.md``) into the run directory, replacing an older one."""
     path = run_dir / (MARKDOWN_NAME if markdown else HTML_NAME)
     text = render_markdown(context) if markdown else render_html(context)
-    descriptor, temporary = tempfile.mkstemp(dir=run_dir, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    # A lone surrogate in a model's answer must not cost the whole report.
+    return write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def render_html(context: ReportContext) -> str:
