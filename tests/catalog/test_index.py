@@ -28,21 +28,9 @@ from luthier.sizing.parameters import count_parameters, lora_parameters
 
 CARDS = all_models()
 SHAPED = [card for card in CARDS if card.architecture is not None]
-APART = "nemotron_h"
-"""Its mixers and MLPs stand in layers of their own, which the counting does not know yet."""
 
 
-def counted(cards: list[ModelCard]) -> list[object]:
-    """Cards as parameters of a test, the ones that cannot be counted yet marked."""
-    mark = pytest.mark.xfail(reason="layers that are a mixer or an MLP alone are counted as both")
-    return [pytest.param(card, id=card.id, marks=mark if _type(card) == APART else ()) for card in cards]
-
-
-def _type(card: ModelCard) -> str | None:
-    return card.architecture.model_type if card.architecture is not None else None
-
-
-@pytest.mark.parametrize("card", counted(SHAPED))
+@pytest.mark.parametrize("card", SHAPED, ids=lambda card: card.id)
 def test_total_recomputed_from_shape(card: ModelCard) -> None:
     """The published or computed total is what the shape adds up to, to the last parameter."""
     assert card.architecture is not None
@@ -59,7 +47,7 @@ def test_little_is_left_unexplained(card: ModelCard) -> None:
     assert rest <= (0.12 if odd else 0.02), f"{rest:.1%}"
 
 
-@pytest.mark.parametrize("card", counted([c for c in SHAPED if c.parameters.active]))
+@pytest.mark.parametrize("card", [c for c in SHAPED if c.parameters.active], ids=lambda card: card.id)
 def test_active_parameters_of_experts(card: ModelCard) -> None:
     """What one token goes through, within three parts in a hundred of the published or computed figure."""
     assert card.architecture is not None
