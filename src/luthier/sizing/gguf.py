@@ -97,6 +97,8 @@ def _names(name: str) -> str:
         "q_proj": "attn_q",
         "k_proj": "attn_k",
         "v_proj": "attn_v",
+        "qkv_proj": "attn_qkv",
+        "gate_up_proj": "ffn_up",
         "o_proj": "attn_output",
         "gate_proj": "ffn_gate",
         "up_proj": "ffn_up",
@@ -131,6 +133,8 @@ class _Chooser:
             if columns % BLOCKS[base][0]:
                 return "Q8_0"
             return base if base == "Q8_0" else "Q6_K"
+        if kind == "attn_qkv":
+            return {"Q3_K_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}.get(file_type, base)
         if kind == "attn_v":
             return self._value(index)
         if kind == "attn_k" and self._eight_experts:

@@ -33,6 +33,11 @@ class Matrix:
         return self.outputs * self.copies if self.bias else 0
 
 
+FUSED_QKV = frozenset({"phi3", "modernbert"})
+"""Model types whose queries, keys and values come from one matrix."""
+FUSED_GATE = frozenset({"phi3", "modernbert", "granitemoehybrid"})
+"""Model types whose MLP has gate and up in one matrix."""
+
 _FULL: tuple[LayerKind, ...] = ("full",)
 
 
@@ -83,6 +88,11 @@ def _mixer_matrices(arch: Architecture, kind: LayerKind) -> tuple[Matrix, ...]:
             Matrix("o_proj", heads * latent.value_dim, h, "attention", arch.output_bias),
         )
     bias = arch.qkv_bias
+    if arch.model_type in FUSED_QKV:
+        return (
+            Matrix("qkv_proj", h, q + 2 * kv, "attention", bias),
+            Matrix("o_proj", q, h, "attention", arch.output_bias),
+        )
     queries = Matrix("q_proj", h, 2 * q if arch.gated_attention else q, "attention", bias)
     keys = Matrix("k_proj", h, kv, "attention", bias)
     output = Matrix("o_proj", q, h, "attention", arch.output_bias)
@@ -121,7 +131,17 @@ def _mixer_of(arch: Architecture) -> LinearMixer:
 def _mlp_matrices(arch: Architecture, index: int) -> tuple[Matrix, ...]:
     h = arch.hidden_size
     experts = arch.experts
+    kinds = layer_kinds(arch)
+    if "mlp" in kinds and kinds[index] != "mlp":
+        return ()  # a family whose layers are either a mixer or an MLP
     names = ("gate_proj", "up_proj", "down_proj") if arch.gated_mlp else ("up_proj", "down_proj")
+    fused = arch.gated_mlp and arch.model_type in FUSED_GATE
+    if fused and (experts is None or index < experts.dense_layers) and arch.intermediate_size:
+        wide = arch.intermediate_size
+        return (
+            Matrix("gate_up_proj", h, 2 * wide, "mlp", arch.mlp_bias),
+            Matrix("down_proj", wide, h, "mlp", arch.mlp_bias),
+        )
     if experts is None or index < experts.dense_layers:
         wide = arch.intermediate_size
         if not wide:
