@@ -12,6 +12,7 @@ from luthier.exporting.files import artifact_of, folder_digest, write_checksums
 from luthier.exporting.licence_bundle import Provenance, permitted_name, write_licence_bundle
 from luthier.exporting.model_card import CardFacts, render_model_card, write_model_card
 from luthier.exporting.space import check_space, largest_gguf_size, parameter_count, plan_gguf_space
+from luthier.files import write_text
 from luthier.schema.licence import Licence
 from luthier.schema.load import recipe_from
 from luthier.schema.results import Artifact, Comparison, Difference, Metric, ParityCheck, TrainResult

@@ -155,7 +155,7 @@ def _run(tool: Converter, arguments: list[str], out: Path, log: Path, timeout: f
             )
         except ToolchainError as error:
             raise _explained(error, log) from None
-        if not partial.is_file():
+        if not partial.is_file() or partial.stat().st_size == 0:
             raise ToolchainError("the converter wrote no file", file=log, hint=last_lines(log))
         read_header(partial)  # a torn file is found here, not by the user
 
