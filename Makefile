@@ -42,11 +42,16 @@ types: setup-dev
 contract: setup-dev
 	$(BIN)/lint-imports
 
+# llama.cpp's converter, once, in Luthier's cache: the export tests need it.
+.PHONY: tools
+tools: setup-dev
+	@$(BIN)/luthier setup gguf
+
 # One thread a worker: two workers with two threads each fight over the cores.
-unit: setup-dev
+unit: setup-dev tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not workflow and not install and not slow"
 
-workflow: setup-dev
+workflow: setup-dev tools
 	$(BIN)/python -m pytest -m "workflow and not slow"
 
 install: setup-dev

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UNFINISHED = ".unfinished-"
+"""Prefix of files and folders that are being written: never read, and safe to remove when nobody writes."""
+
 
 def cache_dir() -> Path:
     """Where Luthier keeps what it can fetch or make again.
@@ -25,7 +28,7 @@ def cache_dir() -> Path:
 def replaced(target: Path) -> Iterator[Path]:
     """A name beside ``target`` to write to; it takes its place when the block ends well, else it goes."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{target.name}.", dir=target.parent)
     os.close(handle)
     partial = Path(name)
     try:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import DoesNotFit, FileProblem, Unreachable
-from luthier.files import cache_dir
+from luthier.files import UNFINISHED, cache_dir
 from luthier.hub import wheels
-from luthier.hub.cache import UNFINISHED, entries
+from luthier.hub.cache import entries
 from luthier.hub.wheels import extract_member, extract_tree, fetch_wheel, file_sha256
 
 METADATA = (

@@ -53,6 +53,7 @@ def build() -> App:
     )
     for name, (target, group, sentence) in COMMANDS.items():
         app.command(target, name=name, group=group, help=sentence)
+    app.register_install_completion_command()
     return app
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from luthier.errors import Unsupported
 from luthier.exporting.files import artifact_of, file_digest, folder_digest
 from luthier.exporting.space import check_space, plan_gguf_space
-from luthier.files import write_text
+from luthier.files import UNFINISHED, write_text
 from luthier.llamacpp.convert import OutType, convert
 from luthier.llamacpp.policy import FILE_TYPES
 from luthier.llamacpp.quantize import predicted_size, quantiser, quantize
@@ -168,7 +168,7 @@ def _quantisable(export: _Export, tell: Callable[[str], None]) -> tuple[Path, bo
 
 def _clear_partials(out_dir: Path) -> None:
     """Remove what an export that was killed left behind."""
-    for pattern in (f"{_INTERMEDIATE}-*.gguf", ".*.gguf.*.partial"):
+    for pattern in (f"{_INTERMEDIATE}-*.gguf", f"{UNFINISHED}*"):
         for path in out_dir.glob(pattern):
             path.unlink(missing_ok=True)
 

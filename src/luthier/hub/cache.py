@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import DoesNotFit, FileProblem
-from luthier.files import cache_dir
-
-UNFINISHED = ".unfinished-"
-"""Prefix of files and folders that are being written: never read, removed by `prune_unfinished`."""
+from luthier.files import UNFINISHED, cache_dir
 
 
 def room(kind: str) -> Path:

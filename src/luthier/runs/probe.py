@@ -11,6 +11,7 @@ from typing import Any
 from luthier.errors import ToolchainError
 from luthier.files import cache_dir, write_text
 from luthier.runs.directory import digest_of
+from luthier.runs.process import torch_environment
 from luthier.schema.hardware import Hardware
 
 
@@ -31,7 +32,11 @@ def probe(hardware: Hardware) -> dict[str, Any]:
         known: dict[str, Any] = json.loads(path.read_text())
         return known
     done = subprocess.run(
-        [sys.executable, "-m", "luthier.models.probe"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "luthier.models.probe"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=torch_environment(),
     )
     if done.returncode != 0:
         last = "\n".join(done.stderr.strip().splitlines()[-3:])

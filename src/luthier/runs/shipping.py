@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.checks.parity import Expected, check_parity, expect
+from luthier.checks.parity import Expected, check_parity, expect, needed_context
 from luthier.checks.parity_prompts import PromptCase, fixed_cases
 from luthier.data.render import prompt_ids, prompt_of
 from luthier.errors import ParityError, UsageError
@@ -15,7 +15,7 @@ from luthier.exporting.files import artifact_of, write_checksums
 from luthier.exporting.gguf import export_gguf
 from luthier.exporting.licence_bundle import Provenance, permitted_name, write_licence_bundle
 from luthier.exporting.model_card import CardFacts, write_model_card
-from luthier.llamacpp.runtime import GgufGenerator, LlamaServer
+from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.runs.directory import RunDirectory
 from luthier.runs.stages import licence_of, load_artifacts, load_comparisons, load_estimate
 from luthier.schema.recipe import ExportChoice, Full
@@ -44,8 +44,6 @@ def ship(work: Work, export: ExportChoice) -> list[Artifact]:
             max_new_tokens=PARITY_TOKENS,
             progress=work.board.progress("ship", "the trained model on the parity prompts"),
         )
-        # Papers of an earlier export would change the folder's digest, and GGUF files would be made anew.
-        shutil.rmtree(out / "merged", ignore_errors=True)
         folders["merged"] = work.task.save_merged(out / "merged")
         work.task.free()
         ggufs = _ggufs(work, export, folders["merged"], expected) if export.gguf else []
@@ -112,7 +110,8 @@ def _ggufs(work: Work, export: ExportChoice, merged: Path, expected: Sequence[Ex
 
 def _checked(work: Work, artifact: Artifact, expected: Sequence[Expected]) -> Artifact:
     path = work.run.path / artifact.path
-    with LlamaServer(path) as server:
+    settings = ServerSettings(context=needed_context(expected))
+    with LlamaServer(path, settings) as server:
         parity = check_parity(
             expected,
             GgufGenerator(server, artifact.kind, artifact.sha256),
