@@ -70,12 +70,15 @@ class Change:
     saves: int
     """Bytes off the expected peak of the process."""
     fits: bool
+    """Whether the step fits then."""
     gives_up: int
+    helps: bool = False
+    """Whether it fits then and does not now."""
 
     @property
     def sentence(self) -> str:
         return f"{self.what} ({self.setting}) saves {self.saves / GIB:.1f} GiB" + (
-            ", and then it fits" if self.fits else ""
+            ", and then it fits" if self.helps else ""
         )
 
 
@@ -134,7 +137,8 @@ def longest_sequence(question: Question, shape: TrainingShape, *, most: int) -> 
 
 def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     """What would need less, ranked by how little it gives up, then by how much it saves."""
-    now = question.estimate(shape).process.expected
+    here = question.estimate(shape)
+    now, fits_now = here.process.expected, here.process.high <= question.budget
     found: list[Change] = []
 
     def consider(what: str, setting: str, other: Question, changed: TrainingShape, gives_up: int) -> None:
@@ -142,7 +146,7 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         saves = round(now - estimate.process.expected)
         if saves > 0:
             fits = estimate.process.high <= other.budget
-            found.append(Change(what, setting, saves, fits, gives_up))
+            found.append(Change(what, setting, saves, fits, gives_up, helps=fits and not fits_now))
 
     if shape.micro_batch_size > 1:
         smallest = shape.model_copy(update={"micro_batch_size": 1})
@@ -150,7 +154,7 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     if shape.activation_checkpointing == "none":
         again = shape.model_copy(update={"activation_checkpointing": "full"})
         consider("recomputing activations", "training.activation_checkpointing=full", question, again, 0)
-    tight = shape.model_copy(update={"micro_batch_size": 1, "activation_checkpointing": "full"})
+    tight = smallest_step(shape)
     if isinstance(question.method, Full):
         lora = replace(question, method=Lora())
         consider("adapters instead of all weights", "method.name=lora", lora, tight, 1)
@@ -165,9 +169,14 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     return tuple(sorted(found, key=lambda change: (change.gives_up, -change.saves)))
 
 
+def smallest_step(shape: TrainingShape) -> TrainingShape:
+    """The cut that needs least: one row at a time, activations recomputed."""
+    return shape.model_copy(update={"micro_batch_size": 1, "activation_checkpointing": "full"})
+
+
 def does_not_fit(question: Question, shape: TrainingShape) -> DoesNotFit:
     """The error that says what is needed, what is there and what would fit."""
-    smallest = shape.model_copy(update={"micro_batch_size": 1, "activation_checkpointing": "full"})
+    smallest = smallest_step(shape)
     estimate = question.estimate(smallest)
     weights = estimate.phases[0].parts.get("weights", 0)
     where = _where(question)

@@ -39,6 +39,8 @@ _BASE = {
     "Q3_K_M": "Q3_K",
 }
 """File type -> type of most tensors."""
+FILE_TYPES = tuple(_BASE)
+"""File types whose size is known, from the largest to the smallest."""
 
 
 @dataclass(frozen=True, slots=True)

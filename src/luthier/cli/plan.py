@@ -1,0 +1,332 @@
+"""``luthier plan``: memory by part, time and cost, before anything loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from luthier.cli.console import err, memory, out, print_json
+from luthier.errors import LuthierError, UsageError
+
+if TYPE_CHECKING:
+    from luthier.planning.solver import Change, Question
+    from luthier.schema.estimate import Estimate, TrainingShape
+    from luthier.schema.hardware import Hardware
+    from luthier.schema.model import Architecture
+    from luthier.schema.recipe import Method
+
+Flag = Annotated[bool, Parameter(negative="")]
+DEFAULT_LENGTH = 2048
+DEFAULT_ROWS = 1000
+
+
+def plan(
+    model: str,
+    /,
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    hardware: str | None = None,
+    method: str = "lora",
+    rank: int = 16,
+    length: int | None = None,
+    batch: int = 16,
+    rows: int = DEFAULT_ROWS,
+    epochs: float = 1.0,
+    dtype: str | None = None,
+    price_per_hour: float | None = None,
+    exact: Flag = False,
+    offline: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Predict memory by part, time and cost of a training, and what each change would save.
+
+    Parameters
+    ----------
+    model
+        A recipe.yaml, a model of the catalogue, or a folder with a saved model.
+    overrides
+        Settings that win over the recipe's: training.sequence_length=1024 method.rank=32.
+    hardware
+        Hardware in words: "rtx 4090", h100, cpu:16GB; this machine if not given.
+    method
+        full or lora; a recipe has its own.
+    rank
+        Rank of the adapters; a recipe has its own.
+    length
+        Tokens of the longest row; a recipe's data has its own.
+    batch
+        Rows for each optimiser step.
+    rows
+        Training rows, for the time.
+    epochs
+        Passes over the rows, for the time.
+    dtype
+        float32 or bfloat16; what the device does fast if not given.
+    price_per_hour
+        US dollars an hour, for the cost.
+    exact
+        Follow the very step, tensor by tensor, in place of the formula (GPU plans; takes seconds to minutes).
+    offline
+        Fetch nothing: a recipe's model must be on disk.
+    json
+        Print one JSON object.
+    """
+    if Path(model).suffix in (".yaml", ".yml"):
+        if length is not None or dtype is not None:
+            raise UsageError("a recipe has its own settings", hint="write them as key=value after the recipe")
+        return _of_recipe(Path(model), overrides, hardware, exact=exact, offline=offline, as_json=json)
+    if overrides:
+        raise UsageError(
+            f"{overrides[0]} is a setting of a recipe, and {model} is a model",
+            hint="use --length, --batch, --rank",
+        )
+    from luthier.planning.audit import audit
+    from luthier.planning.hypothetical import parse_hardware
+
+    machine = parse_hardware(hardware) if hardware is not None else audit()
+    arch, config = shape_of(model)
+    shape = _wanted(arch, length, batch)
+    tokens = round(rows * epochs * shape.sequence_length)
+    question = _question(arch, _method(method, rank), machine, dtype=dtype, tokens=tokens)
+    return _answer(model, question, shape, config=config, price=price_per_hour, exact=exact, as_json=json)
+
+
+def shape_of(model: str) -> tuple[Architecture, dict[str, Any] | None]:
+    """Shape of a folder or a catalogue entry, with the folder's config.json. Errors: ModelNotFound."""
+    import json as words
+
+    from luthier.catalog.index import model_card
+    from luthier.errors import Unsupported
+    from luthier.sizing.parameters import architecture_of
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return architecture_of(folder), words.loads((folder / "config.json").read_text())
+    card = model_card(model)
+    if card.architecture is None:
+        raise Unsupported(
+            f"{card.id}: its shape is not verified, so its memory cannot be predicted",
+            hint="name a folder with its config.json",
+        )
+    return card.architecture, None
+
+
+def _method(name: str, rank: int) -> Method:
+    from luthier.errors import did_you_mean
+    from luthier.schema.recipe import Full, Lora, QLora
+
+    known: dict[str, Method] = {"full": Full(), "lora": Lora(rank=rank), "qlora": QLora(rank=rank)}
+    if name not in known:
+        raise UsageError(
+            f"{name} is not a method", hint=did_you_mean(name, known) or f"use one of {', '.join(known)}"
+        )
+    return known[name]
+
+
+def _question(
+    arch: Architecture, method: Method, machine: Hardware, *, dtype: str | None, tokens: int
+) -> Question:
+    from luthier.planning.estimate import device_of
+    from luthier.planning.solver import Question
+
+    device = device_of(machine)
+    if dtype is None:
+        fast = machine.accelerators[0].bf16 if device == "cuda" else machine.processor.bf16
+        dtype = "bfloat16" if fast else "float32"
+    elif dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"{dtype} is not a type to train in", hint="use float32 or bfloat16")
+    return Question(arch, method, machine, device, dtype, tokens=tokens)
+
+
+def _length(arch: Architecture, length: int | None) -> int:
+    return length or min(DEFAULT_LENGTH, arch.max_positions or DEFAULT_LENGTH)
+
+
+def _wanted(arch: Architecture, length: int | None, batch: int) -> TrainingShape:
+    from luthier.schema.estimate import TrainingShape
+
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} rows", hint="use at least 1")
+    return TrainingShape(micro_batch_size=batch, sequence_length=_length(arch, length), batch_size=batch)
+
+
+def _answer(
+    model: str,
+    question: Question,
+    wanted: TrainingShape,
+    *,
+    config: dict[str, Any] | None,
+    price: float | None,
+    exact: bool,
+    as_json: bool,
+) -> int:
+    """Cut the step, estimate it, and print; 3 where nothing fits."""
+    from luthier.errors import DoesNotFit
+    from luthier.planning.solver import changes, does_not_fit, largest_step, smallest_step
+    from luthier.sizing.training import check_shape
+
+    check_shape(question.arch, wanted)
+    trouble: LuthierError | None = None
+    try:
+        shape = largest_step(question, wanted)
+    except DoesNotFit:
+        shape = smallest_step(wanted)
+        trouble = does_not_fit(question, wanted)
+    estimate = question.estimate(shape)
+    if exact:
+        estimate = _traced(question, shape, estimate, config)
+    if price is not None and estimate.seconds is not None:
+        estimate = estimate.model_copy(update={"cost": _cost(estimate, price)})
+    savings = changes(question, shape)
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "fits": trouble is None,
+                "budget": question.budget,
+                "shape": shape.model_dump(mode="json"),
+                "estimate": estimate.model_dump(mode="json"),
+                "changes": [_values(change) for change in savings],
+            }
+        )
+        return 0 if trouble is None else trouble.exit_code
+    _print(question, shape, estimate, savings)
+    if trouble is not None:
+        raise trouble
+    return 0
+
+
+def _values(change: Change) -> dict[str, Any]:
+    """A change as plain values."""
+    return {"what": change.what, "setting": change.setting, "saves": change.saves, "fits": change.fits}
+
+
+def _cost(estimate: Estimate, price: float) -> dict[str, float]:
+    assert estimate.seconds is not None
+    return {name: value * price / 3600 for name, value in estimate.seconds.model_dump().items()}
+
+
+def _traced(
+    question: Question, shape: TrainingShape, estimate: Estimate, config: dict[str, Any] | None
+) -> Estimate:
+    from luthier.checks.trace.config import config_of
+    from luthier.checks.trace.run import trace_training, traced_estimate
+    from luthier.errors import Unsupported
+
+    if question.device != "cuda":
+        raise Unsupported(
+            "the exact trace follows GPU kernels, and this plan is for a CPU",
+            hint="leave out --exact: the formula's CPU figure is held to measured runs",
+        )
+    err().print("tracing the step without a GPU...", style="dim")
+    capability = question.hardware.accelerators[0].compute_capability or (0, 0)
+    found = trace_training(
+        config or config_of(question.arch),
+        question.method,
+        shape,
+        dtype=question.dtype,
+        hopper=capability >= (9, 0),
+    )
+    return traced_estimate(estimate, found)
+
+
+def _print(question: Question, shape: TrainingShape, estimate: Estimate, savings: tuple[Change, ...]) -> None:
+    from rich.padding import Padding
+
+    from luthier.cli.story import columns, grid, show_estimate
+
+    cut = (
+        f"{shape.micro_batch_size} x {shape.sequence_length:,} tokens at a time, "
+        f"{shape.accumulation} of them a step"
+    )
+    again = "recomputed in the backward pass" if shape.activation_checkpointing == "full" else "kept"
+    out().print(
+        grid(
+            [
+                ("Method", f"{question.method.name}, {question.dtype}, on {question.device}"),
+                ("Step", cut),
+                ("Activations", again),
+                ("Room", f"{memory(question.budget)} for the process"),
+            ]
+        )
+    )
+    phases = estimate.phases
+    parts = {part: None for phase in phases for part, held in phase.parts.items() if held > 1 << 20}
+    table = columns("", *(phase.name for phase in phases), numbers=range(1, len(phases) + 1))
+    for part in parts:
+        table.add_row(part, *(memory(held) if (held := phase.parts.get(part)) else "" for phase in phases))
+    table.add_row("together", *(memory(phase.total) for phase in phases), style="bold")
+    out().print(Padding(table, (1, 0, 0, 2)))
+    show_estimate(estimate)
+    if estimate.cost is not None:
+        cost = estimate.cost
+        out().print(f"  Cost  ${cost.expected:.2f}  (${cost.low:.2f} to ${cost.high:.2f})")
+    for change in savings:
+        out().print(f"  · {change.sentence}", style="dim")
+    for said in estimate.assumptions:
+        out().print(f"  assumed: {said}", style="dim", soft_wrap=True)
+
+
+def _of_recipe(
+    path: Path,
+    overrides: tuple[str, ...],
+    hardware: str | None,
+    *,
+    exact: bool,
+    offline: bool,
+    as_json: bool,
+) -> int:
+    """Plan of a recipe with its own model and data, here or on described hardware."""
+    from luthier.cli.story import show_plan
+    from luthier.data.tokenizer import load_tokenizer
+    from luthier.planning.audit import audit
+    from luthier.planning.hypothetical import parse_hardware
+    from luthier.planning.resolve import resolve
+    from luthier.planning.solver import Question, changes
+    from luthier.runs.model import obtain
+    from luthier.runs.prepare import rates, read_data
+    from luthier.runs.probe import probe
+    from luthier.schema.load import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    folder = obtain(recipe.model, say=lambda words: err().print(words), offline=offline).path
+    machine = audit() if hardware is None else parse_hardware(hardware)
+    data = read_data(recipe, load_tokenizer(folder))
+    measured = rates(probe(machine)) if hardware is None else {}
+    arch, config = shape_of(str(folder))
+    found = resolve(recipe, arch=arch, hardware=machine, profile=data.lengths, matrix_rates=measured)
+    estimate = found.estimate
+    dtype = str(found.recipe.model.dtype)
+    question = Question(
+        arch,
+        found.recipe.method,
+        machine,
+        found.device,
+        dtype,
+        tokens=found.tokens,
+        matrix_rate=measured.get(dtype),
+    )
+    if exact:
+        estimate = _traced(question, found.shape, estimate, config)
+    savings = changes(question, found.shape)
+    if as_json:
+        print_json(
+            {
+                "recipe": found.recipe.model_dump(mode="json"),
+                "device": found.device,
+                "steps": found.steps,
+                "tokens": found.tokens,
+                "disk_bytes": found.disk_bytes,
+                "estimate": estimate.model_dump(mode="json"),
+                "warnings": list(found.warnings),
+                "changes": [_values(change) for change in savings],
+            }
+        )
+        return 0
+    show_plan(found.recipe, estimate)
+    for warning in found.warnings:
+        err().print(f"! {warning}", style="yellow", soft_wrap=True)
+    for change in savings:
+        out().print(f"  · {change.sentence}", style="dim")
+    return 0

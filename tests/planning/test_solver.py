@@ -1,0 +1,131 @@
+"""What fits, what each change saves, and the two commands that say so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.cli.main import main
+from luthier.planning.hypothetical import parse_hardware
+from luthier.planning.solver import Question, changes, largest_step, longest_sequence
+from luthier.schema.estimate import TrainingShape
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import Full, Lora
+
+LLAMA_8B = Architecture(
+    model_type="llama",
+    layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    attention_heads=32,
+    kv_heads=8,
+    head_dim=128,
+    vocab_size=128256,
+    tied_embeddings=False,
+    max_positions=131072,
+)
+
+
+def question(hardware: str = "rtx 4090", **changed: object) -> Question:
+    values: dict[str, object] = {
+        "arch": LLAMA_8B,
+        "method": Lora(),
+        "hardware": parse_hardware(hardware),
+        "device": "cuda",
+        "dtype": "bfloat16",
+    }
+    return Question(**(values | changed))  # type: ignore[arg-type]
+
+
+def shape(batch: int = 16, length: int = 2048) -> TrainingShape:
+    return TrainingShape(micro_batch_size=batch, sequence_length=length, batch_size=batch)
+
+
+def test_room_is_used_for_speed() -> None:
+    """Where memory allows activations are kept, else they are recomputed."""
+    wide = largest_step(question("h100"), shape())
+    assert wide.activation_checkpointing == "none"
+    assert wide.micro_batch_size >= 2
+    narrow = largest_step(question(), shape())
+    assert narrow.activation_checkpointing == "full"
+    assert 16 % narrow.micro_batch_size == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 64), st.sampled_from([256, 1024, 4096]))
+def test_whatever_is_chosen_fits(batch: int, length: int) -> None:
+    asked = question("rtx 3090")
+    found = largest_step(asked, shape(batch, length))
+    assert asked.estimate(found).process.high <= asked.budget
+    assert found.micro_batch_size * found.accumulation == batch
+
+
+def test_each_change_saves_what_it_says() -> None:
+    asked, cut = question(), shape(4)
+    found = {change.setting: change for change in changes(asked, cut)}
+    again = cut.model_copy(update={"activation_checkpointing": "full"})
+    saved = asked.estimate(cut).process.expected - asked.estimate(again).process.expected
+    assert found["training.activation_checkpointing=full"].saves == round(saved)
+    order = [change.gives_up for change in changes(asked, cut)]
+    assert order == sorted(order)
+    assert "method.name=lora" in {c.setting for c in changes(question(method=Full()), cut)}
+
+
+def test_the_longest_sequence_is_the_last_that_fits() -> None:
+    asked = question()
+    tight = TrainingShape(micro_batch_size=1, sequence_length=64, activation_checkpointing="full")
+    longest = longest_sequence(asked, tight, most=131072)
+    assert longest is not None
+    assert asked.fits(tight.model_copy(update={"sequence_length": longest}))
+    assert not asked.fits(tight.model_copy(update={"sequence_length": longest + 64}))
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    caught = capsys.readouterr()
+    assert (left.value.code or 0) == code, caught
+    return caught.out + caught.err
+
+
+def test_plan_prints_parts_that_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    said = run(capsys, "plan", "llama-3.1-8b-instruct", "--hardware", "rtx 4090", "--json")
+    found = json.loads(said)
+    assert found["fits"]
+    for phase in found["estimate"]["phases"]:
+        assert sum(phase["parts"].values()) > 0
+    peak = max(sum(phase["parts"].values()) for phase in found["estimate"]["phases"])
+    assert found["estimate"]["process"]["low"] <= peak <= found["estimate"]["process"]["high"]
+    assert found["estimate"]["process"]["high"] <= found["budget"]
+    text = run(capsys, "plan", "llama-3.1-8b-instruct", "--hardware", "rtx 4090")
+    assert "together" in text
+    assert "saves" in text
+
+
+def test_plan_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "llama-3.1-8b-instruct", "--hardware", "rtx 3060", "--method", "full")
+    said = run(capsys, *words, code=3)
+    assert "the weights alone are 15.0 GiB" in said
+    assert "luthier recommend" in said
+    said = run(capsys, "plan", "llama-3.1-8b-instruct", "--method", "lroa", code=2)
+    assert "did you mean lora" in said
+    run(capsys, "plan", "no-such-model-at-all", code=2)
+    said = run(capsys, "plan", "llama-3.1-8b-instruct", "--length", "200000", code=2)
+    assert "beyond the model's context" in said
+
+
+def test_fit_finds_the_longest_context(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("fit", "llama-3.1-8b-instruct", "--hardware", "rtx 4090", "--slots", "4", "--json")
+    found = json.loads(run(capsys, *words, "--context", "32768"))
+    rows = {row["quantisation"]: row for row in found["rows"]}
+    assert rows["Q4_K_M"]["fits"]
+    assert not rows["F16"]["fits"]
+    assert rows["Q4_K_M"]["cache"] == 4 * 32768 * 128 * 1024
+    assert rows["F16"]["longest_context"] < 32768 < rows["Q4_K_M"]["longest_context"]
+    said = run(capsys, "fit", "llama-3.3-70b", "--hardware", "rtx 4090", code=3)
+    assert "does not fit" in said
+    said = run(capsys, "fit", "llama-3.1-8b", "--quantisation", "Q4_K", code=2)
+    assert "Q4_K_M" in said
