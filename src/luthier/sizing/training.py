@@ -262,9 +262,9 @@ class _Step:
             return 0.0
         hidden = self.trained * self.arch.hidden_size * self.element
         if self.kernels.loss == "logits":
-            # Beside the logits and log-probabilities an fp32 gradient and its copy in the model's type.
-            numbers = self.arch.vocab_size * (14 if self.element == 2 else 16)
-            return self.tokens * (numbers + self.arch.hidden_size * (self.element + 4))
+            # Log-probabilities, the gradient of the loss and that of the softmax, each in fp32.
+            numbers = self.arch.vocab_size * 12
+            return self.alive + self.tokens * (numbers + self.arch.hidden_size * (self.element + 4))
         if self.full and self.kernels.loss == "chunked":
             # The gradient as it was kept, scaled, and in the model's type.
             return 3 * hidden + self.head * (8 + (2 if self.element == 2 else 0))

@@ -44,6 +44,8 @@ class PlainStep:
     fused: bool = False
     """Whether the optimiser's step needs no temporary: its states are made and nothing else."""
     hopper: bool = False
+    keeps_logits: bool = True
+    """Whether the caller holds the model's output through the backward pass."""
     layers: int | None = None
     """Trace only this many layers."""
 
@@ -66,19 +68,23 @@ def trace_plain(step: PlainStep) -> Timeline:
         timeline.allocate(CUBLAS[step.hopper], "workspace")
     for number in (1, 2):
         with recorder:
-            _one(model, optimizer, ids, recorder, number)
+            _one(model, optimizer, ids, recorder, number, keeps=step.keeps_logits)
     return timeline
 
 
-def _one(model: Any, optimizer: Any, ids: Tensor, recorder: Recorder, number: int) -> None:
+def _one(model: Any, optimizer: Any, ids: Tensor, recorder: Recorder, number: int, *, keeps: bool) -> None:
     timeline = recorder.timeline
     recorder.tag = "gradients"
     optimizer.zero_grad(set_to_none=True)
     recorder.tag = "activations"
     timeline.mark(f"forward{number}")
     out = model(input_ids=ids, labels=ids)
+    loss = out.loss
+    if not keeps:
+        del out
     timeline.mark(f"backward{number}")
-    out.loss.backward()
+    loss.backward()
+    del loss
     timeline.mark(f"optimizer{number}")
     recorder.tag = "optimizer"
     optimizer.step()
@@ -161,7 +167,12 @@ def _four_bit(bnb: Any, linear: nn.Linear, dtype: torch.dtype, double: bool) -> 
         blocks = -(-numbers // _BLOCK)
         shared = {"code": torch.empty(16), "blocksize": _BLOCK, "quant_type": "nf4", "dtype": dtype}
         if double:
-            inner = make(absmax=torch.empty(-(-blocks // 256)), code=torch.empty(256), blocksize=256)
+            inner = make(
+                absmax=torch.empty(-(-blocks // 256)),
+                code=torch.empty(256),
+                blocksize=256,
+                dtype=torch.float32,
+            )
             state = make(
                 absmax=torch.empty(blocks, dtype=torch.uint8),
                 shape=linear.weight.shape,
