@@ -215,3 +215,15 @@ def test_the_budget_is_the_smallest_device() -> None:
     half = two.accelerators[1].model_copy(update={"memory_free": 40 * GIB})
     mixed = two.model_copy(update={"accelerators": (two.accelerators[0], half)})
     assert budget_of(mixed) <= 40 * GIB < budget_of(two)
+
+
+def test_a_card_without_bf16_is_not_given_what_overflows(rough: Estimator) -> None:
+    """Rule 24 warns; where an equal model is safe, that one leads."""
+    card, safe = model_card("Qwen/Qwen3.5-4B"), model_card("Qwen/Qwen3-8B")
+    both = [card, safe]
+    with_it = recommend(Request(), parse_hardware("rtx 4090"), estimate=rough, models=both)
+    without = recommend(Request(), parse_hardware("T4"), estimate=rough, models=both)
+    assert with_it.candidates[0].card.id == card.id
+    assert without.candidates[0].card.id == safe.id
+    risky = next(c for c in without.candidates if c.card.id == card.id)
+    assert any(part.name == "precision" and part.points < 0 for part in risky.parts)

@@ -23,6 +23,8 @@ class FamilyFacts(Fact):
 
     family: str
     """Beginning of the family's name."""
+    encoders: bool = False
+    """Whether it is about encoders; a decoder family's name also begins those of its embedders."""
     points: float
     """0 to 100, what the priority ``ecosystem`` ranks by: an ordering of these facts, not a measurement."""
     facts: tuple[Statement, ...] = ()

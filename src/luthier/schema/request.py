@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from luthier.schema.base import Record
+from luthier.schema.base import Fact
 from luthier.schema.data import DataProfile
 from luthier.schema.recipe import Purpose
 
@@ -24,7 +24,7 @@ GuideName = Literal["A", "B", "C"]
 MethodName = Literal["full", "lora", "qlora"]
 
 
-class Request(Record):
+class Request(Fact):
     """A task with its conditions. Filters are met or the model is rejected; preferences are weighed."""
 
     purpose: Purpose = "chat"

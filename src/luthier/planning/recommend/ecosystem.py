@@ -12,7 +12,12 @@ UNKNOWN_POINTS = 40.0
 
 def family_facts(card: ModelCard) -> FamilyFacts | None:
     """The entry whose family name begins the card's, the longest first."""
-    fitting = [entry for entry in index().ecosystem if card.family.startswith(entry.family)]
+    encoder = card.kind not in ("decoder", "vision-language")
+    fitting = [
+        entry
+        for entry in index().ecosystem
+        if card.family.startswith(entry.family) and entry.encoders == encoder
+    ]
     return max(fitting, key=lambda entry: len(entry.family)) if fitting else None
 
 

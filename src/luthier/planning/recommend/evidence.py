@@ -81,17 +81,17 @@ class Line:
     pairs: int
     low: float
     high: float
-    """Range of x that it was made from: beyond it the line says nothing."""
+    """Range of x that it was made from. Below it the line says nothing; above it, it stays where it ends."""
 
     def __call__(self, x: float) -> float:
-        return self.intercept + self.slope * x
+        return self.intercept + self.slope * min(x, self.high)
 
     def holds(self, x: float) -> bool:
-        return self.low - self.slack <= x <= self.high + self.slack
+        return x >= self.low - self.slack
 
     @property
     def slack(self) -> float:
-        """A tenth of the range may be added at its ends."""
+        """A tenth of the range may be added below it."""
         return (self.high - self.low) / 10
 
 
@@ -106,10 +106,12 @@ class Prior:
     models: int
     low: float
     high: float
+    best: float
+    """Highest score on the scale: nothing is guessed to be above it."""
 
     def __call__(self, size: float, year: float) -> float:
         size = min(max(size, self.low), self.high)
-        return self.constant + self.by_size * size + self.by_year * year
+        return min(self.constant + self.by_size * size + self.by_year * year, self.best)
 
 
 def scale_for(purpose: Purpose, *, code: bool, image: bool, multilingual: bool, base: bool) -> Scale:
@@ -206,7 +208,8 @@ def prior_for(scale: Scale) -> Prior | None:
     residual = sum((v - a - b * s - c * y) ** 2 for s, y, v in rows)
     sizes = [s for s, _, _ in rows]
     freedom = len(rows) - len(solution)
-    return Prior(a, b, c, math.sqrt(residual / freedom), len(rows), min(sizes), max(sizes))
+    best = max(value for *_, value in rows)
+    return Prior(a, b, c, math.sqrt(residual / freedom), len(rows), min(sizes), max(sizes), best)
 
 
 def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float] | None:

@@ -58,6 +58,9 @@ def suitability(name: MethodName, card: ModelCard, request: Request) -> ScorePar
     elif encoder:
         points = {"full": 0.0, "lora": -1.5, "qlora": -9.0}
         why = "small encoders are fine-tuned whole (sentence-transformers' and BERT's own recipes)"
+    elif card.kind in ENCODERS:
+        points = {"full": -2.0, "lora": 0.0, "qlora": -9.0}
+        why = "embedders and rerankers of a billion parameters and more: adapters keep what they know"
     elif request.reads_images:
         points = {"full": -2.0, "lora": 0.0, "qlora": -2.0}
         why = "image and text: LoRA on the language model, towers frozen (guide C)"

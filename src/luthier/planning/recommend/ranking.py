@@ -284,7 +284,7 @@ def _candidate(rank: int, pair: _Pair, bench: _Bench, target: Hardware) -> Candi
             request,
             pair.proof,
             variant_why=why,
-            method_why=f"{pair.method.name}: {method_why}",
+            method_why=_method_words(pair, request, method_why),
             batch=pair.shape,
             needed=pair.needed,
             budget=budget,
@@ -295,6 +295,16 @@ def _candidate(rank: int, pair: _Pair, bench: _Bench, target: Hardware) -> Candi
         alternatives=_others(pair, bench),
         serving=suggest(card, request, target),
     )
+
+
+def _method_words(pair: _Pair, request: Request, why: str) -> str:
+    """Why this method, and which one would have suited better if it fitted."""
+    name = pair.method.name
+    asked = [m for m in METHODS if request.method in (None, m)]
+    liked = max(asked, key=lambda m: suitability(m, pair.card, request).points)
+    if suitability(liked, pair.card, request).points == suitability(name, pair.card, request).points:
+        return f"{name}: {why}"
+    return f"{name}, though {liked} would suit better where it fits: {why}"
 
 
 def _others(pair: _Pair, bench: _Bench) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ WEIGHTS: dict[Priority, dict[str, float]] = {
 
 FREE_SECONDS = 600.0
 """A training shorter than this costs no points."""
-LONG_SECONDS = 12 * 3_600.0
-"""From here on each doubling costs ten points more: nobody waits for days without asking for it."""
+LONG_SECONDS = 8 * 3_600.0
+"""From here on each doubling costs fifteen points more: nobody waits for days without asking for it."""
 
 CODE_RULE = 15.0
 FLOAT16_RISK = -15.0
@@ -44,7 +44,7 @@ def speed_points(seconds: float | None) -> float:
     if seconds is None:
         return -20.0
     points = -1.5 * math.log2(max(seconds, FREE_SECONDS) / FREE_SECONDS)
-    return points - 10.0 * math.log2(max(seconds, LONG_SECONDS) / LONG_SECONDS)
+    return points - 15.0 * math.log2(max(seconds, LONG_SECONDS) / LONG_SECONDS)
 
 
 def score(

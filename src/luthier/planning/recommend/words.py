@@ -80,7 +80,7 @@ FIELD_WORDS: tuple[tuple[str, str, Any], ...] = (
     (r"\bfast\b|quickly|low latency|cheap", "priority", "speed"),
     (r"as small as possible|smallest", "priority", "size"),
     (r"community|well supported|ecosystem", "priority", "ecosystem"),
-    (r"long documents?|whole books?|long contracts?|long context", "context", 32_768),
+    (r"long (?:\w+ )?(?:documents?|contracts?|reports?)|whole books?|long context", "context", 32_768),
 )
 """Patterns, the field and its value."""
 
