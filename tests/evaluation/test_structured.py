@@ -148,3 +148,8 @@ def test_calls_match_in_any_order_and_all_of_them() -> None:
     assert not same_calls([CALL], [CALL, CALL])
     assert not same_calls([CALL], [ToolCall("weather", {"city": "Oslo"})])
     assert same_calls([], [])
+
+
+def test_an_object_with_a_name_is_no_call_of_a_tool():
+    assert tool_calls('{"item":"rug","quantity":1,"name":"Ada","city":"Oslo"}') == []
+    assert [c.name for c in tool_calls('{"name":"weather","arguments":{}}')] == ["weather"]

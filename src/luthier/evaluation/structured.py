@@ -172,7 +172,9 @@ def tool_call(value: Any) -> ToolCall | None:
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
+    if not {"arguments", "parameters"} & value.keys():
+        return None  # an object that merely has a name: a person, a product
+    arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
         arguments = parse_json(arguments) if arguments.strip() else {}
     return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.models.attention import attending_to_documents, supports_documents
 from luthier.models.heads import Head, head_is_right, head_of
 from luthier.training.losses import linear_cross_entropy
-from luthier.training.objective import Loss, MicroBatch, flatten, full_logits_loss, unpack
+from luthier.training.objective import Loss, MicroBatch, flatten, full_logits_loss, rounded, unpack
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class CausalObjective:
         flat = flatten(batch)
         weight = float(flat.targets.numel())
         if self.documents:
+            flat = rounded(flat)
             with self.scope(model):
                 inputs = {
                     "input_ids": flat.ids,

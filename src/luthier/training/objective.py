@@ -85,6 +85,26 @@ def flatten(batch: MicroBatch) -> Flat:
     )
 
 
+ROUND = 64
+"""Tokens of a flat batch are filled up to a multiple of this."""
+
+
+def rounded(flat: Flat) -> Flat:
+    """Fill a flat batch up with one document that carries no loss, so that few lengths ever occur.
+
+    Kernels are prepared and memory is kept for each length that is met. On a CPU with bf16 units a run
+    over ever new lengths grew by 25 MB a step; over rounded ones it stays as it is.
+    """
+    missing = -flat.ids.shape[1] % ROUND
+    if not missing:
+        return flat
+    return flat._replace(
+        ids=F.pad(flat.ids, (0, missing)),
+        positions=torch.cat((flat.positions, torch.arange(missing, device=flat.ids.device)[None]), dim=1),
+        lengths=(*flat.lengths, missing),
+    )
+
+
 @dataclass(frozen=True)
 class Padded:
     """One document a row, padded on the right. All tensors are [documents, longest]."""
