@@ -17,6 +17,7 @@ SHIP = Group.create_ordered("Prove and ship")
 HOUSE = Group.create_ordered("House-keeping")
 
 COMMANDS: dict[str, tuple[str, Group, str]] = {
+    "recipes": ("luthier.cli.recipes:app", CHOOSE, "Recipes that come with Luthier."),
     "quickstart": (
         "luthier.cli.quickstart:quickstart",
         TUNE,

@@ -26,6 +26,7 @@ from luthier.schema.model import Architecture
 from luthier.schema.protocols import ChatRow, Progress
 from luthier.schema.recipe import DataChoice, Recipe
 from luthier.sizing.parameters import architecture_from_config
+from luthier.version import __version__
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,11 @@ def create_run(prepared: Prepared, *, root: Path | None = None, run_id: str | No
     run = RunDirectory.create(prepared.recipe, root=root, run_id=run_id)
     run.save_stage("plan", "", prepared.resolved.estimate)
     run.save_stage("hardware", "", prepared.hardware)
-    run.save_stage("env", "", {"probe": prepared.probe, "versions": prepared.hardware.versions})
+    run.save_stage(
+        "env",
+        "",
+        {"probe": prepared.probe, "versions": {"luthier": __version__, **prepared.hardware.versions}},
+    )
     run.save_stage("data", "", prepared.data.report)
     run.save_stage(
         "model",
