@@ -88,18 +88,22 @@ def _recommendation(advice: Advice) -> None:
 
     from luthier.cli import story
     from luthier.cli.console import out
-    from luthier.cli.plan_words import show_ranking
+    from luthier.cli.plan_words import KINDS, show_ranking
 
     plan = advice.plan
+    facts: list[tuple[str, str | Text]] = []
     if plan.candidates:
         best = plan.candidates[0]
         show_ranking(plan, explain=False)
         out().print()
-        out().print(story.grid([(r.kind, Text(r.text)) for r in best.reasons]))
-        out().print(story.grid([("licence asks", Text(duty)) for duty in best.duties]))
-    kinds = Counter(rejection.kind for rejection in plan.rejected)
-    left_out = ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
+        facts += [(reason.kind, Text(reason.text)) for reason in best.reasons]
+        facts += [("licence asks", Text(duty)) for duty in best.duties]
+    kinds = Counter(KINDS[rejection.kind] for rejection in plan.rejected)
+    left_out = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
     others = ", ".join(f"{c.weights} ({c.method.name})" for c in advice.wider.candidates)
-    out().print(story.grid([("left out", Text(f"{len(plan.rejected)} models: {left_out}"))]))
-    out().print(story.grid([("with the Hub", Text(f"first would come {others}"))]))
-    out().print(story.grid([("see", Text("luthier recommend, for all of it with every reason"))]))
+    facts += [
+        ("left out", Text(f"{len(plan.rejected)} models: {left_out}")),
+        ("with the Hub", Text(f"first would come {others}")),
+        ("see", Text("luthier recommend, for all of it with every reason")),
+    ]
+    out().print(story.grid(facts))

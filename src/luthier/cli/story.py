@@ -152,7 +152,11 @@ def show_scores(results: Mapping[str, EvalResult]) -> None:
 
 def show_training(result: TrainResult, estimate: Estimate | None) -> None:
     """What the training did, predicted against measured."""
-    seconds, process = (None, None) if estimate is None else (estimate.seconds, estimate.process)
+    seconds = memory_range = None
+    if estimate is not None:
+        seconds = estimate.seconds
+        # On a GPU the peak of its tensors is measured, on a CPU that of the process.
+        memory_range = estimate.tensors if result.device.startswith("cuda") else estimate.process
     rows: list[tuple[str, str | Text]] = [
         ("Loss", f"{result.first_loss:.3f} → {result.last_loss:.3f}"),
     ]
@@ -162,7 +166,7 @@ def show_training(result: TrainResult, estimate: Estimate | None) -> None:
         ("Steps", f"{result.steps} ({result.epochs:g} epochs), {result.tokens:,} tokens"),
         ("Speed", f"{result.tokens_per_second:,.0f} tokens/s on {result.device} in {result.dtype}"),
         ("Time", f"{duration(result.seconds)}{_against(result.seconds, seconds, duration)}"),
-        ("Peak memory", f"{memory(result.peak_memory)}{_against(result.peak_memory, process, memory)}"),
+        ("Peak memory", f"{memory(result.peak_memory)}{_against(result.peak_memory, memory_range, memory)}"),
     ]
     out().print(grid(rows))
 

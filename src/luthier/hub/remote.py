@@ -145,9 +145,11 @@ def shown_endpoint() -> str:
 @contextlib.contextmanager
 def hub_errors(model_id: str, revision: str | None, known: Iterable[str] = ()) -> Iterator[None]:
     """Turn what huggingface_hub raises about one model into errors with every way out."""
-    import httpx2
     from huggingface_hub import errors
 
+    # The HTTP library below changed its name between huggingface_hub 1 and 2; its error did not.
+    bases: tuple[type[Exception], ...] = errors.HfHubHTTPError.__mro__[:-2]
+    transport = next(base for base in bases if base.__name__ == "HTTPError")
     try:
         yield
     except LuthierError:
@@ -173,7 +175,7 @@ def hub_errors(model_id: str, revision: str | None, known: Iterable[str] = ()) -
     except errors.HfHubHTTPError as error:
         raise _refused(model_id, error) from error
     except (
-        httpx2.HTTPError,
+        transport,
         errors.OfflineModeIsEnabled,
         errors.LocalEntryNotFoundError,
         ConnectionError,

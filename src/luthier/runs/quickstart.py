@@ -37,6 +37,7 @@ REQUEST = Request(
     features=("json",),
     languages=("en",),
     rows=640,
+    epochs=1,
     sequence_length=128,
     gguf=True,
     offline=True,
