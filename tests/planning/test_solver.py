@@ -129,3 +129,12 @@ def test_fit_finds_the_longest_context(capsys: pytest.CaptureFixture[str]) -> No
     assert "does not fit" in said
     said = run(capsys, "fit", "llama-3.1-8b", "--quantisation", "Q4_K", code=2)
     assert "Q4_K_M" in said
+
+
+def test_an_estimate_takes_under_a_millisecond() -> None:
+    """Best of several: the machine may be busy, the formula is not."""
+    import timeit
+
+    asked, cut = question(), shape(2)
+    best = min(timeit.repeat(lambda: asked.estimate(cut), number=10, repeat=8)) / 10
+    assert best < 1e-3

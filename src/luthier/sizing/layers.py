@@ -53,6 +53,15 @@ def layer_kinds(arch: Architecture) -> tuple[LayerKind, ...]:
     return arch.layer_kinds
 
 
+def distinct_layers(arch: Architecture) -> tuple[tuple[int, int], ...]:
+    """(first index, how many) of the layers that are alike: of one kind, with experts or without."""
+    dense = arch.experts.dense_layers if arch.experts is not None else 0
+    found: dict[tuple[LayerKind, bool], list[int]] = {}
+    for index, kind in enumerate(layer_kinds(arch)):
+        found.setdefault((kind, index < dense), []).append(index)
+    return tuple((alike[0], len(alike)) for alike in found.values())
+
+
 def heads_of(arch: Architecture, kind: LayerKind) -> tuple[int, int, int]:
     """Query heads, key/value heads and head width of a layer with softmax attention."""
     if kind == "full":

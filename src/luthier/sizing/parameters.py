@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from luthier.errors import FileProblem, RecipeError, Unsupported, did_you_mean
 from luthier.schema.model import Architecture, Experts, LayerKind, LinearMixer
-from luthier.sizing.layers import Matrix, layer_kinds, layer_matrices, small_mixer_parameters
+from luthier.sizing.layers import Matrix, distinct_layers, layer_kinds, layer_matrices, small_mixer_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,13 @@ def count_parameters(arch: Architecture) -> ParameterCount:
     """Count the parameters of a shape exactly; tied weights once."""
     h = arch.hidden_size
     attention = mlp = routed = linear = active_linear = idle = 0
-    for index, kind in enumerate(layer_kinds(arch)):
-        attention += small_mixer_parameters(arch, kind)
+    kinds = layer_kinds(arch)
+    for index, times in distinct_layers(arch):
+        attention += times * small_mixer_parameters(arch, kinds[index])
         for matrix in layer_matrices(arch, index):
-            size = matrix.weights + matrix.biases
-            linear += matrix.weights
-            active_linear += matrix.weights // matrix.copies * matrix.active
+            size = times * (matrix.weights + matrix.biases)
+            linear += times * matrix.weights
+            active_linear += times * matrix.weights // matrix.copies * matrix.active
             idle += size // matrix.copies * (matrix.copies - matrix.active)
             if matrix.group in ("attention", "mixer"):
                 attention += size
@@ -102,21 +103,21 @@ def count_parameters(arch: Architecture) -> ParameterCount:
 def target_matrices(
     arch: Architecture, targets: Literal["all-linear"] | Sequence[str] = "all-linear"
 ) -> Iterator[tuple[int, Matrix]]:
-    """Yield (layer, matrix) for every linear layer that adapters go on.
+    """Yield (how many layers have it, matrix) for the linear layers that adapters go on.
 
     ``all-linear`` means every dense linear layer of the blocks; routers and routed experts are left
     out, since their weights are fused tensors, not linear modules. Errors: RecipeError for a name
     that no layer has.
     """
     seen: set[str] = set()
-    for index in range(arch.layers):
+    for index, times in distinct_layers(arch):
         for matrix in layer_matrices(arch, index):
             if matrix.group == "router" or matrix.copies > 1:
                 continue
             short = matrix.name.rsplit(".", 1)[-1]
             seen.update((matrix.name, short))
             if targets == "all-linear" or short in targets or matrix.name in targets:
-                yield index, matrix
+                yield times, matrix
     if targets != "all-linear":
         for name in targets:
             if name.rsplit(".", 1)[-1] not in {s.rsplit(".", 1)[-1] for s in seen}:
@@ -132,7 +133,7 @@ def lora_parameters(
     """Adapter parameters: rank x (inputs + outputs) over the targeted linear layers."""
     if rank < 1:
         raise RecipeError(f"method.rank: {rank} is not a rank", hint="use 8, 16, 32 or 64")
-    return sum(rank * (m.inputs + m.outputs) for _, m in target_matrices(arch, targets))
+    return sum(times * rank * (m.inputs + m.outputs) for times, m in target_matrices(arch, targets))
 
 
 _KINDS: dict[str, LayerKind] = {

@@ -13,7 +13,8 @@ from luthier.schema.estimate import EvaluationShape, Part, Phase, TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.activations import OURS, Kernels, Layer
-from luthier.sizing.parameters import ParameterCount, count_parameters, lora_parameters
+from luthier.sizing.layers import distinct_layers
+from luthier.sizing.parameters import ParameterCount, count_parameters, lora_parameters, target_matrices
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIB = 1 << 20
@@ -65,9 +66,7 @@ def resident(
     assert isinstance(method, Lora)
     adapters = lora_parameters(arch, method.rank, method.targets)
     if method.dora:
-        from luthier.sizing.parameters import target_matrices
-
-        adapters += sum(m.outputs for _, m in target_matrices(arch, method.targets))
+        adapters += sum(times * m.outputs for times, m in target_matrices(arch, method.targets))
     size = kernels.adapter_bytes
     weights = count.total * element
     if isinstance(method, QLora):
@@ -166,13 +165,21 @@ class _Step:
         documents = shape.micro_batch_size * shape.documents
         span = shape.sequence_length // shape.documents
         layers = [
-            Layer(arch, i, method, kernels, element, span, documents).memory for i in range(arch.layers)
+            (times, Layer(arch, index, method, kernels, element, span, documents).memory)
+            for index, times in distinct_layers(arch)
         ]
-        self.first, self.last = layers[0], layers[-1]
+        self.first = layers[0][1]
+        # Of the kinds of layers the one whose backward pass is highest stands for the last: safe, and
+        # nearly always so, since every kind recurs near the end.
+        self.last = max((memory for _, memory in layers), key=lambda memory: memory.transient + memory.kept)
         h = arch.hidden_size
         outside = 4 * h + h * element * (2 if self.full else 1)  # the final norm and its output
         self.checkpoints = shape.activation_checkpointing == "full"
-        kept = arch.layers * h * element if self.checkpoints else sum(layer.kept for layer in layers)
+        kept = (
+            arch.layers * h * element
+            if self.checkpoints
+            else sum(times * memory.kept for times, memory in layers)
+        )
         self.kept = self.tokens * (kept + outside)
         self.outside = self.tokens * outside
         self.embedding = count.embedding
