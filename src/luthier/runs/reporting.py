@@ -22,7 +22,13 @@ from luthier.schema.results import TrainResult
 
 
 def context_of(run: RunDirectory) -> ReportContext:
-    """All that the report says, read from the run's files; what is missing is left out."""
+    """All that the report says, read from the run's files; what is missing is left out.
+
+    Writing the report is a run's last stage: while it is under way the run counts as done.
+    """
+    status = run.status
+    if status.state == "running" and status.stage == "report":
+        status = status.model_copy(update={"state": "done"})
     recipe = run.recipe
     facts: dict[str, Any] = run.stage_values("model") or {}
     env: dict[str, Any] = run.stage_values("env") or {}
@@ -31,7 +37,7 @@ def context_of(run: RunDirectory) -> ReportContext:
         run_id=run.id,
         recipe=recipe,
         created=(run.path / "recipe.yaml").stat().st_mtime,
-        status=run.status,
+        status=status,
         hardware=run.stage("hardware", Hardware),
         matrix_gflops=None if rate is None else rate / 1e9,
         plan=run.stage("advice", Plan),
