@@ -77,7 +77,10 @@ def estimate_training(
         phases, tensors, process = _gpu_memory(memory, gpu)
     else:
         phases, tensors, process = _host_memory(
-            memory, on_host(memory, arch, method, shape, element=BYTES[dtype])
+            memory,
+            on_host(
+                memory, arch, method, shape, element=BYTES[dtype], micro_batches=_micro_batches(shape, tokens)
+            ),
         )
     length = (shape.mean_length or shape.sequence_length) / shape.documents
     flops = training_flops(
@@ -152,6 +155,11 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
         device=device_of(hardware),
         dtype=shape.dtype,
     )
+
+
+def _micro_batches(shape: TrainingShape, tokens: int) -> int:
+    """Micro-batches in so many tokens."""
+    return max(1, round(tokens / (shape.micro_batch_size * (shape.mean_length or shape.sequence_length))))
 
 
 def _gpu_memory(memory: TrainingMemory, gpu: Accelerator | None) -> tuple[tuple[Phase, ...], Range, Range]:
