@@ -157,3 +157,6 @@ def rm(run: str, /, *, yes: Annotated[bool, Parameter(name=("--yes", "-y"), nega
             return
     shutil.rmtree(found.path)
     err().print(f"removed {found.id} ({held / 1e6:.0f} MB)")
+
+
+app.command(ls, name="ls")

@@ -5,7 +5,6 @@ Nothing is loaded into torch here, so all of it works on a machine that could no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.protocols import ChatRow, Progress
 from luthier.schema.recipe import DataChoice, Recipe
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.parameters import architecture_of
 from luthier.version import __version__
 
 
@@ -41,12 +40,6 @@ class Prepared:
     hardware: Hardware
     data: LoadedData
     probe: dict[str, Any]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A saved model's config.json."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return config
 
 
 def prepare(
@@ -68,7 +61,7 @@ def prepare(
         pinned = recipe.model.model_copy(update={"revision": model.revision})
         recipe = recipe.model_copy(update={"model": pinned})
     tokenizer = load_tokenizer(model.path)
-    architecture = architecture_from_config(read_config(model.path))
+    architecture = architecture_of(model.path)
     hardware = audit(runs_root())
     found = probe(hardware)
     data = read_data(recipe, tokenizer)

@@ -47,13 +47,23 @@ def alive(worker: WorkerIdentity | None) -> bool:
 
 
 def torch_environment() -> dict[str, str]:
-    """The environment of a process that computes with torch.
+    """The environment of a process that computes with torch. What the user has set stays.
 
     OpenMP's threads wait by spinning unless told otherwise. On a machine that does anything else at
-    the same time a spinning thread keeps its partner off the core, and small products take ten to fifty times
-    as long; waiting asleep costs nothing that could be measured on an idle machine.
+    the same time a spinning thread keeps its partner off the core, and small products take ten to
+    fifty times as long; waiting asleep costs nothing that could be measured on an idle machine.
+
+    oneDNN keeps a kernel for each shape that it meets, by default a thousand: rows of ever new lengths
+    then cost memory step by step. One is enough (measured: 240 MB less after 40 steps, no slower).
+
+    CUDA's allocator is told to grow its segments, as the memory prediction assumes.
     """
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "LRU_CACHE_CAPACITY": "1",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        **os.environ,
+    }
 
 
 def start_worker(run: RunDirectory, job: Job | None = None) -> subprocess.Popen[bytes]:
@@ -61,6 +71,8 @@ def start_worker(run: RunDirectory, job: Job | None = None) -> subprocess.Popen[
 
     Errors: UsageError where a worker is at it already.
     """
+    if run.status.state not in ACTIVE:
+        _wait_for_end(run.status.worker)
     if alive(run.status.worker):
         raise UsageError(
             f"{run.id} is being worked on already",
@@ -126,6 +138,13 @@ class RunFailed(TrainingError):
     def __init__(self, failure: Failure, run: RunDirectory) -> None:
         super().__init__(failure.message, hint=failure.hint or f"see the log: luthier runs logs {run.id}")
         self.exit_code = failure.exit_code
+
+
+def _wait_for_end(worker: WorkerIdentity | None, seconds: float = 30.0) -> None:
+    """A worker that has written its last status still takes a moment to let its memory go."""
+    until = time.monotonic() + seconds
+    while alive(worker) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def raise_for_end(run: RunDirectory) -> None:
