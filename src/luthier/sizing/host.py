@@ -19,8 +19,8 @@ torch asks for aligned blocks, and glibc before 2.38 cannot put one into a hole 
 every layer leaves holes behind. Mean of the measured runs in benchmarks/memory/cpu.json; newer C libraries
 and other systems need less, so that this errs on the safe side there."""
 
-KERNELS_FOR_A_LENGTH = 17 * MIB
-"""What oneDNN keeps for each new number of tokens in bf16: SmolLM2-135M on a processor with AMX, 40 and
+KERNELS_FOR_A_LENGTH = 8 * MIB
+"""What stays behind for each new set of row lengths in bf16: SmolLM2-135M on a processor with AMX, 40 and
 80 steps of rows of different lengths (torch 2.13). In fp32 nothing of the kind was seen."""
 MOST_LENGTHS = 100
 """oneDNN's cache is bounded; further lengths replace older ones."""
