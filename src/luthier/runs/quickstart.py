@@ -36,7 +36,7 @@ REQUEST = Request(
     licence=("apache-2.0",),
     features=("json",),
     languages=("en",),
-    rows=640,
+    rows=560,
     epochs=1,
     sequence_length=128,
     gguf=True,
@@ -96,8 +96,11 @@ def write_recipe(folder: Path, advice: Advice) -> Path:
             train=(str(paths["train"].resolve()),),
             validation=(str(paths["validation"].resolve()),),
             test={name: (str(paths[name].resolve()),) for name in ("test", "test_rephrased")},
+            max_rows=560,
         ),
-        training=TrainingChoice(epochs=1, learning_rate=2e-3, batch_size=8, sequence_length=128),
+        training=TrainingChoice(
+            epochs=1, learning_rate=2e-3, batch_size=8, sequence_length=128, evaluate_every=14
+        ),
         evaluation=EvaluationChoice(max_new_tokens=64),
         export=ExportChoice(gguf=("F16", "Q8_0", "Q4_K_M")),
     )
