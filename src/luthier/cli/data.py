@@ -85,6 +85,7 @@ def check(
     *files: Path,
     held_out: tuple[Path, ...] = (),
     model: str | None = None,
+    fix: Path | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Find what would go wrong in training, each finding with file, line and what to do.
@@ -97,20 +98,24 @@ def check(
         Test or validation rows: what leaks from them into the training rows is found.
     model
         Count tokens with this model's tokenizer (a folder, or an id that is on disk).
+    fix
+        Write the rows that can be used to this JSONL file, and beside it a list of what was left out.
     json
         Print one JSON object.
     """
     from luthier.cli.findings import show_findings
     from luthier.data.check import check as find
+    from luthier.data.fix import fix as mend
 
     if not files:
         raise UsageError("name at least one file", hint="luthier data check train.jsonl")
-    found = find(
-        tuple(str(f) for f in files),
-        base=Path.cwd(),
-        held_out=tuple(str(f) for f in held_out),
-        tokenizer=_tokenizer(model),
-    )
+    sources, against = tuple(map(str, files)), tuple(map(str, held_out))
+    tokenizer = _tokenizer(model)
+    if fix is None:
+        found = find(sources, base=Path.cwd(), held_out=against, tokenizer=tokenizer)
+    else:
+        found = mend(sources, fix, base=Path.cwd(), held_out=against, tokenizer=tokenizer)
+        err().print(f"wrote {fix}", soft_wrap=True)
     if json:
         print_json(found.model_dump(mode="json"))
     else:
