@@ -75,8 +75,12 @@ def quickstart(
     if json:
         run_json(run)
         return 0
+    from luthier.files import cache_dir
+    from luthier.hub.cache import size_of
     from luthier.runs.reporting import next_commands
 
+    here, cache = size_of(Path.cwd()), size_of(cache_dir())
+    out().print(f"  on disk  {size(here)} in this folder, {size(cache)} in the cache", soft_wrap=True)
     out().print()
     story.show_next(next_commands(run))
     return 0
