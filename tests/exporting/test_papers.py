@@ -266,3 +266,10 @@ def test_no_room_is_said_with_numbers(tmp_path):
     check_space(tmp_path / "not" / "yet", {"F16": 10})
     with pytest.raises(DoesNotFit, match=r"needs 3.00 GB \(F16 2.00 GB, Q8_0 1.00 GB\) and 2.50 GB are free"):
         check_space(tmp_path, {"F16": 2_000_000_000, "Q8_0": 1_000_000_000}, free=2_500_000_000)
+
+
+def test_scores_of_two_splits_stay_apart(tmp_path):
+    one = facts(tmp_path).comparisons[0]
+    other = one.model_copy(update={"split": "other"})
+    card = ModelCard(render_model_card(facts(tmp_path, comparisons=[one, other])))
+    assert [result.dataset_name for result in card.data.eval_results] == ["own", "other"]

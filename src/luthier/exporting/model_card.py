@@ -93,6 +93,7 @@ def _front_matter(facts: CardFacts) -> str:
             task_type=task,
             dataset_type="private",
             dataset_name=comparison.split,
+            dataset_split=comparison.split,  # what the Hub's format groups results by
             metric_type=difference.metric,
             metric_value=round(difference.tuned.value, 4),
         )
