@@ -188,11 +188,14 @@ class ChatTask:
     def _generator(
         self, label: str, digest: str, scope: Callable[[], AbstractContextManager[None]]
     ) -> TorchGenerator:
+        # Answers are kept by this name: the same weights in another type, or asked through another
+        # template, may answer otherwise.
+        asked = f"{digest}\n{self.recipe.model.dtype}\n{getattr(self.tokenizer, 'digest', '')}"
         return TorchGenerator(
             self.model,
             self.tokenizer,
             label=label,
-            weights_digest=digest,
+            weights_digest=hashlib.sha256(asked.encode()).hexdigest(),
             batch_size=self.recipe.evaluation.batch_size,
             scope=scope,
         )
