@@ -46,3 +46,11 @@ def write_text(path: Path, text: str) -> Path:
     with replaced(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def readable(size: float) -> str:
+    """Bytes in words, in powers of ten as disks and package indexes count: 105.5 MB, 1.2 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size:.0f} B"

@@ -6,28 +6,29 @@ import pytest
 
 from luthier.catalog.index import model_card
 from luthier.planning.hypothetical import parse_hardware
-from luthier.planning.recommend.serving import cache_bytes, suggest
+from luthier.planning.recommend.serving import suggest
 from luthier.schema.request import Request
+from luthier.sizing.serving import CacheType, cache_bytes
 
 MIB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("model", "context", "slots", "element", "mebibytes"),
+    ("model", "context", "slots", "cache_type", "mebibytes"),
     [
         # Allocations that llama.cpp reported (see docs/recommend.md).
-        ("google/gemma-3-270m-it", 8_192, 1, 2.0, 24.0 + 15.0),
-        ("google/gemma-3-270m-it", 32_768, 1, 2.0, 96.0 + 15.0),
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", 8_192, 1, 2.0, 180.0),
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", 8_192, 1, 34 / 32, 95.6),
+        ("google/gemma-3-270m-it", 8_192, 1, "f16", 24.0 + 15.0),
+        ("google/gemma-3-270m-it", 32_768, 1, "f16", 96.0 + 15.0),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 8_192, 1, "f16", 180.0),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 8_192, 1, "q8_0", 95.6),
     ],
 )
 def test_cache_is_what_llama_cpp_allocates(
-    model: str, context: int, slots: int, element: float, mebibytes: float
+    model: str, context: int, slots: int, cache_type: CacheType, mebibytes: float
 ) -> None:
     shape = model_card(model).architecture
     assert shape is not None
-    assert cache_bytes(shape, context, slots=slots, element=element) / MIB == pytest.approx(
+    assert cache_bytes(shape, context, slots=slots, cache_type=cache_type) / MIB == pytest.approx(
         mebibytes, abs=0.1
     )
 

@@ -8,6 +8,8 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from luthier.files import readable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,12 +71,8 @@ def print_error(error: LuthierError, *, as_json: bool) -> None:
         err().print(hint, soft_wrap=True)
 
 
-def size(value: float) -> str:
-    """Bytes as people read them: 105.5 MB, 1.2 GB (powers of 1,000, as disks and files are sold)."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.1f} {unit}"
-    return f"{value:.0f} B"
+size = readable
+"""Bytes on disk and on the wire; memory has ``memory``."""
 
 
 def memory(value: float) -> str:

