@@ -109,6 +109,16 @@ class Generator(Protocol):
         """Greedy answers in the order of chats. Each chat ends with a user or tool turn."""
 
 
+class Embedder(Protocol):
+    """Texts into vectors, for mining and for retrieval; base and tuned models alike."""
+
+    label: str
+    weights_digest: str
+
+    def encode(self, texts: Sequence[str], *, progress: Progress | None = None) -> NDArray[np.float32]:
+        """Vectors in the order of texts: [texts, dimensions] float32, of any length (norm)."""
+
+
 class Progress(Protocol):
     """Told of work done: the terminal draws a bar, a worker writes an event."""
 
