@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ def write_text(path: Path, text: str) -> Path:
     with replaced(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def readable(size: float) -> str:

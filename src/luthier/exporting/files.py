@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from luthier.errors import FileProblem
-from luthier.files import write_text
+from luthier.files import file_sha256, write_text
 from luthier.schema.results import Artifact, ParityCheck
 
 CHECKSUMS = "SHA256SUMS"
@@ -15,12 +15,6 @@ PAPERS = re.compile(
     r"^(licen[cs]e|copying|notice|use_policy|acceptable_use|attribution|gemma_prohibited)[\w.-]*$", re.I
 )
 """Names under which models carry their terms."""
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shipped_files(folder: Path) -> list[Path]:
@@ -39,13 +33,13 @@ def folder_digest(folder: Path, *, papers: bool = True) -> str:
     total = hashlib.sha256()
     for path in shipped_files(folder):
         if papers or not (path.suffix == ".md" or PAPERS.match(path.name)):
-            total.update(f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n".encode())
+            total.update(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n".encode())
     return total.hexdigest()
 
 
 def write_checksums(folder: Path) -> Path:
     """Write SHA256SUMS over a folder's files; ``sha256sum -c SHA256SUMS`` checks them."""
-    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}" for path in shipped_files(folder)]
+    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in shipped_files(folder)]
     return write_text(folder / CHECKSUMS, "\n".join(lines) + "\n")
 
 
@@ -71,7 +65,7 @@ def artifact_of(
     except ValueError:
         raise FileProblem(f"lies outside {relative_to}", file=path) from None
     size = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in shipped_files(path))
-    digest = sha256 or (file_digest(path) if path.is_file() else folder_digest(path))
+    digest = sha256 or (file_sha256(path) if path.is_file() else folder_digest(path))
     return Artifact(
         kind=kind,
         path=relative,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Unsupported
-from luthier.exporting.files import artifact_of, file_digest, folder_digest
+from luthier.exporting.files import artifact_of, folder_digest
 from luthier.exporting.space import check_space, plan_gguf_space
-from luthier.files import UNFINISHED, write_text
+from luthier.files import UNFINISHED, file_sha256, write_text
 from luthier.llamacpp.convert import OutType, convert
 from luthier.llamacpp.policy import FILE_TYPES
 from luthier.llamacpp.quantize import predicted_size, quantiser, quantize
@@ -53,7 +53,7 @@ class _Export:
             and entry["source"] == self.source
             and path.is_file()
             and path.stat().st_size == entry["bytes"]
-            and file_digest(path) == entry["sha256"]
+            and file_sha256(path) == entry["sha256"]
         )
 
     def record(self, kind: str, *, predicted: int | None, tools: dict[str, str]) -> None:
@@ -61,7 +61,7 @@ class _Export:
         self.done[kind] = {
             "file": path.name,
             "bytes": path.stat().st_size,
-            "sha256": file_digest(path),
+            "sha256": file_sha256(path),
             "predicted_bytes": predicted,
             "source": self.source,
             "tools": tools,

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from luthier.errors import FileProblem, ModelNotFound, Unreachable, did_you_mean
-from luthier.files import readable
+from luthier.files import file_sha256, readable
 from luthier.hub.cache import need_space
 from luthier.hub.records import download_lock, records, write_record
 from luthier.hub.remote import (
@@ -34,7 +34,6 @@ from luthier.hub.remote import (
 )
 from luthier.hub.select import needed_files
 from luthier.hub.store import blob_path, file_size, folder_name, hub_cache, part_path, snapshot_path
-from luthier.hub.wheels import file_sha256
 from luthier.schema.protocols import Progress
 
 __all__ = ["LocalModel", "download", "look_up", "resolve_model"]

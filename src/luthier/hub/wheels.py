@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from luthier.errors import FileProblem, Unreachable
-from luthier.files import UNFINISHED, readable
+from luthier.files import UNFINISHED, file_sha256, readable
 from luthier.hub.cache import need_space, room
 from luthier.schema.protocols import Progress
 
@@ -101,12 +100,6 @@ def extract_tree(wheel: Path, prefix: str, out: Path, *, only: tuple[str, ...] =
             shutil.rmtree(out)
         made.rename(out)
     return out
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _download(requirement: str, size: int, scratch: Path, folder: Path, progress: Progress | None) -> Path:

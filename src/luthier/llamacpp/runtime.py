@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from luthier.errors import ToolchainError, Unreachable, UsageError
+from luthier.files import file_sha256
 from luthier.llamacpp.gguf_file import read_header
 from luthier.llamacpp.process import OFFLINE, cores, end_tree, last_lines
 from luthier.schema.protocols import Generated, Message, Progress
@@ -429,7 +429,7 @@ class GgufGenerator:
         """label: for example ``gguf:Q4_K_M``. weights_digest: of the file, computed when not given."""
         self.server = server
         self.label = label
-        self.weights_digest = weights_digest or _digest(server.model)
+        self.weights_digest = weights_digest or file_sha256(server.model)
         self.tokens = 0
         """New tokens generated so far."""
         self.seconds = 0.0
@@ -479,8 +479,3 @@ def _in_order(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return results
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
