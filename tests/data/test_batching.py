@@ -89,3 +89,17 @@ def test_grouped_rows_pad_little() -> None:
     random.Random(1).shuffle(rows)
     shuffled = [[[(row,) for row in rows[i : i + 2]]] for i in range(0, len(rows), 2)]
     assert padded(grouped) < 0.15 * padded(shuffled)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PLANS)
+def test_a_run_opens_with_its_largest_steps(plan) -> None:
+    """Else the height of memory would be met late, by chance."""
+    lengths = plan["lengths"]
+
+    def largest(step) -> int:
+        return max(sum(lengths[row] for packed in micro for row in packed) for micro in step)
+
+    steps = plan_epoch(**{**plan, "epoch": 0})
+    sizes = [largest(step) for step in steps if sum(map(len, step)) == plan["batch_size"]]
+    assert sizes[:2] == sorted(sizes, reverse=True)[:2]

@@ -102,7 +102,7 @@ def test_killed_after_every_step_and_resumed_is_the_same_run(
         assert told == [entry for entry in validations if entry[0] > start]
         assert again.served == whole.served[start:]
         assert_equal_weights(weights_of(resumed), weights_of(model))
-        same = {"seconds", "tokens_per_second", "peak_memory"}
+        same = {"seconds", "tokens_per_second", "peak_memory", "phase_memory"}
         assert result.model_dump(exclude=same) == expected.model_dump(exclude=same)
         shutil.rmtree(directory)
 
@@ -321,3 +321,26 @@ def test_adapters_are_all_that_changes(tiny, make_source, make_documents, tmp_pa
         if "lora_" not in name:
             assert torch.equal(weight, base[name])
     assert all(layer.lora_B.abs().max() > 0 for _, layer in adapted(model))
+
+
+def test_the_height_of_each_phase_is_measured(tiny, make_source, make_documents, make_micro, tmp_path):
+    """64 MiB held only while a loss is computed belong to the forward phase, and to no other."""
+
+    class Greedy(CausalObjective):
+        def __call__(self, model, batch):
+            held = torch.ones(64 << 18)
+            loss = super().__call__(model, batch)
+            del held
+            return loss
+
+    model = tiny()
+    add_lora(model, Lora(rank=2), seed=0)
+    plain = causal_objective(model)
+    result = fit(
+        model, Greedy(plain.head, plain.documents), make_source(make_documents(8)), [], choice=CHOICE, seed=5,
+        directory=tmp_path, recipe_digest="r", device=torch.device("cpu"), on_metrics=lambda _: None,
+    )  # fmt: skip
+    phases = result.phase_memory
+    assert set(phases) == {"load", "forward", "backward", "optimizer"}
+    assert phases["forward"] - phases["backward"] > 48 << 20
+    assert result.peak_memory >= max(phases.values())

@@ -18,6 +18,9 @@ MicroBatch = tuple[Packed, ...]
 Step = tuple[MicroBatch, ...]
 """All sequences of one optimiser step."""
 
+FIRST_STEPS = 2
+"""So many of the largest steps open a run: the first makes the optimiser's states, the second has them
+beside it, so that the height of memory is known before anything is lost."""
 _GROUPED_STEPS = 50
 """Without packing, rows are sorted by length within this many steps' worth of shuffled rows."""
 
@@ -35,7 +38,8 @@ def plan_epoch(
     """Plan one epoch: every row exactly once, the last, smaller step kept.
 
     lengths: tokens of each row, at most sequence_length. batch_size: sequences a step;
-    micro_batch_size: sequences at once. Deterministic in (seed, epoch).
+    micro_batch_size: sequences at once. Deterministic in (seed, epoch). The first epoch opens with its
+    largest steps, the others are in the order drawn.
     """
     longest = max(lengths, default=0)
     assert longest <= sequence_length, f"a row of {longest} tokens does not fit {sequence_length}"
@@ -51,7 +55,25 @@ def plan_epoch(
         steps = _chunks(sequences, batch_size)
     else:
         steps = _grouped(rows, lengths, batch_size, order)
-    return [tuple(tuple(part) for part in _chunks(step, micro_batch_size)) for step in steps]
+    plan = [tuple(tuple(part) for part in _chunks(step, micro_batch_size)) for step in steps]
+    return largest_first(plan, lengths) if epoch == 0 else plan
+
+
+def largest_first(plan: Sequence[Step], lengths: Sequence[int]) -> list[Step]:
+    """The whole steps with the largest micro-batches in front, the rest in their order.
+
+    Largest: most tokens, then the longest sequence, then the earliest. A last step that is not whole
+    stays last.
+    """
+
+    def size(place: int) -> tuple[int, int]:
+        held = [[sum(lengths[row] for row in packed) for packed in micro] for micro in plan[place]]
+        return max(map(sum, held)), max(map(max, held))
+
+    rows = [sum(map(len, step)) for step in plan]
+    whole = [place for place, count in enumerate(rows) if count == rows[0]]
+    first = sorted(whole, key=lambda place: (*(-part for part in size(place)), place))[:FIRST_STEPS]
+    return [*(plan[place] for place in first), *(s for place, s in enumerate(plan) if place not in first)]
 
 
 def pack(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[Packed]:
@@ -103,3 +125,20 @@ def fill(plan: Sequence[Step], lengths: Sequence[int], sequence_length: int) -> 
     sequences = [packed for step in plan for micro in step for packed in micro]
     used = sum(lengths[row] for packed in sequences for row in packed)
     return used / (len(sequences) * sequence_length) if sequences else 0.0
+
+
+def shard(items: Sequence[_T], *, rank: int, world_size: int) -> list[_T]:
+    """One device's part of the items of a step. Together the parts are the step, on any world size."""
+    assert 0 <= rank < world_size
+    return list(items[rank::world_size])
+
+
+def plan_grouped(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
+    """Batches of rows of like length, in shuffled order, for rows that cannot share a sequence.
+
+    Every row exactly once; only the last batch may be smaller. Deterministic in (seed, epoch).
+    """
+    order = random.Random(f"luthier groups {seed}/{epoch}")
+    rows = list(range(len(lengths)))
+    order.shuffle(rows)
+    return [tuple(row for (row,) in step) for step in _grouped(rows, lengths, batch_size, order)]

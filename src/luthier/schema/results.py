@@ -111,6 +111,8 @@ class TrainResult(Record):
     tokens_per_second: float
     peak_memory: int
     """Peak bytes: resident set on a CPU, allocated tensors on a GPU."""
+    phase_memory: dict[str, int] = {}
+    """Phase (load, forward, backward, optimizer) -> its peak bytes over the first steps, the largest ones."""
     trainable_parameters: int
     total_parameters: int
     device: str

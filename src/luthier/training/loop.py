@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from luthier.schema.recipe import TrainingChoice
 from luthier.schema.results import TrainResult
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Position
+from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import Optimizer, learning_rate
 
@@ -26,6 +26,8 @@ Metrics = dict[str, str | int | float | bool | None]
 Control = Callable[[], Literal["stop", "save"] | None]
 CHECKPOINTS = "checkpoints"
 BAD_BATCH = "bad-batch.json"
+WATCHED_STEPS = 4
+"""Steps of each process whose phases are measured apart; the largest come first in a run."""
 
 
 class BatchSource(Protocol):
@@ -65,6 +67,9 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The micro-batch where the model is, moved only if it is elsewhere."""
     if batch.input_ids.device == device:
         return batch
+    if (move := getattr(batch, "to", None)) is not None:
+        moved: MicroBatch = move(device)
+        return moved
     parts = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
     return OnDevice(*(part.to(device, non_blocking=True) for part in parts))
 
@@ -178,8 +183,9 @@ class _Run:
         self.position = Position(threads=torch.get_num_threads())
         self.saved_step: int | None = None
         checkpoint.seed_everything(seed)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        self.memory = PhaseWatch(device)
+        self.memory.phases["load"] = memory_now(device)
+        self.watched = 0
 
     def go_on(self) -> None:
         """Take up the newest whole checkpoint."""
@@ -201,6 +207,8 @@ class _Run:
             )
             self.on_metrics({"kind": "note", "text": text})
         self.position = replace(found.position, threads=threads)
+        for name, size in found.position.phase_memory.items():
+            self.memory.phases[name] = max(size, self.memory.phases.get(name, 0))
         self.saved_step = self.position.step
         self.on_metrics({"kind": "resumed", "step": self.position.step, "total_steps": self.total})
 
@@ -214,6 +222,8 @@ class _Run:
         rate = learning_rate(now.step, self.total, self.choice)
         figures = self._accumulate(epoch, index)
         self.optimizer.step(rate)
+        self._phase("optimizer")
+        self.watched += 1
         seconds = time.perf_counter() - began
         self.position = replace(
             now,
@@ -223,7 +233,8 @@ class _Run:
             tokens=now.tokens + figures.tokens,
             trained_tokens=now.trained_tokens + figures.trained_tokens,
             seconds=now.seconds + seconds,
-            peak_memory=max(now.peak_memory, peak_memory(self.device)),
+            peak_memory=max(now.peak_memory, self.memory.peak),
+            phase_memory=dict(self.memory.phases),
             first_loss=figures.loss if now.first_loss is None else now.first_loss,
             last_loss=figures.loss,
         )
@@ -248,6 +259,8 @@ class _Run:
 
     def _accumulate(self, epoch: int, index: int) -> StepFigures:
         """Gradients of the step's mean loss over all of its trained tokens, clipped."""
+        if self.watched < WATCHED_STEPS:
+            self.memory.start()
         batches = self.train.batches(epoch, index)
         weight = sum(self.objective.weight(batch) for batch in batches)
         total = torch.zeros((), device=self.device)
@@ -255,13 +268,19 @@ class _Run:
         for batch in batches:
             tokens += int((batch.document_ids > 0).sum())
             loss = self.objective(self.model, to_device(batch, self.device)).total / max(weight, 1.0)
+            self._phase("forward")
             loss.backward()  # type: ignore[no-untyped-call]
+            self._phase("backward")
             total += loss.detach()
         norm = self.optimizer.clip()
         mean, grad_norm = total.item(), norm.item()
         if not (math.isfinite(mean) and math.isfinite(grad_norm)):
             self._refuse(epoch, index, mean, grad_norm)
         return StepFigures(mean, grad_norm, tokens, int(weight))
+
+    def _phase(self, name: PhaseName) -> None:
+        if self.watched < WATCHED_STEPS:
+            self.memory.end(name)
 
     def _refuse(self, epoch: int, index: int, loss: float, grad_norm: float) -> None:
         """Save what the step was made of and end the run."""
@@ -353,6 +372,7 @@ class _Run:
             trained_tokens=now.trained_tokens,
             tokens_per_second=now.tokens / now.seconds,
             peak_memory=now.peak_memory,
+            phase_memory=now.phase_memory,
             trainable_parameters=sum(weight.numel() for weight in weights if weight.requires_grad),
             total_parameters=sum(weight.numel() for weight in weights),
             device=str(self.device),
@@ -396,19 +416,3 @@ def validation_loss(
     finally:
         model.train(was_training)
     return total.item() / max(weight, 1.0)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes: allocated tensors on a GPU, resident set of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def memory_now(device: torch.device) -> int:
-    """Bytes held now, by the same measure as `peak_memory`."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
