@@ -72,13 +72,14 @@ def resolve(sources: tuple[str, ...], *, base: Path) -> Resolved:
         else:
             raise FileProblem("there is no such file", file=source, hint=_near(path))
         for member in members:
-            found.setdefault(member.resolve(), _source(member, _shown(member, base)))
+            found.setdefault(member.resolve(), source_of(member, _shown(member, base)))
     if not found:
         raise FileProblem("no data file is named", hint="name a file, a folder or a glob under data.train")
     return Resolved(tuple(found.values()), tuple(notes))
 
 
-def _source(path: Path, shown: str) -> Source:
+def source_of(path: Path, shown: str) -> Source:
+    """One file by its suffixes. Raises FileProblem for a kind that is not read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else None
     kind = FORMATS.get(suffixes[-1]) if suffixes else None

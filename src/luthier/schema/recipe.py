@@ -96,6 +96,8 @@ class DataChoice(Record):
     """Shape of the rows; detected when not given."""
     columns: dict[str, str] = {}
     """Role -> column, where the file's own names are not the usual ones."""
+    label_delimiter: str | None = Field(None, min_length=1)
+    """What parts several labels in one text; told from the rows when not given."""
     system: str | None = None
     """System prompt for rows that have none."""
     train_on: TrainOn = "assistant"
@@ -208,11 +210,11 @@ class Recipe(Record):
     task: Purpose = "chat"
     """What the model is tuned for."""
     model: ModelChoice
-    method: Method = Lora()
+    method: Method = Field(default_factory=Lora)
     data: DataChoice
-    training: TrainingChoice = TrainingChoice()
-    evaluation: EvaluationChoice = EvaluationChoice()
-    export: ExportChoice | None = ExportChoice()
+    training: TrainingChoice = Field(default_factory=TrainingChoice)
+    evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice)
+    export: ExportChoice | None = Field(default_factory=ExportChoice)
     seed: int = Field(17, ge=0)
     """Seed of every random choice: split, order, initialisation, dropout."""
     sources: dict[str, str] = {}

@@ -1,0 +1,543 @@
+"""Files into typed rows for classification, similarity, reranking and preferences."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from luthier.data.beir import beir_of, read_beir
+from luthier.data.columns import Missing, as_text, text_at, value_at
+from luthier.data.layouts import NO_LABEL, Layout, as_number, is_hot, parts_of, tell
+from luthier.data.messages import (
+    RowProblem,
+    content_digest,
+    half_letter,
+    normalise_messages,
+    normalise_tools,
+)
+from luthier.data.read import RawRow, Report, read_file
+from luthier.data.shapes import several
+from luthier.data.sources import resolve
+from luthier.data.splits import choose, cut
+from luthier.data.stats import digest
+from luthier.errors import DataError, LuthierError
+from luthier.schema.data import DataReport, SplitReport
+from luthier.schema.protocols import Message
+from luthier.schema.recipe import DataChoice, Recipe
+from luthier.schema.rows import (
+    LabelRow,
+    PairRow,
+    PreferenceRow,
+    RankingRow,
+    RetrievalSet,
+    RowPurpose,
+    TaskRow,
+    TaskRows,
+)
+
+_LOOKED_AT = 50
+_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """Rows of a recipe for training, validation and proof, with the account of them."""
+
+    kind: str
+    train: Sequence[TaskRow]
+    validation: Sequence[TaskRow]
+    tests: dict[str, Sequence[TaskRow]]
+    labels: tuple[str, ...]
+    """All labels that training, validation or test rows have, in a stable order."""
+    retrieval: dict[str, RetrievalSet]
+    """Split -> its corpus and judgements: BEIR's own, else made of the split's queries and texts."""
+    report: DataReport
+
+
+def rows_for(
+    purpose: RowPurpose,
+    data: DataChoice,
+    sources: tuple[str, ...],
+    *,
+    base: Path,
+    split: str = "train",
+    on_problem: Report | None = None,
+) -> TaskRows:
+    """Read files, folders, globs and BEIR folders (relative to base) as rows of a purpose.
+
+    split: which judgements of a BEIR folder are wanted. on_problem is told of each row that cannot be
+    used, which is then left out and counted; without it one DataError names the first several.
+    Raises RecipeError for wrong column roles, FileProblem, and DataError where no layout fits.
+    """
+    problems: list[LuthierError] = []
+    dropped: Counter[str] = Counter()
+
+    def broken(problem: LuthierError) -> None:
+        dropped[getattr(problem, "code", "broken-row")] += 1
+        (on_problem or problems.append)(problem)
+
+    ranked = purpose in ("similarity", "reranking")
+    folders = {source: beir_of(source, base) for source in sources} if ranked else {}
+    plain = tuple(source for source in sources if not folders.get(source))
+    parts = [
+        read_beir(folder, split, broken) for source in sources if (folder := folders.get(source)) is not None
+    ]
+    if plain:
+        parts += _files(purpose, data, plain, base, broken)
+    if problems:
+        raise several(problems)
+    kinds = list(dict.fromkeys(part.kind for part in parts))
+    rows = [row for part in parts for row in part.rows]
+    if not rows:
+        raise DataError(
+            "the data set is empty: no row can be used",
+            file=next((file for part in parts for file in part.files), sources[0]),
+            hint="give a file with at least a few rows",
+        )
+    if "scored-pairs" in kinds and len(kinds) > 1:
+        raise DataError(
+            f"scored pairs stand beside {', '.join(k for k in kinds if k != 'scored-pairs')}",
+            file=sources[0],
+            hint="train on one kind, or map all of them to one with data.columns",
+        )
+    return TaskRows(
+        kind=kinds[0] if len(kinds) == 1 else "query-positives-negatives",
+        rows=rows,
+        columns=parts[0].columns,
+        labels=_ordered(parts),
+        retrieval=_joined([part.retrieval for part in parts if part.retrieval is not None]),
+        files=tuple(file for part in parts for file in part.files),
+        read=sum(part.kept for part in parts) + sum(dropped.values()),
+        kept=sum(part.kept for part in parts),
+        dropped=dict(dropped),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+
+
+def _files(
+    purpose: RowPurpose, data: DataChoice, sources: tuple[str, ...], base: Path, broken: Report
+) -> Iterator[TaskRows]:
+    """Rows of each file with its own layout."""
+    resolved = resolve(sources, base=base)
+    notes = resolved.notes
+    for file in resolved.files:
+        raw = read_file(file, on_problem=broken)
+        first = list(islice(raw, _LOOKED_AT))
+        if not first:
+            continue
+        layout = tell(purpose, first, columns=data.columns, delimiter=data.label_delimiter)
+        rows = list(_mapped(chain(first, raw), layout, data, broken))
+        yield TaskRows(
+            kind=layout.kind,
+            rows=rows,
+            columns=layout.columns,
+            labels=_labels(rows, layout, first),
+            files=(file.shown,),
+            kept=len(rows),
+            notes=(*notes, *layout.notes),
+        )
+        notes = ()
+
+
+def _mapped(rows: Iterable[RawRow], layout: Layout, data: DataChoice, broken: Report) -> Iterator[TaskRow]:
+    make: Callable[[RawRow, Layout], TaskRow]
+    if layout.kind in ("multi-class", "multi-label"):
+        make = _label_row
+    elif layout.kind == "scored-pairs":
+        make = _pair_row
+    elif layout.kind == "preference":
+
+        def make(row: RawRow, layout: Layout) -> TaskRow:
+            return _preference_row(row, layout, data.system)
+
+    else:
+        make = _ranking_row
+    for row in rows:
+        try:
+            made = make(row, layout)
+        except RowProblem as problem:
+            broken(problem)
+        except UnicodeEncodeError:
+            broken(half_letter(row.file, row.line))
+        else:
+            yield made
+
+
+def _problem(row: RawRow, code: str, message: str, hint: str | None = None) -> RowProblem:
+    return RowProblem(code, message, file=row.file, line=row.line, hint=hint)
+
+
+def _text(row: RawRow, role: str, expression: str) -> str:
+    try:
+        text = text_at(row.value, expression)
+    except Missing as error:
+        raise _problem(row, "missing-field", f"there is no {role} ({expression}): {error}") from None
+    if not text.strip():
+        raise _problem(row, "empty-text", f"the {role} ({expression}) is empty")
+    return text
+
+
+def _group(row: RawRow, layout: Layout) -> str | None:
+    return _text(row, "group", layout.columns["group"]) if "group" in layout.columns else None
+
+
+def _label_row(row: RawRow, layout: Layout) -> LabelRow:
+    text = _text(row, "text", layout.columns["text"])
+    pair = _text(row, "pair", layout.columns["pair"]) if "pair" in layout.columns else None
+    expression = layout.columns.get("labels") or layout.columns["label"]
+    labels = _labels_at(row, expression, layout)
+    key = content_digest([text, pair])
+    whole = content_digest([text, pair, sorted(labels)])
+    return LabelRow(text, labels, row.file, row.line, whole, key, pair, _group(row, layout))
+
+
+def _labels_at(row: RawRow, expression: str, layout: Layout) -> tuple[str, ...]:
+    parts = parts_of(expression, list(row.value))
+    if len(parts) > 1:
+        cells = {part: is_hot(_value(row, part)) for part in parts}
+        odd = next((part for part, hot in cells.items() if hot is None), None)
+        if odd is not None:
+            raise _problem(
+                row,
+                "bad-label",
+                f"the column {odd} holds neither 0 nor 1: {_value(row, odd)!r}",
+                "label columns hold 0 or 1 (true or false) in every row",
+            )
+        return tuple(part for part, hot in cells.items() if hot)
+    value = _value(row, expression)
+    many = layout.kind == "multi-label"
+    if isinstance(value, str) and many:
+        value = _split(value, layout.delimiter)
+    if isinstance(value, (list, tuple)):
+        labels = tuple(dict.fromkeys(_name(row, one) for one in value))
+        if not many and len(labels) != 1:
+            raise _problem(
+                row,
+                "several-labels" if labels else "missing-label",
+                f"{expression} holds {len(labels)} labels, and one is wanted",
+                "set task: multi-label-classification, or keep one label a row",
+            )
+        return labels
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise _problem(row, "missing-label", f"there is no label ({expression})")
+    return (_name(row, value),)
+
+
+def _split(text: str, delimiter: str | None) -> Any:
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            inner = text.strip().strip("[]")  # a Python list, as pandas writes it
+            return [part.strip().strip("'\"") for part in inner.split(",") if part.strip()]
+    if text.strip().lower() in NO_LABEL:
+        return []
+    return [part.strip() for part in text.split(delimiter) if part.strip()] if delimiter else [text.strip()]
+
+
+def _name(row: RawRow, value: Any) -> str:
+    """A label as text; 3.0, as tables with gaps hold it, is 3."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (str, int, float)):
+        name = as_text(value).strip()
+        if name:
+            return name
+    raise _problem(row, "bad-label", f"a label is {value!r}", "labels are texts or numbers")
+
+
+def _value(row: RawRow, expression: str) -> Any:
+    try:
+        return value_at(row.value, expression) if "{" not in expression else text_at(row.value, expression)
+    except Missing:
+        return None
+
+
+def _labels(rows: Sequence[TaskRow], layout: Layout, first: Sequence[RawRow]) -> tuple[str, ...]:
+    expression = layout.columns.get("labels")
+    columns = parts_of(expression, list(first[0].value)) if expression else []
+    if len(columns) > 1:
+        return tuple(columns)
+    return label_order(label for row in rows if isinstance(row, LabelRow) for label in row.labels)
+
+
+def label_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Each label once: whole numbers by size, then texts by letters."""
+    return tuple(sorted(set(labels), key=lambda name: (0, int(name), name) if _whole(name) else (1, 0, name)))
+
+
+def _whole(name: str) -> bool:
+    return re.fullmatch(r"-?[0-9]{1,18}", name) is not None
+
+
+def _ordered(parts: Sequence[TaskRows]) -> tuple[str, ...]:
+    orders = list(dict.fromkeys(part.labels for part in parts))
+    return orders[0] if len(orders) == 1 else label_order(chain.from_iterable(orders))
+
+
+def _pair_row(row: RawRow, layout: Layout) -> PairRow:
+    columns = layout.columns
+    first, second = _text(row, "first", columns["first"]), _text(row, "second", columns["second"])
+    value = _value(row, columns["score"])
+    score = as_number(value)
+    if score is None:
+        raise _problem(
+            row, "bad-score", f"the score ({columns['score']}) is no number: {value!r}",
+            "write a number, 0 to 1 or 0 to 5 for example, the same way in every row",
+        )  # fmt: skip
+    key = content_digest(sorted([first, second]))
+    whole = content_digest([first, second, score])
+    return PairRow(first, second, score, row.file, row.line, whole, key, _group(row, layout))
+
+
+def _ranking_row(row: RawRow, layout: Layout) -> RankingRow:
+    columns = layout.columns
+    query = _text(row, "query", columns["query"])
+    positives = tuple(_texts_at(row, columns["positive"], required=True))
+    found = (
+        _texts_at(row, columns["negative"], required=layout.kind == "triplets")
+        if "negative" in columns
+        else []
+    )
+    negatives = tuple(found)
+    both = next((text for text in negatives if text in positives), None)
+    if both is not None:
+        raise _problem(
+            row, "negative-is-positive", f"a text is positive and negative at once: {both[:60]!r}",
+            "keep it on one side",
+        )  # fmt: skip
+    whole = content_digest([query, sorted(positives), sorted(negatives)])
+    return RankingRow(
+        query, positives, negatives, row.file, row.line, whole, content_digest(query), _group(row, layout)
+    )
+
+
+def _texts_at(row: RawRow, expression: str, *, required: bool) -> list[str]:
+    """Texts of one column (a text or a list) or of several."""
+    texts: list[str] = []
+    for part in parts_of(expression, list(row.value)):
+        value = _value(row, part)
+        for one in value if isinstance(value, list) else [value]:
+            text = document_text(one)
+            if text and text.strip():
+                texts.append(text)
+    if required and not texts:
+        raise _problem(row, "empty-text", f"there is no text in {expression}")
+    return list(dict.fromkeys(texts))
+
+
+def document_text(value: Any) -> str | None:
+    """A text, or a document with title and text, which are joined by a space as BEIR does."""
+    if isinstance(value, dict):
+        parts = [value.get("title"), value.get("text", value.get("contents", value.get("content")))]
+        return " ".join(part.strip() for part in parts if isinstance(part, str) and part.strip()) or None
+    return None if value is None else as_text(value)
+
+
+def _preference_row(row: RawRow, layout: Layout, system: str | None) -> PreferenceRow:
+    columns = layout.columns
+    chosen = _answers(row, "chosen", columns["chosen"])
+    rejected = _answers(row, "rejected", columns["rejected"])
+    prompt = _asked(row, columns["prompt"]) if "prompt" in columns else []
+    if prompt and chosen[: len(prompt)] == prompt and rejected[: len(prompt)] == prompt:
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    elif not prompt:
+        same = next(
+            (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
+            min(len(chosen), len(rejected)),
+        )
+        prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+    if chosen == rejected:
+        raise _problem(
+            row, "no-preference", "the chosen and the rejected answer are the same", "remove the row"
+        )
+    if not prompt:
+        raise _problem(
+            row, "empty-prompt", "there is no prompt before the two answers", "add it, or remove the row"
+        )
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not any(m["role"] == "assistant" and (m["content"] or m.get("tool_calls")) for m in answer):
+            raise _problem(
+                row, "empty-answer", f"the {name} answer is empty", "fill it in, or remove the row"
+            )
+    first = (
+        _text(row, "system", columns["system"]) if row.value.get(columns.get("system", "")) else None
+    ) or system
+    if first and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": first}, *prompt]
+    tools = None
+    if "tools" in columns:
+        tools = normalise_tools(_value(row, columns["tools"]), file=row.file, line=row.line)
+    return PreferenceRow(
+        prompt,
+        chosen,
+        rejected,
+        row.file,
+        row.line,
+        content_digest([prompt, chosen, rejected, tools]),
+        content_digest(prompt),
+        tools,
+        _group(row, layout),
+    )
+
+
+def _asked(row: RawRow, expression: str) -> list[Message]:
+    value = _value(row, expression)
+    if isinstance(value, list):
+        return normalise_messages(value, file=row.file, line=row.line)
+    text = _text(row, "prompt", expression)
+    return _transcript(text) or [{"role": "user", "content": text}]
+
+
+def _answers(row: RawRow, role: str, expression: str) -> list[Message]:
+    value = _value(row, expression)
+    if isinstance(value, list):
+        return normalise_messages(value, file=row.file, line=row.line)
+    if isinstance(value, dict) and ("role" in value or "from" in value):
+        return normalise_messages([value], file=row.file, line=row.line)
+    text = _text(row, role, expression)
+    return _transcript(text) or [{"role": "assistant", "content": text}]
+
+
+def _transcript(text: str) -> list[Message]:
+    r"""Turns of a text in the form ``\n\nHuman: ... \n\nAssistant: ...``; none where it is a plain text."""
+    if not text.startswith("\n\nHuman:"):
+        return []
+    pieces = _TURN.split(text)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[who], "content": said.strip()}
+        for who, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+
+
+def _joined(sets: Sequence[RetrievalSet]) -> RetrievalSet | None:
+    if len(sets) < 2:
+        return sets[0] if sets else None
+    queries: dict[str, str] = {}
+    corpus: dict[str, str] = {}
+    relevance: dict[str, dict[str, int]] = {}
+    for number, one in enumerate(sets):  # ids are only unique within their folder
+        queries |= {f"{number}/{key}": text for key, text in one.queries.items()}
+        corpus |= {f"{number}/{key}": text for key, text in one.corpus.items()}
+        relevance |= {
+            f"{number}/{query}": {f"{number}/{key}": grade for key, grade in grades.items()}
+            for query, grades in one.relevance.items()
+        }
+    return RetrievalSet(queries, corpus, relevance)
+
+
+def retrieval_of(rows: Sequence[TaskRow]) -> RetrievalSet | None:
+    """Queries of ranking rows to be answered from all texts of those rows; None for other rows."""
+    ranked = [row for row in rows if isinstance(row, RankingRow)]
+    if not ranked:
+        return None
+    corpus: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for text in dict.fromkeys(text for row in ranked for text in (*row.positives, *row.negatives)):
+        places[text] = f"d{len(corpus)}"
+        corpus[places[text]] = text
+    queries: dict[str, str] = {}
+    names: dict[str, str] = {}
+    relevance: dict[str, dict[str, int]] = {}
+    for row in ranked:
+        name = names.setdefault(row.query, f"q{len(names)}")
+        queries[name] = row.query
+        grades = relevance.setdefault(name, {})
+        grades.update({places[text]: 0 for text in row.negatives if places[text] not in grades})
+        grades.update({places[text]: 1 for text in row.positives})
+    return RetrievalSet(queries, corpus, relevance)
+
+
+def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) -> TaskSplits:
+    """All splits of a recipe that trains no chat; purpose: the recipe's own where not given.
+
+    Splits that the recipe does not name are cut from train by seed and content; equal texts, queries,
+    prompts and groups stay on one side. Errors as rows_for, and DataError where rows are too few.
+    """
+    data, wanted = recipe.data, purpose or recipe.task
+    whole = rows_for(wanted, data, data.train, base=base)
+    shares = {} if data.test else {"test": data.test_share}
+    if not data.validation:
+        shares["validation"] = data.validation_share
+    pieces = cut(whole.rows, shares, seed=recipe.seed, key=lambda row: row.key)
+    train = pieces.pop("train")
+    read = {"train": whole}
+    given = ({"validation": data.validation} if data.validation else {}) | data.test
+    for name, sources in given.items():
+        if name in ("train", "validation") and name in data.test:
+            raise DataError(f"data.test.{name}: a test split cannot have this name", hint="name it test")
+        read[name] = rows_for(wanted, data, sources, base=base, split=name)
+        pieces[name] = list(read[name].rows)
+    notes = [note for part in read.values() for note in part.notes]
+    if data.max_rows is not None and data.max_rows < len(train):
+        chosen = choose(train, data.max_rows, seed=recipe.seed)
+    else:
+        chosen = train
+    labels = _ordered(list(read.values())) if whole.labels else ()
+    new = [name for name in labels if name not in set(whole.labels)]
+    if new:
+        notes.append(
+            f"{len(new)} labels stand in no training row and can never be right: {', '.join(new[:5])}"
+        )
+    keys, ids = {row.key for row in train}, {row.id for row in train}
+    leakage = {name: sum(row.id in ids for row in rows) for name, rows in pieces.items()}
+    asked = {
+        name: sum(row.id not in ids and row.key in keys for row in rows) for name, rows in pieces.items()
+    }
+    notes += [
+        f"{count} of the {name} rows stand in the training rows too: scores on them prove nothing"
+        for name, count in leakage.items()
+        if count
+    ]
+    reports = [_report("train", whole, chosen, len(train) - len(chosen), cut=False)]
+    reports += [
+        _report(name, read.get(name, whole), rows, 0, cut=name not in read) for name, rows in pieces.items()
+    ]
+    validation = pieces.pop("validation", [])
+    held = {"validation": validation, **pieces}
+    sets = {
+        name: found
+        for name, rows in held.items()
+        if (found := (read[name].retrieval if name in read else None) or retrieval_of(rows)) is not None
+    }
+    if whole.retrieval is not None:  # cut from a BEIR folder: the corpus is still all of it
+        sets |= {
+            name: _part_of(whole.retrieval, rows) for name, rows in held.items() if name not in read and rows
+        }
+    report = DataReport(
+        format=whole.kind,
+        columns=whole.columns,
+        splits=tuple(reports),
+        leakage=leakage,
+        prompt_leakage=asked,
+        digest=digest(f"{one.name}={one.digest}" for one in reports),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    return TaskSplits(whole.kind, chosen, validation, dict(pieces), labels, sets, report)
+
+
+def _part_of(whole: RetrievalSet, rows: Sequence[TaskRow]) -> RetrievalSet:
+    texts = {row.query for row in rows if isinstance(row, RankingRow)}
+    queries = {key: text for key, text in whole.queries.items() if text in texts}
+    return replace(whole, queries=queries, relevance={key: whole.relevance[key] for key in queries})
+
+
+def _report(name: str, source: TaskRows, kept: Sequence[TaskRow], unchosen: int, *, cut: bool) -> SplitReport:
+    dropped = {"not chosen by max_rows": unchosen} if unchosen else {}
+    return SplitReport(
+        name=name,
+        files=source.files,
+        cut_from_train=cut,
+        read=len(kept) + unchosen,
+        kept=len(kept),
+        dropped=dropped,
+        duplicates=len(kept) - len({row.id for row in kept}),
+        digest=digest(sorted(row.id for row in kept)),
+    )

@@ -1,0 +1,111 @@
+"""Rows of the purposes other than chat: labels, pairs, rankings, preferences. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from luthier.schema.protocols import Message
+from luthier.schema.recipe import Purpose
+
+RowPurpose = Purpose | Literal["preference"]
+"""What rows are read for: a purpose of the recipe, or preference tuning of a chat."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """A text with its labels: exactly one for multi-class, any number (none too) for multi-label."""
+
+    text: str
+    labels: tuple[str, ...]
+    file: str
+    line: int
+    id: str
+    """Digest of text, second text and labels: equal rows have equal ids."""
+    key: str
+    """Digest of the texts alone: what must not stand on both sides of a split."""
+    pair: str | None = None
+    """The second text where the row is a pair (premise and hypothesis, question and passage)."""
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Two texts and how much they agree, in the unit of the file (0 to 1, 0 to 5, ...)."""
+
+    first: str
+    second: str
+    score: float
+    file: str
+    line: int
+    id: str
+    key: str
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankingRow:
+    """A query (anchor) with the texts that answer it and, where known, some that do not."""
+
+    query: str
+    positives: tuple[str, ...]
+    """At least one."""
+    negatives: tuple[str, ...]
+    file: str
+    line: int
+    id: str
+    key: str
+    """Digest of the query."""
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """A prompt with a better and a worse answer, each as the messages that follow the prompt."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    file: str
+    line: int
+    id: str
+    key: str
+    """Digest of the prompt."""
+    tools: list[dict[str, Any]] | None = None
+    group: str | None = None
+
+
+TaskRow = LabelRow | PairRow | RankingRow | PreferenceRow
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalSet:
+    """Queries to be answered from a corpus, with graded relevance (BEIR's qrels)."""
+
+    queries: dict[str, str]
+    corpus: dict[str, str]
+    relevance: dict[str, dict[str, int]]
+    """Query id -> document id -> grade; 0 is judged and not relevant, what is missing is not judged."""
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Rows of some files, with the account of them: ``read = kept + sum(dropped)``."""
+
+    kind: str
+    """``multi-class``, ``multi-label``, ``scored-pairs``, ``pairs``, ``triplets``,
+    ``query-positives-negatives``, ``beir`` or ``preference``."""
+    rows: Sequence[TaskRow]
+    columns: dict[str, str]
+    """Role -> column, path or template, as read."""
+    labels: tuple[str, ...] = ()
+    """All labels (LabelRow only), in a stable order: columns for one-hot, else numbers or letters."""
+    retrieval: RetrievalSet | None = None
+    """For BEIR folders: the whole corpus with the split's queries."""
+    files: tuple[str, ...] = ()
+    read: int = 0
+    kept: int = 0
+    """Rows of the files that are used; several of them may make one ranking row (BEIR)."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
