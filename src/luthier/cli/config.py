@@ -7,8 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from luthier.cli.console import out, print_json
-from luthier.schema.explain import explain_key
-from luthier.schema.recipe import Recipe
+from luthier.schema.explain import explain_key, recipe_schema
 
 app = App(name="config", help="What a setting of a recipe means.", help_format="plaintext")
 
@@ -38,4 +37,4 @@ def schema() -> None:
     import json
     import sys
 
-    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+    sys.stdout.write(json.dumps(recipe_schema(), indent=2) + "\n")

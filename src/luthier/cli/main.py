@@ -61,6 +61,8 @@ def build() -> App:
 def main(words: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code (see the README for the list)."""
     words = list(sys.argv[1:] if words is None else words)
+    # pydantic would look for plugins in every installed package, a tenth of a short command's time.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     app = build()
     try:
         code = app(words, exit_on_error=False, result_action="return_value")

@@ -6,11 +6,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """A frozen value that crosses a stage. Units stand in field names or their sentences."""
+    """A frozen value that crosses a stage. Units stand in field names or their sentences.
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
+    Its validator is built at its first use, and the sentences under its fields are read from the source
+    only when somebody asks (`luthier.schema.explain`): most commands need neither of most records.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, protected_namespaces=())
 
 
 class Range(Record):
@@ -22,10 +24,4 @@ class Range(Record):
 
 
 class Fact(Record):
-    """A record that nobody fills in by hand: its sentences are for readers of the code.
-
-    Gathering them as descriptions would read the source at every start, a third of the time that the
-    records of the catalogue take to load.
-    """
-
-    model_config = ConfigDict(use_attribute_docstrings=False)
+    """A record that nobody fills in by hand: its sentences are for readers of the code."""

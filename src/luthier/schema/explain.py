@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -143,15 +146,53 @@ def explain_key(dotted: str) -> tuple[str, str, str]:
     """Return (key, type, sentence) of a recipe setting; aliases of other tools are known too."""
     dotted = ALIASES.get(dotted, dotted)
     options: list[type[BaseModel]] = [Recipe]
-    field = None
-    for part in dotted.split("."):
-        found = [o.model_fields[part] for o in options if part in o.model_fields]
-        if not found:
+    owner: type[BaseModel] = Recipe
+    name = ""
+    for name in dotted.split("."):
+        owners = [o for o in options if name in o.model_fields]
+        if not owners:
             raise RecipeError(
                 f"{dotted} is not a setting of a recipe", hint=did_you_mean(dotted, set(_all_keys(Recipe)))
             )
-        field = found[0]
-        options = [r for f in found for r in _records_in(f.annotation)]
-    assert field is not None
-    kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
-    return dotted, re.sub(r"\btyping\.|luthier\.schema\.recipe\.", "", kind), field.description or ""
+        owner = owners[0]
+        options = [r for o in owners for r in _records_in(o.model_fields[name].annotation)]
+    annotation = owner.model_fields[name].annotation
+    kind = getattr(annotation, "__name__", None) or str(annotation)
+    return (
+        dotted,
+        re.sub(r"\btyping\.|luthier\.schema\.recipe\.", "", kind),
+        sentences_of(owner).get(name, ""),
+    )
+
+
+def sentences_of(record: type[BaseModel]) -> dict[str, str]:
+    """Field -> the sentence under it, read from the source of the record and of those it extends."""
+    found: dict[str, str] = {}
+    for owner in reversed(record.__mro__):
+        if not (issubclass(owner, BaseModel) and owner is not BaseModel):
+            continue
+        (tree,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(owner))).body
+        assert isinstance(tree, ast.ClassDef)
+        for line, below in pairwise(tree.body):
+            if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                found[line.target.id] = inspect.cleandoc(str(below.value.value))
+    return found
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe with each field's sentence, for editors."""
+    schema = Recipe.model_json_schema()
+    named: dict[str, type[BaseModel]] = {"Recipe": Recipe, **{r.__name__: r for r in _all_records(Recipe)}}
+    for name, part in {"Recipe": schema, **schema.get("$defs", {})}.items():
+        for field, sentence in sentences_of(named[name]).items():
+            part["properties"][field].setdefault("description", sentence)
+    return schema
+
+
+def _all_records(record: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for field in record.model_fields.values():
+        for part in _records_in(field.annotation):
+            yield part
+            yield from _all_records(part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from luthier.schema.base import Fact
 from luthier.schema.recipe import Purpose
 from luthier.schema.request import MethodName
@@ -33,7 +35,7 @@ class Hyperparameter(Fact):
     name: str
     """Key of the recipe, without its section: ``learning_rate``, ``rank``..."""
     value: float | int | str
-    when: Condition = Condition()
+    when: Condition = Field(default_factory=Condition)
     source: str
     """Who documents it, in words."""
     basis: Literal["documented", "claimed", "measured", "convention"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from luthier.schema.model import Architecture
-from luthier.sizing.layers import layer_kinds, layer_matrices, small_mixer_parameters
+from luthier.sizing.layers import distinct_layers, layer_kinds, layer_matrices, small_mixer_parameters
 from luthier.sizing.parameters import count_parameters
 
 BLOCKS: dict[str, tuple[int, int]] = {
@@ -39,6 +39,18 @@ _BASE = {
     "Q3_K_M": "Q3_K",
 }
 """File type -> type of most tensors."""
+_NAMES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "qkv_proj": "attn_qkv",
+    "gate_up_proj": "ffn_up",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "router": "ffn_gate_inp",
+}
 FILE_TYPES = tuple(_BASE)
 """File types whose size is known, from the largest to the smallest."""
 
@@ -66,13 +78,17 @@ def gguf_tensors(arch: Architecture, file_type: str) -> Iterator[GgufTensor]:
     if arch.head and not arch.tied_embeddings:
         yield chooser.tensor("output", h, arch.vocab_size, 0)
     for index in range(arch.layers):
-        for matrix in layer_matrices(arch, index):
-            name = _names(matrix.name)
-            if matrix.group == "router":
-                yield GgufTensor(f"blk.{index}.{name}", matrix.inputs, matrix.outputs * matrix.copies, "F32")
-                continue
-            rows = matrix.outputs * matrix.copies
-            yield chooser.tensor(f"blk.{index}.{name}", matrix.inputs, rows, index)
+        yield from _block(chooser, index)
+
+
+def _block(chooser: _Chooser, index: int) -> Iterator[GgufTensor]:
+    """The matrices of one layer."""
+    for matrix in layer_matrices(chooser.arch, index):
+        name, rows = f"blk.{index}.{_names(matrix.name)}", matrix.outputs * matrix.copies
+        if matrix.group == "router":
+            yield GgufTensor(name, matrix.inputs, rows, "F32")
+        else:
+            yield chooser.tensor(name, matrix.inputs, rows, index)
 
 
 def gguf_bytes(arch: Architecture, file_type: str, *, metadata: int = 0) -> int:
@@ -80,14 +96,24 @@ def gguf_bytes(arch: Architecture, file_type: str, *, metadata: int = 0) -> int:
 
     Errors: KeyError for a type that is not known.
     """
-    matrices = sum(tensor.bytes for tensor in gguf_tensors(arch, file_type))
+    chooser = _Chooser(arch, file_type)
+    h = arch.hidden_size
+    matrices = chooser.tensor("token_embd", h, arch.vocab_size, 0).bytes
+    if arch.head and not arch.tied_embeddings:
+        matrices += chooser.tensor("output", h, arch.vocab_size, 0).bytes
+    # Where a tensor's type does not hang on its layer's place, alike layers are counted once.
+    alike = file_type in ("F16", "BF16", "Q8_0", "Q6_K")
+    layers = distinct_layers(arch) if alike else tuple((index, 1) for index in range(arch.layers))
+    matrices += sum(times * sum(t.bytes for t in _block(chooser, index)) for index, times in layers)
     return matrices + 4 * _vectors(arch) + metadata
 
 
 def _vectors(arch: Architecture) -> int:
     """Numbers that stay fp32: norms, biases and small tensors."""
     count = count_parameters(arch)
-    biases = sum(m.biases for index in range(arch.layers) for m in layer_matrices(arch, index))
+    biases = sum(
+        times * m.biases for index, times in distinct_layers(arch) for m in layer_matrices(arch, index)
+    )
     small = sum(small_mixer_parameters(arch, kind) for kind in layer_kinds(arch))
     return count.norms + biases + small + arch.other_parameters
 
@@ -95,19 +121,7 @@ def _vectors(arch: Architecture) -> int:
 def _names(name: str) -> str:
     """llama.cpp's name of a matrix."""
     short = name.removeprefix("experts.").removeprefix("shared_expert.")
-    known = {
-        "q_proj": "attn_q",
-        "k_proj": "attn_k",
-        "v_proj": "attn_v",
-        "qkv_proj": "attn_qkv",
-        "gate_up_proj": "ffn_up",
-        "o_proj": "attn_output",
-        "gate_proj": "ffn_gate",
-        "up_proj": "ffn_up",
-        "down_proj": "ffn_down",
-        "router": "ffn_gate_inp",
-    }
-    return known.get(short, short)
+    return _NAMES.get(short, short)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from luthier.errors import RecipeError
@@ -53,6 +54,7 @@ def layer_kinds(arch: Architecture) -> tuple[LayerKind, ...]:
     return arch.layer_kinds
 
 
+@lru_cache(maxsize=1024)
 def distinct_layers(arch: Architecture) -> tuple[tuple[int, int], ...]:
     """(first index, how many) of the layers that are alike: of one kind, with experts or without."""
     dense = arch.experts.dense_layers if arch.experts is not None else 0
@@ -75,8 +77,13 @@ def heads_of(arch: Architecture, kind: LayerKind) -> tuple[int, int, int]:
 
 def layer_matrices(arch: Architecture, index: int) -> tuple[Matrix, ...]:
     """Linear layers of one block under the names that most families use, in the order of the forward pass."""
-    kind = layer_kinds(arch)[index]
-    return (*_mixer_matrices(arch, kind), *_mlp_matrices(arch, index))
+    dense = arch.experts is None or index < arch.experts.dense_layers
+    return _matrices_of(arch, layer_kinds(arch)[index], dense)
+
+
+@lru_cache(maxsize=4096)
+def _matrices_of(arch: Architecture, kind: LayerKind, dense: bool) -> tuple[Matrix, ...]:
+    return (*_mixer_matrices(arch, kind), *_mlp_matrices(arch, kind, dense))
 
 
 def _mixer_matrices(arch: Architecture, kind: LayerKind) -> tuple[Matrix, ...]:
@@ -137,21 +144,20 @@ def _mixer_of(arch: Architecture) -> LinearMixer:
     return arch.linear_mixer
 
 
-def _mlp_matrices(arch: Architecture, index: int) -> tuple[Matrix, ...]:
+def _mlp_matrices(arch: Architecture, kind: LayerKind, dense: bool) -> tuple[Matrix, ...]:
     h = arch.hidden_size
     experts = arch.experts
-    kinds = layer_kinds(arch)
-    if "mlp" in kinds and kinds[index] != "mlp":
+    if "mlp" in arch.layer_kinds and kind != "mlp":
         return ()  # a family whose layers are either a mixer or an MLP
     names = ("gate_proj", "up_proj", "down_proj") if arch.gated_mlp else ("up_proj", "down_proj")
     fused = arch.gated_mlp and arch.model_type in FUSED_GATE
-    if fused and (experts is None or index < experts.dense_layers) and arch.intermediate_size:
+    if fused and dense and arch.intermediate_size:
         wide = arch.intermediate_size
         return (
             Matrix("gate_up_proj", h, 2 * wide, "mlp", arch.mlp_bias),
             Matrix("down_proj", wide, h, "mlp", arch.mlp_bias),
         )
-    if experts is None or index < experts.dense_layers:
+    if experts is None or dense:
         wide = arch.intermediate_size
         if not wide:
             return ()

@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,7 @@ class ParameterCount:
         return self.total - self.towers
 
 
+@lru_cache(maxsize=1024)
 def count_parameters(arch: Architecture) -> ParameterCount:
     """Count the parameters of a shape exactly; tied weights once."""
     h = arch.hidden_size
@@ -133,7 +135,13 @@ def lora_parameters(
     """Adapter parameters: rank x (inputs + outputs) over the targeted linear layers."""
     if rank < 1:
         raise RecipeError(f"method.rank: {rank} is not a rank", hint="use 8, 16, 32 or 64")
-    return sum(times * rank * (m.inputs + m.outputs) for times, m in target_matrices(arch, targets))
+    return rank * _adapted_widths(arch, targets if isinstance(targets, str) else tuple(targets))
+
+
+@lru_cache(maxsize=1024)
+def _adapted_widths(arch: Architecture, targets: Literal["all-linear"] | tuple[str, ...]) -> int:
+    """Inputs and outputs of all linear layers that adapters go on."""
+    return sum(times * (m.inputs + m.outputs) for times, m in target_matrices(arch, targets))
 
 
 _KINDS: dict[str, LayerKind] = {
