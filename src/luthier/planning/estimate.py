@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.errors import Unsupported
+from luthier.planning.correction import Corrections
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate, EvaluationShape, Phase, TrainingShape
 from luthier.schema.hardware import Accelerator, Hardware
@@ -53,12 +54,14 @@ def estimate_training(
     evaluation: EvaluationShape | None = None,
     kernels: Kernels | None = None,
     dollars_per_hour: float | None = None,
+    corrections: Corrections | None = None,
 ) -> Estimate:
     """Predict one training in closed form, in well under a millisecond.
 
     tokens: all that go through the model, every epoch counted. matrix_rate: measured FLOP/s of the
-    device in that dtype. kernels: what to take instead of the trainer's own. Errors: UsageError for a
-    shape that cannot be, Unsupported for vision towers.
+    device in that dtype. kernels: what to take instead of the trainer's own. corrections: what earlier
+    runs on this machine came to. Errors: UsageError for a shape that cannot be, Unsupported for vision
+    towers.
     """
     assumed: tuple[str, ...] = ()
     if arch.extra_parameters and isinstance(method, Full):
@@ -94,7 +97,7 @@ def estimate_training(
     rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype)
     work = flops.total * tokens
     seconds = rate.seconds(work) if rate is not None else None
-    return Estimate(
+    found = Estimate(
         phases=phases,
         tensors=tensors,
         process=process,
@@ -107,6 +110,7 @@ def estimate_training(
         basis="formula",
         assumptions=(*assumed, *_assumptions(shape, device, gpu, dtype), *((rate.source,) if rate else ())),
     )
+    return found if corrections is None else corrections.correct(found, arch, method, shape, dtype)
 
 
 def evaluation_seconds(

@@ -9,6 +9,7 @@ from typing import Any
 
 from luthier.catalog.index import index
 from luthier.errors import RecipeError, Unsupported
+from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, device_of, estimate_training, evaluation_seconds
 from luthier.planning.solver import GIB, Question, does_not_fit, largest_step
 from luthier.schema.base import Range
@@ -60,14 +61,16 @@ def resolve(
     hardware: Hardware,
     profile: LengthProfile,
     matrix_rates: dict[str, float] | None = None,
+    corrections: Corrections | None = None,
 ) -> Resolved:
     """Fill every open value of a recipe for one machine and predict what it needs.
 
-    profile: lengths of the rendered rows. matrix_rates: measured FLOP/s of the device by dtype. What
-    the recipe says is never changed. Errors: DoesNotFit with what would fit, Unsupported for a method
-    that is not done yet, RecipeError for contradictions.
+    profile: lengths of the rendered rows. matrix_rates: measured FLOP/s of the device by dtype.
+    corrections: what earlier runs on this machine came to. What the recipe says is never changed.
+    Errors: DoesNotFit with what would fit, Unsupported for a method that is not done yet, RecipeError
+    for contradictions.
     """
-    return _Resolver(recipe, arch, hardware, profile, matrix_rates or {}).run()
+    return _Resolver(recipe, arch, hardware, profile, matrix_rates or {}, corrections=corrections).run()
 
 
 class _Resolver:
@@ -80,9 +83,11 @@ class _Resolver:
         hardware: Hardware,
         profile: LengthProfile,
         rates: dict[str, float],
+        *,
+        corrections: Corrections | None,
     ) -> None:
         self.given, self.arch, self.hardware, self.profile = recipe, arch, hardware, profile
-        self.rates = rates
+        self.rates, self.corrections = rates, corrections
         self.device: Device = device_of(hardware)
         self.sources = dict(recipe.sources)
         self.values: dict[str, Any] = {}
@@ -131,6 +136,7 @@ class _Resolver:
             dtype=dtype,
             matrix_rate=self.rates.get(dtype),
             evaluation=evaluation,
+            corrections=self.corrections,
         )
         if estimate.process.high > question.budget:
             raise does_not_fit(question, shape)
@@ -293,6 +299,7 @@ class _Resolver:
             dtype,
             tokens=tokens,
             matrix_rate=self.rates.get(dtype),
+            corrections=self.corrections,
         )
 
     def _amount(self, shape: TrainingShape) -> tuple[int, int]:

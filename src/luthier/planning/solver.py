@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from luthier.errors import DoesNotFit
+from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, estimate_training
 from luthier.schema.estimate import Estimate, TrainingShape
 from luthier.schema.hardware import Hardware
@@ -37,6 +38,8 @@ class Question:
     dtype: str
     tokens: int = 1
     matrix_rate: float | None = None
+    corrections: Corrections | None = None
+    """What earlier runs on this machine came to."""
 
     @property
     def budget(self) -> int:
@@ -53,6 +56,7 @@ class Question:
             device=self.device,
             dtype=self.dtype,
             matrix_rate=self.matrix_rate,
+            corrections=self.corrections,
         )
 
     def fits(self, shape: TrainingShape) -> bool:

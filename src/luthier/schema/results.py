@@ -111,6 +111,8 @@ class TrainResult(Record):
     tokens_per_second: float
     peak_memory: int
     """Peak bytes: resident set on a CPU, allocated tensors on a GPU."""
+    training_peak: int = 0
+    """Peak bytes since training began, what the process held before left out; 0 where that cannot be told."""
     phase_memory: dict[str, int] = {}
     """Phase (load, forward, backward, optimizer) -> its peak bytes over the first steps, the largest ones."""
     trainable_parameters: int

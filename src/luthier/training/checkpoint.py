@@ -47,6 +47,8 @@ class Position:
     trained_tokens: int = 0
     seconds: float = 0.0
     peak_memory: int = 0
+    training_peak: int = 0
+    """Peak bytes since training began; 0 where the system cannot tell."""
     phase_memory: dict[str, int] = field(default_factory=dict)
     """Phase of a step -> peak bytes, of the steps whose phases were measured apart."""
     first_loss: float | None = None

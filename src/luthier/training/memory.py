@@ -41,6 +41,7 @@ class PhaseWatch:
         self.device = device
         self.phases: dict[str, int] = dict(phases or {})
         self._highest = 0
+        self._here = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self._able = device.type == "cuda" or self._reset()
@@ -51,9 +52,14 @@ class PhaseWatch:
         self._highest = max(self._highest, peak_memory(self.device))
         return self._highest
 
+    @property
+    def here(self) -> int:
+        """Highest bytes since this watch was made; 0 where that cannot be told."""
+        return max(self._here, self._since()) if self._able else 0
+
     def start(self) -> None:
         """Begin a phase: what was held before does not count for it."""
-        self._highest = self.peak
+        self._highest, self._here = self.peak, self.here
         if self._able:
             self._able = self._reset()
 
