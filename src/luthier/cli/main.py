@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "evaluate": ("luthier.cli.evaluate:evaluate", SHIP, "Judge base and tuned model on the same rows."),
     "export": ("luthier.cli.export:export", SHIP, "Adapter, merged weights and GGUF, checked."),
     "chat": ("luthier.cli.chat:chat", SHIP, "Talk to a run's GGUF."),
+    "serve": ("luthier.cli.serve:serve", SHIP, "An OpenAI-compatible server over tuned models."),
     "report": ("luthier.cli.report:report", SHIP, "Write a run's report."),
     "runs": ("luthier.cli.runs:app", HOUSE, "List and look after runs."),
     "config": ("luthier.cli.config:app", HOUSE, "What a setting of a recipe means."),
