@@ -177,6 +177,9 @@ def _anchor(values: dict[str, Any], base: Path) -> None:
     model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("id"), str):
         model["id"] = _anchor_model(model["id"], base)
+    method = values.get("method")
+    if isinstance(method, dict) and isinstance(method.get("init_from"), str):
+        method["init_from"] = _anchor_sources(method["init_from"], base)
 
 
 def _anchor_sources(value: Any, base: Path) -> Any:
@@ -218,6 +221,8 @@ def _apply(values: dict[str, Any], overrides: Sequence[str], lines: _Lines) -> N
             value = _anchor_sources(value, Path.cwd())
         if path == ("model", "id") and isinstance(value, str):
             value = _anchor_model(value, Path.cwd())
+        if path == ("method", "init_from"):
+            value = _anchor_sources(value, Path.cwd())
         if path[:2] == ("method", "name") and isinstance(values.get("method"), dict):
             values["method"] = {"name": value}
         lines.of[path] = COMMAND_LINE

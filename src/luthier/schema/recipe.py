@@ -21,6 +21,7 @@ Purpose = Literal[
     "multi-class-classification",
 ]
 Dtype = Literal["float32", "bfloat16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 TrainOn = Literal["assistant", "last", "all", "completion"]
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M"]
 
@@ -62,6 +63,8 @@ class Lora(Record):
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)."""
     dora: bool = False
     """Decompose weights into magnitude and direction (Liu et al. 2024, arXiv 2402.09353)."""
+    init_from: str | None = None
+    """Folder of an adapter in PEFT's format whose weights training starts from."""
 
 
 class QLora(Lora):
@@ -165,6 +168,25 @@ class TrainingChoice(Record):
     """How many of the newest checkpoints stay on disk; the best one always does."""
     select: Literal["best", "last"] = "best"
     """Which checkpoint is evaluated and shipped: lowest validation loss, or the last step."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations in a row without a lower validation loss."""
+    max_skipped_steps: int = Field(3, ge=0)
+    """Steps whose loss or gradient is not a number that may be left out before the run ends."""
+    on_spike: Literal["note", "skip", "off"] = "note"
+    """What to do where the loss leaps: note it and keep the batch, also leave the step out, or not look."""
+    trackers: tuple[Tracker, ...] = ()
+    """Where the metrics go besides the run's own files: tensorboard, wandb, mlflow, trackio."""
+    profile_steps: int = Field(0, ge=0)
+    """Steps to record with torch's profiler, from the third of the process on; opens in Perfetto."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _trackers(cls, value: object) -> object:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
 
 
 class EvaluationChoice(Record):
