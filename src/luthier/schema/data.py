@@ -134,3 +134,49 @@ class CheckReport(Record):
     @property
     def errors(self) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if f.level == "error")
+
+
+class MiningReport(Record):
+    """What was mined, and what was left out on the way."""
+
+    files: tuple[str, ...]
+    queries: int
+    corpus: int
+    """Texts that negatives were chosen from."""
+    negatives: int
+    short: int
+    """Queries with fewer negatives than asked for."""
+    left_out: dict[str, int] = {}
+    """Reason -> texts looked at and not taken."""
+    notes: tuple[str, ...] = ()
+    by: str
+    """What compared the texts."""
+    out: str | None = None
+
+
+class FilePart(Record):
+    """One written part of a split."""
+
+    name: str
+    rows: int
+    groups: int
+    """Groups of rows that stay together."""
+    labels: dict[str, int] = {}
+    """Label -> rows, where rows have labels."""
+    path: str | None = None
+    """None in a dry run."""
+
+
+class FileSplitReport(Record):
+    """How files were parted: ``read = sum(part.rows)``."""
+
+    files: tuple[str, ...]
+    read: int
+    parts: tuple[FilePart, ...]
+    seed: int
+    stratified_by: str | None = None
+    """Column or kind of label whose shares are kept."""
+    grouped_by: str | None = None
+    together: dict[str, int] = {}
+    """Reason -> rows that stand with an earlier one for it: equal, equal prompt, nearly equal, one group."""
+    notes: tuple[str, ...] = ()
