@@ -69,7 +69,7 @@ class FileTokenizer:
         self, directory: Path, fast: Tokenizer, config: dict[str, Any], *, now: datetime | None = None
     ) -> None:
         self.directory = directory
-        self._now = now
+        self._now, self._config = now, config
         named = {
             name: _content(config[name])
             for name in config
@@ -135,6 +135,29 @@ class FileTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of text as it stands: special tokens in it are recognised, none are added."""
         return list(self._fast.encode(text, add_special_tokens=False).ids)
+
+    def encode_inputs(
+        self, inputs: Sequence[str | tuple[str, str]], *, most: int | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """Token ids and segment ids of texts or pairs, with the special tokens that the tokenizer adds.
+
+        The same as transformers' ``tokenizer(text, pair, truncation=True, max_length=most)``: what is
+        longer than ``most`` tokens loses its end, the longer text of a pair first.
+        """
+        fast = self._with_special
+        if most is None:
+            fast.no_truncation()
+        else:
+            fast.enable_truncation(most, strategy="longest_first")
+        return [(one.ids, one.type_ids) for one in fast.encode_batch(list(inputs), add_special_tokens=True)]
+
+    @cached_property
+    def _with_special(self) -> Tokenizer:
+        """The tokenizer with its own post-processor, which adds what encoders expect around a text."""
+        fast = Tokenizer.from_str((self.directory / "tokenizer.json").read_text(encoding="utf-8"))
+        _add_missing(fast, self._config, self.special_tokens)
+        fast.no_padding()
+        return fast
 
     def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """For each text its token ids and, for each token, the characters [start, end) it stands for."""

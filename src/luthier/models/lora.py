@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -172,10 +172,12 @@ def add_lora(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     only: frozenset[str] | None = None,
+    whole: Sequence[str] = (),
 ) -> list[str]:
     """Freeze the model and put an adapter beside each targeted linear layer, in place.
 
     Returns the paths of the adapted layers. only: take exactly these paths instead of the targets.
+    whole: paths of modules that are trained with all their weights and get no adapter (a fresh head).
     Raises RecipeError when a target names no linear layer.
     """
     if isinstance(lora, QLora):
@@ -184,7 +186,10 @@ def add_lora(
             hint="use method.name: lora, or a smaller model",
         )
     paths = sorted(only) if only is not None else _targets(model, lora)
+    paths = [path for path in paths if not _within(path, whole)]
     model.requires_grad_(False)
+    for path in whole:
+        model.get_submodule(path).requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
         base = model.get_submodule(path)
@@ -219,6 +224,10 @@ def _targets(model: nn.Module, lora: Lora) -> list[str]:
 
 def _matches(path: str, target: str) -> bool:
     return path == target or path.endswith("." + target)
+
+
+def _within(path: str, modules: Sequence[str]) -> bool:
+    return any(path == module or path.startswith(module + ".") for module in modules)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -260,9 +269,12 @@ def merge(model: nn.Module) -> int:
     return len(layers)
 
 
-def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Adapter weights under PEFT's names."""
+def adapter_tensors(model: nn.Module, whole: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Adapter weights, and those of modules trained whole, under PEFT's names."""
     tensors: dict[str, Tensor] = {}
+    for path in whole:
+        for name, tensor in model.get_submodule(path).state_dict().items():
+            tensors[f"{_PREFIX}{path}.{name}"] = tensor.detach()
     for path, layer in adapted(model):
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = layer.lora_A.detach()
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = layer.lora_B.detach()
@@ -272,17 +284,25 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(
-    model: nn.Module, directory: Path, *, base_id: str, lora: Lora, revision: str | None = None
+    model: nn.Module,
+    directory: Path,
+    *,
+    base_id: str,
+    lora: Lora,
+    revision: str | None = None,
+    task_type: str = "CAUSAL_LM",
+    whole: Sequence[str] = (),
 ) -> list[Path]:
     """Write the adapter as PEFT does: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     base_id: what PEFT shall load as the base (a Hub id or a name; never a path of this machine).
+    task_type: PEFT's name of the kind of model. whole: paths of modules saved with all their weights.
     """
     directory.mkdir(parents=True, exist_ok=True)
     alpha = 2 * lora.rank if lora.alpha is None else lora.alpha
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base_id,
         "revision": revision,
         "r": lora.rank,
@@ -295,10 +315,10 @@ def save_adapter(
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": list(whole) or None,
     }
     weights, settings = directory / ADAPTER_WEIGHTS, directory / ADAPTER_CONFIG
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_tensors(model).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_tensors(model, whole).items()}
     save_file(tensors, weights, metadata={"format": "pt"})
     settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [settings, weights]

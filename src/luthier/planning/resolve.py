@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.catalog.index import index
+from luthier.catalog.purposes import spec_of
 from luthier.errors import RecipeError, Unsupported
 from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, device_of, estimate_training, evaluation_seconds
@@ -86,6 +87,10 @@ class _Resolver:
         *,
         corrections: Corrections | None,
     ) -> None:
+        self.spec = spec_of(recipe.task)
+        if self.spec.answers != "chat":
+            # A head over labels or scores stands in for the one over the vocabulary.
+            arch = arch.model_copy(update={"head": False, "tied_embeddings": False})
         self.given, self.arch, self.hardware, self.profile = recipe, arch, hardware, profile
         self.rates, self.corrections = rates, corrections
         self.device: Device = device_of(hardware)
@@ -330,6 +335,8 @@ class _Resolver:
     def _evaluation(self) -> EvaluationShape:
         """How many prompts are answered at once."""
         prompts, new = self.profile.prompts, self.given.evaluation.max_new_tokens
+        if self.spec.answers != "chat":
+            new = 0  # one forward pass answers
         longest = prompts.maximum if prompts is not None else self.profile.train.maximum
         rows = prompts.count if prompts is not None else 0
         if self.given.evaluation.max_rows is not None and rows:
@@ -340,7 +347,9 @@ class _Resolver:
         size = self.derive(
             "evaluation.batch_size",
             power,
-            f"prompts of up to {longest:,} and answers of up to {new} tokens, "
+            f"inputs of up to {longest:,} tokens, about {room:,} at a time"
+            if self.spec.answers != "chat"
+            else f"prompts of up to {longest:,} and answers of up to {new} tokens, "
             f"about {room:,} tokens at a time",
         )
         return EvaluationShape(batch_size=size, prompt_tokens=longest, new_tokens=new, rows=rows)
@@ -388,7 +397,7 @@ def documented(name: str, recipe: Recipe, arch: Architecture, rows: int) -> Hype
 
 def _holds(when: Condition, recipe: Recipe, arch: Architecture, size: int, rows: int) -> bool:
     family = arch.model_type.lower()
-    kind = "decoder" if arch.causal else "encoder"
+    kind = "decoder" if arch.causal else spec_of(recipe.task).table_kind
     return (
         (not when.methods or recipe.method.name in when.methods)
         and (not when.purposes or recipe.task in when.purposes)

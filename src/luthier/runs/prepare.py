@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.catalog.purposes import check_supported, spec_of
+from luthier.data.inputs import load_inputs
 from luthier.data.load import LoadedData, load_splits, read_chats
+from luthier.data.rows import rows_for
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import DoesNotFit
 from luthier.hub.snapshot import LocalModel
@@ -22,8 +25,8 @@ from luthier.runs.model import Say, obtain
 from luthier.runs.probe import probe
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
-from luthier.schema.protocols import ChatRow, Progress
-from luthier.schema.recipe import DataChoice, Recipe
+from luthier.schema.protocols import Progress
+from luthier.schema.recipe import Recipe
 from luthier.sizing.parameters import architecture_of
 from luthier.version import __version__
 
@@ -54,6 +57,7 @@ def prepare(
     Errors: everything that would fail later and can be known now: DataError, DoesNotFit,
     ModelNotFound, Unsupported, ToolchainError.
     """
+    check_supported(recipe)
     if recipe.export is not None and recipe.export.gguf:
         converter()  # an export that cannot be made is refused before hours are spent
     model = obtain(recipe.model, say=say, progress=progress, offline=offline)
@@ -85,11 +89,14 @@ def rates(found: dict[str, Any]) -> dict[str, float]:
 
 def read_data(recipe: Recipe, tokenizer: FileTokenizer) -> LoadedData:
     """The splits of a recipe whose paths are absolute."""
-    return load_splits(recipe, tokenizer, base=Path("/"), sequence_length=recipe.training.sequence_length)
+    read = load_splits if spec_of(recipe.task).rows == "chats" else load_inputs
+    return read(recipe, tokenizer, base=Path("/"), sequence_length=recipe.training.sequence_length)
 
 
 def system_prompt(data: LoadedData) -> str | None:
     """The system prompt that all held-out rows share: what a chat with the tuned model starts from."""
+    if data.splits.kind != "chats":
+        return None
     found = {
         str(row.messages[0].get("content")) if row.messages[0].get("role") == "system" else None
         for rows in data.splits.tests.values()
@@ -98,9 +105,15 @@ def system_prompt(data: LoadedData) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def read_tests(files: Mapping[str, tuple[str, ...]], data: DataChoice) -> dict[str, Sequence[ChatRow]]:
+def read_tests(files: Mapping[str, tuple[str, ...]], recipe: Recipe) -> dict[str, Sequence[Any]]:
     """Rows of files that are only judged, read the way the recipe reads its own."""
-    return {name: read_chats(data, sources, base=Path("/"))[0] for name, sources in files.items()}
+    base = Path("/")
+    if spec_of(recipe.task).rows == "chats":
+        return {name: read_chats(recipe.data, sources, base=base)[0] for name, sources in files.items()}
+    return {
+        name: rows_for(recipe.task, recipe.data, sources, base=base, split=name).rows
+        for name, sources in files.items()
+    }
 
 
 def check_disk(resolved: Resolved, hardware: Hardware) -> None:

@@ -19,10 +19,11 @@ from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.runs.directory import RunDirectory
 from luthier.runs.stages import licence_of, load_artifacts, load_comparisons, load_estimate
 from luthier.schema.recipe import ExportChoice, Full
-from luthier.schema.results import Artifact, TrainResult
+from luthier.schema.results import Artifact, ParityCheck, TrainResult
 
 if TYPE_CHECKING:
     from luthier.runs.workflow import Work
+    from luthier.tasks.base import ModelTask
 
 PARITY_TOKENS = 32
 """Greedy tokens of each prompt that are compared."""
@@ -32,27 +33,52 @@ def ship(work: Work, export: ExportChoice) -> list[Artifact]:
     """Write what the recipe asks for. Errors: ParityError where an export answers otherwise."""
     out = work.run.path / "artifacts"
     out.mkdir(exist_ok=True)
-    generator = work.task.tuned_generator(work.run.path)
+    task = work.task
+    task.load_trained(work.run.path)
     folders: dict[str, Path] = {}
     if export.adapter and not isinstance(work.recipe.method, Full):
-        folders["adapter"] = work.task.save_adapter(out / "adapter")
+        folders["adapter"] = task.save_adapter(out / "adapter")
     ggufs: list[Artifact] = []
+    parity: ParityCheck | None = None
     if export.merged or export.gguf:
-        expected = expect(
-            generator,
-            parity_cases(work, export.parity_prompts),
-            max_new_tokens=PARITY_TOKENS,
-            progress=work.board.progress("ship", "the trained model on the parity prompts"),
-        )
-        folders["merged"] = work.task.save_merged(out / "merged")
-        work.task.free()
+        expected = _expected(work, task, export) if export.gguf else []
+        folders["merged"] = task.save_merged(out / "merged")
+        parity = _read_back(work, folders["merged"], export)
+        task.free()
         ggufs = _ggufs(work, export, folders["merged"], expected) if export.gguf else []
     if not export.merged and "merged" in folders:
         shutil.rmtree(folders.pop("merged"))
     _papers(work, out, folders, ggufs)
     made = [artifact_of(path, kind, relative_to=work.run.path) for kind, path in folders.items()]
+    made = [a.model_copy(update={"parity": parity}) if a.kind == "merged" else a for a in made]
     write_checksums(out)
     return [*made, *ggufs]
+
+
+def _expected(work: Work, task: ModelTask, export: ExportChoice) -> list[Expected]:
+    """What a GGUF has to answer: the trained model's tokens on the parity prompts."""
+    from luthier.tasks.chat import ChatTask
+
+    assert isinstance(task, ChatTask), "other purposes are refused a GGUF when the run is prepared"
+    return expect(
+        task.tuned_generator(work.run.path),
+        parity_cases(work, export.parity_prompts),
+        max_new_tokens=PARITY_TOKENS,
+        progress=work.board.progress("ship", "the trained model on the parity prompts"),
+    )
+
+
+def _read_back(work: Work, merged: Path, export: ExportChoice) -> ParityCheck | None:
+    """The merged folder read as others will read it. Errors: ParityError where it answers otherwise."""
+    rows = [row for rows in work.data.splits.tests.values() for row in rows] or [*work.data.splits.validation]
+    parity = work.task.check_saved(merged, rows[: export.parity_prompts])
+    if parity is not None and not parity.passed:
+        raise ParityError(
+            f"the merged model does not answer like the trained one: {parity.problems[0]}",
+            hint="the folder is kept for a look, and is not to be used",
+            file=merged,
+        )
+    return parity
 
 
 def _papers(work: Work, out: Path, folders: Mapping[str, Path], ggufs: Sequence[Artifact]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from luthier.data.splits import choose
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import CheckpointError, FileProblem
 from luthier.evaluation.compare import compare
-from luthier.evaluation.generation import evaluate
 from luthier.hub.cache import room
 from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.prepare import read_data, read_tests
@@ -28,8 +27,7 @@ from luthier.schema.run import Job, Stage
 if TYPE_CHECKING:
     from luthier.data.load import LoadedData
     from luthier.runs.worker import Board
-    from luthier.schema.protocols import ChatRow, Generator
-    from luthier.tasks.chat import ChatTask
+    from luthier.tasks.base import ModelTask
 
 
 @dataclass
@@ -76,18 +74,18 @@ class Work:
         return data
 
     @cached_property
-    def tests(self) -> dict[str, Sequence[ChatRow]]:
+    def tests(self) -> dict[str, Sequence[Any]]:
         """Held-out rows by split, no more of each than the recipe asks for."""
         most = self.recipe.evaluation.max_rows
         splits = self.data.splits.tests
         return {name: choose(rows, most or len(rows), seed=self.recipe.seed) for name, rows in splits.items()}
 
     @cached_property
-    def task(self) -> ChatTask:
+    def task(self) -> ModelTask:
         """The model in memory, ready to answer and to be trained."""
-        from luthier.tasks.chat import ChatTask
+        from luthier.tasks.registry import load_task
 
-        return ChatTask(
+        return load_task(
             self.recipe,
             self.model_dir,
             self.tokenizer,
@@ -157,22 +155,18 @@ def _baseline_and_training(work: Work) -> TrainResult:
     return result
 
 
-def judge(
-    work: Work, generator: Generator, stage: Stage, tests: Mapping[str, Sequence[ChatRow]] | None = None
-) -> dict[str, EvalResult]:
-    """Answer and score every test split with one model."""
-    return {
-        name: evaluate(
-            generator,
-            rows,
-            split=name,
-            metrics=work.recipe.evaluation.metrics,
-            max_new_tokens=work.recipe.evaluation.max_new_tokens,
-            progress=work.board.progress(stage, f"{generator.label} on {name}"),
-            cache_dir=room("answers"),
-        )
-        for name, rows in (tests or work.tests).items()
-    }
+def judge_base(work: Work, stage: Stage, tests: Mapping[str, Sequence[Any]]) -> dict[str, EvalResult]:
+    """Every test split judged with the untouched model, or with the floor that stands in for it."""
+    return work.task.judge_base(
+        work.data.splits, tests, told=partial(work.board.progress, stage), cache_dir=room("answers")
+    )
+
+
+def judge_tuned(work: Work, stage: Stage, tests: Mapping[str, Sequence[Any]]) -> dict[str, EvalResult]:
+    """Every test split judged with the trained model."""
+    return work.task.judge_tuned(
+        work.run.path, tests, told=partial(work.board.progress, stage), cache_dir=room("answers")
+    )
 
 
 def _save_results(work: Work, name: str, inputs: str, results: dict[str, EvalResult]) -> None:
@@ -180,7 +174,7 @@ def _save_results(work: Work, name: str, inputs: str, results: dict[str, EvalRes
 
 
 def _baseline(work: Work) -> None:
-    _save_results(work, "baseline", work.judged, judge(work, work.task.base_generator(), "baseline"))
+    _save_results(work, "baseline", work.judged, judge_base(work, "baseline", work.tests))
 
 
 def _train(work: Work) -> None:
@@ -218,7 +212,7 @@ def _prove(work: Work, inputs: str) -> None:
         work.run.save_stage("comparison", inputs, [])
         return
     baseline = load_results(work.run, "baseline", work.judged)
-    tuned = judge(work, work.task.tuned_generator(work.run.path), "prove")
+    tuned = judge_tuned(work, "prove", work.tests)
     _save_results(work, "tuned", inputs, tuned)
     comparisons = [compare(baseline[name], tuned[name]) for name in baseline]
     work.run.save_stage("comparison", inputs, [c.model_dump(mode="json") for c in comparisons])
@@ -226,9 +220,9 @@ def _prove(work: Work, inputs: str) -> None:
 
 def _judge_extra(work: Work, job: Job) -> None:
     """Judge base and tuned model on rows that the recipe does not name."""
-    rows = read_tests({job.name: job.data}, work.recipe.data)
-    baseline = judge(work, work.task.base_generator(), "prove", rows)[job.name]
-    tuned = judge(work, work.task.tuned_generator(work.run.path), "prove", rows)[job.name]
+    rows = read_tests({job.name: job.data}, work.recipe)
+    baseline = judge_base(work, "prove", rows)[job.name]
+    tuned = judge_tuned(work, "prove", rows)[job.name]
     work.run.save_stage(
         f"evaluations/{job.name}",
         "",

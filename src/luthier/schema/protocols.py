@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from luthier.schema.rows import RetrievalSet
+
 
 Message = dict[str, Any]
 """``{"role": "user", "content": "..."}``, with ``tool_calls``, ``name``, ``reasoning_content`` where used."""
@@ -48,11 +50,21 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows of a run, ready for training, validation and proof."""
+    """Rows of a run, ready for training, validation and proof.
 
-    train: Sequence[TokenRow]
-    validation: Sequence[TokenRow]
-    tests: dict[str, Sequence[ChatRow]] = field(default_factory=dict)
+    Chats and texts: train and validation are TokenRow, tests are ChatRow. Other purposes: rows of
+    `schema.rows` in all three.
+    """
+
+    train: Sequence[Any]
+    validation: Sequence[Any]
+    tests: dict[str, Sequence[Any]] = field(default_factory=dict)
+    kind: str = "chats"
+    """What the rows were read as: ``chats``, ``multi-class``, ``multi-label``, ``scored-pairs``..."""
+    labels: tuple[str, ...] = ()
+    """All labels of the training rows, in a stable order (classification only)."""
+    retrieval: dict[str, RetrievalSet] = field(default_factory=dict)
+    """Split -> queries, corpus and judgements (similarity and reranking only)."""
 
 
 class TextTokenizer(Protocol):

@@ -1,0 +1,90 @@
+"""What is known of each purpose before anything is loaded: how it answers, what it exports, and why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.errors import Unsupported
+from luthier.schema.model import Kind
+from luthier.schema.recipe import Purpose, Recipe
+
+Answers = Literal["chat", "classify", "embed", "rerank"]
+
+
+@dataclass(frozen=True, slots=True)
+class PurposeSpec:
+    """One purpose. No torch: the work itself is in ``tasks``."""
+
+    purpose: Purpose
+    answers: Answers
+    """The command that a tuned model answers through."""
+    rows: Literal["chats", "labels", "pairs"]
+    """What its data are read as."""
+    kinds: tuple[Kind, ...]
+    """Base models that it starts from, the usual one first."""
+    table_kind: str
+    """Kind of an encoder in the table of documented settings."""
+    no_gguf: str | None = None
+    """Why there is no GGUF file of it; None where there is one."""
+
+
+_NO_GGUF = (
+    "a GGUF file is held against the trained model by the text it writes, and this model writes none: "
+    "{what} of llama.cpp is not checked yet"
+)
+
+PURPOSES: dict[Purpose, PurposeSpec] = {
+    spec.purpose: spec
+    for spec in (
+        PurposeSpec("chat", "chat", "chats", ("decoder", "vision-language"), "decoder"),
+        PurposeSpec("text-generation", "chat", "chats", ("decoder",), "decoder"),
+        PurposeSpec(
+            "similarity",
+            "embed",
+            "pairs",
+            ("bi-encoder", "encoder", "decoder"),
+            "bi-encoder",
+            _NO_GGUF.format(what="the pooling"),
+        ),
+        PurposeSpec(
+            "reranking",
+            "rerank",
+            "pairs",
+            ("cross-encoder", "encoder", "decoder"),
+            "cross-encoder",
+            _NO_GGUF.format(what="the ranking head"),
+        ),
+        PurposeSpec(
+            "multi-label-classification",
+            "classify",
+            "labels",
+            ("encoder", "bi-encoder", "decoder"),
+            "encoder",
+            "llama.cpp has no classifier with thresholds: its converter drops the head",
+        ),
+        PurposeSpec(
+            "multi-class-classification",
+            "classify",
+            "labels",
+            ("encoder", "bi-encoder", "decoder"),
+            "encoder",
+            "llama.cpp has no classifier: its converter drops the head",
+        ),
+    )
+}
+
+
+def spec_of(purpose: Purpose) -> PurposeSpec:
+    """What is known of a purpose."""
+    return PURPOSES[purpose]
+
+
+def check_supported(recipe: Recipe) -> None:
+    """Refuse what a recipe asks for and its purpose does not have. Errors: Unsupported with the reason."""
+    spec = spec_of(recipe.task)
+    if spec.no_gguf is not None and recipe.export is not None and recipe.export.gguf:
+        raise Unsupported(
+            f"there is no GGUF export for {recipe.task}: {spec.no_gguf}",
+            hint="set export.gguf to [] and take the merged weights, which transformers loads",
+        )

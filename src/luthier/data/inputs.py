@@ -1,0 +1,161 @@
+"""Typed rows as a model reads them: texts or pairs, their lengths, and the account of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.data.load import OVER_LENGTH, LoadedData
+from luthier.data.rows import load_rows
+from luthier.data.stats import digest, lengths
+from luthier.data.tokenizer import FileTokenizer
+from luthier.errors import DataError
+from luthier.schema.data import DataReport, SplitReport
+from luthier.schema.data_profile import LengthProfile
+from luthier.schema.protocols import Splits
+from luthier.schema.recipe import Purpose, Recipe
+from luthier.schema.rows import LabelRow, PairRow, RankingRow, TaskRow
+
+Input = str | tuple[str, str]
+"""A text, or two that a model reads together."""
+
+
+def inputs_of(row: TaskRow, purpose: Purpose) -> list[Input]:
+    """All that a model reads of one row: a cross-encoder reads query and text together."""
+    match row:
+        case LabelRow():
+            return [row.text if row.pair is None else (row.text, row.pair)]
+        case PairRow():
+            return [(row.first, row.second)] if purpose == "reranking" else [row.first, row.second]
+        case RankingRow():
+            texts = (*row.positives, *row.negatives)
+            return [(row.query, text) for text in texts] if purpose == "reranking" else [row.query, *texts]
+    raise AssertionError(f"{type(row).__name__} is not a row of {purpose}")
+
+
+def load_inputs(
+    recipe: Recipe, tokenizer: FileTokenizer, *, base: Path, sequence_length: int | None
+) -> LoadedData:
+    """Read, split and measure the rows of a recipe that trains no chat.
+
+    sequence_length: longest input in tokens, special tokens counted; the tokenizer's own limit when
+    None. Rows that are longer follow ``data.over_length``. Errors as `data.rows.load_rows`.
+    """
+    rows = load_rows(recipe, base=base)
+    limit = sequence_length or tokenizer.max_length
+    parts: dict[str, Sequence[Any]] = {"train": rows.train, "validation": rows.validation, **rows.tests}
+    reports = {one.name: one for one in rows.report.splits}
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for name, part in parts.items():
+        held_out = name in rows.tests
+        cuts = held_out or recipe.data.over_length == "truncate"
+        measured = _measure(part, recipe.task, tokenizer, truncates=cuts)
+        if limit is not None and name in reports:
+            part, measured, reports[name] = _fitted(  # noqa: PLW2901
+                part, measured, reports[name], recipe, limit, held_out=held_out
+            )
+        parts[name], sizes[name] = part, measured
+        if name in reports:
+            longest = lengths([most for most, _ in measured])
+            reports[name] = reports[name].model_copy(update={"tokens": longest})
+    report = _account(rows.report, [reports[one.name] for one in rows.report.splits], tokenizer)
+    train = parts.pop("train")
+    validation = parts.pop("validation")
+    labels = tuple(name for name in rows.labels if name in _labels_of(train))
+    splits = Splits(train, validation, parts, kind=rows.kind, labels=labels, retrieval=rows.retrieval)
+    return LoadedData(splits, report, _profile(sizes, parts))
+
+
+def _labels_of(rows: Sequence[TaskRow]) -> set[str]:
+    return {label for row in rows if isinstance(row, LabelRow) for label in row.labels}
+
+
+def _measure(
+    rows: Sequence[TaskRow], purpose: Purpose, tokenizer: FileTokenizer, *, truncates: bool
+) -> list[tuple[int, int]]:
+    """For each row: tokens of its longest input, and of all of its inputs."""
+    inputs = [inputs_of(row, purpose) for row in rows]
+    flat = tokenizer.encode_inputs([one for part in inputs for one in part])
+    # What the model cannot read is cut whatever the sequence length, so it counts for no plan.
+    most = tokenizer.max_length or 2**31
+    counts = iter([min(len(ids), most) if truncates else len(ids) for ids, _ in flat])
+    found = []
+    for part in inputs:
+        own = [next(counts) for _ in part]
+        found.append((max(own), sum(own)))
+    return found
+
+
+def _fitted(
+    rows: Sequence[Any],
+    sizes: list[tuple[int, int]],
+    report: SplitReport,
+    recipe: Recipe,
+    limit: int,
+    *,
+    held_out: bool,
+) -> tuple[Sequence[Any], list[tuple[int, int]], SplitReport]:
+    """Rows by the recipe's rule for those that are too long; held-out ones are always kept and cut."""
+    over = [index for index, (most, _) in enumerate(sizes) if most > limit]
+    if not over:
+        return rows, sizes, report
+    rule = recipe.data.over_length
+    if rule == "error" and not held_out:
+        worst = max(over, key=lambda index: sizes[index][0])
+        raise DataError(
+            f"{len(over)} of {len(rows)} rows of {report.name} are longer than {limit:,} tokens; the longest "
+            f"has {sizes[worst][0]:,}",
+            file=rows[worst].file,
+            line=rows[worst].line,
+            hint="set data.over_length: truncate (cuts their ends, as is usual for encoders) or drop, or "
+            "take a model with a longer context",
+        )
+    if rule == "drop" and not held_out:
+        gone = set(over)
+        kept = [row for index, row in enumerate(rows) if index not in gone]
+        if not kept:
+            raise DataError(
+                f"no row of {report.name} is left: all are longer than {limit:,} tokens",
+                hint="set data.over_length: truncate, or raise training.sequence_length",
+            )
+        left = [size for index, size in enumerate(sizes) if index not in gone]
+        return (
+            kept,
+            left,
+            report.model_copy(
+                update={
+                    "kept": len(kept),
+                    "dropped": {**report.dropped, OVER_LENGTH: len(over)},
+                    "digest": digest(sorted(row.id for row in kept)),
+                }
+            ),
+        )
+    return rows, sizes, report.model_copy(update={"truncated": len(over)})
+
+
+def _account(report: DataReport, splits: Sequence[SplitReport], tokenizer: FileTokenizer) -> DataReport:
+    return report.model_copy(
+        update={
+            "splits": tuple(splits),
+            "tokenizer_digest": tokenizer.digest,
+            "digest": digest([*(f"{one.name}={one.digest}" for one in splits), tokenizer.digest]),
+        }
+    )
+
+
+def _profile(sizes: dict[str, list[tuple[int, int]]], tests: dict[str, Sequence[Any]]) -> LengthProfile:
+    """Lengths of the longest input a row; the total counts every input."""
+
+    def profile(name: str) -> Any:
+        found = lengths([most for most, _ in sizes[name]])
+        return found.model_copy(update={"total": sum(whole for _, whole in sizes[name])})
+
+    train = profile("train")
+    asked = [size for name in tests for size in sizes[name]]
+    return LengthProfile(
+        train=train,
+        trained_tokens=train.total,
+        validation=profile("validation") if sizes["validation"] else None,
+        prompts=lengths([most for most, _ in asked]) if asked else None,
+    )

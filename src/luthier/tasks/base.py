@@ -1,0 +1,352 @@
+"""What every task shares: one model from baseline to saved weights, one training loop, one way to resume.
+
+A purpose is one file beside this one. It subclasses `ModelTask` and says how its model is loaded, its
+objective, its batches and how base and tuned model are judged; all else is done here.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+
+from luthier.errors import RecipeError, Unsupported
+from luthier.models.load import DTYPES, quiet, weights_digest
+from luthier.models.lora import add_lora, merge, save_adapter
+from luthier.schema.protocols import Progress, Splits
+from luthier.schema.recipe import Full, Lora, QLora, Recipe
+from luthier.schema.results import EvalResult, ParityCheck, TrainResult
+from luthier.training import checkpoint
+from luthier.training.loop import BatchSource, Control, Metrics, fit, selected_checkpoint
+from luthier.training.objective import MicroBatch, Objective
+from luthier.training.optimizer import put_weights
+
+if TYPE_CHECKING:
+    from luthier.data.tokenizer import FileTokenizer
+
+Rows = Mapping[str, Sequence[Any]]
+"""Test split -> its rows, in the type of the purpose."""
+Told = Callable[[str], Progress]
+"""From words (``tuned on test``) to something that is told of progress."""
+
+# Besides the weights, what makes a saved model complete; copied as they are, byte for byte.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+class Task(Protocol):
+    """What a run's stages need of a purpose."""
+
+    def judge_base(
+        self, splits: Splits, rows: Rows, *, told: Told, cache_dir: Path | None = None
+    ) -> dict[str, EvalResult]:
+        """Each test split judged with the untouched model, or with the floor that stands in for it."""
+
+    def fit(
+        self,
+        splits: Splits,
+        run_directory: Path,
+        *,
+        recipe_digest: str,
+        on_metrics: Callable[[Metrics], None],
+        control: Control | None = None,
+        resume: bool = True,
+    ) -> TrainResult:
+        """Train; the selected weights are in the model afterwards."""
+
+    def judge_tuned(
+        self, run_directory: Path, rows: Rows, *, told: Told, cache_dir: Path | None = None
+    ) -> dict[str, EvalResult]:
+        """Each test split judged with the trained model."""
+
+    def load_trained(self, run_directory: Path) -> None:
+        """Put the selected weights of a finished training into the model, unless they are there."""
+
+    def save_adapter(self, directory: Path) -> Path:
+        """Write the adapter in PEFT's format. Raises Unsupported for a full fine-tuning."""
+
+    def save_merged(self, directory: Path) -> Path:
+        """Write the tuned model as a folder that stands alone."""
+
+    def check_saved(self, directory: Path, rows: Sequence[Any]) -> ParityCheck | None:
+        """Read the saved folder back as others will and hold it against the trained model on some rows.
+
+        None where that is shown in another way (a chat's GGUF files answer in llama.cpp).
+        """
+
+    def free(self) -> None:
+        """Let the model go."""
+
+
+class ModelTask(ABC):
+    """A resolved recipe and its model, from baseline to merged weights.
+
+    ``judge_base`` -> ``fit`` -> ``judge_tuned`` -> ``save_adapter`` -> ``save_merged`` -> ``free``. In a
+    new process ``load_trained(run_directory)`` stands in for ``fit``; ``judge_tuned`` calls it itself.
+
+    recipe: resolved, with a value for everything that training needs. model_directory: a saved model.
+    cache: JSON file that remembers digests of weight files, outside the model's folder.
+    """
+
+    task_type: ClassVar[str] = "CAUSAL_LM"
+    """PEFT's name of the kind of model."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model_directory: Path,
+        tokenizer: Any,
+        *,
+        device: torch.device | str = "cpu",
+        cache: Path | None = None,
+    ) -> None:
+        if isinstance(recipe.method, QLora):
+            raise Unsupported(
+                "QLoRA needs a base quantised to four bits, which is not done yet",
+                hint="set method.name: lora, or choose a smaller model",
+            )
+        _demand_resolved(recipe)
+        self.recipe, self.directory = recipe, model_directory
+        self.tokenizer: FileTokenizer = tokenizer
+        self.device = torch.device(device)
+        self.base_digest = weights_digest(model_directory, cache=cache)
+        self.model: Any = None
+        self.trained_digest: str | None = None
+        """Names the tuned weights once they are in the model."""
+        self.merged = False
+        self.whole: tuple[str, ...] = ()
+        """Modules that are trained with all their weights beside adapters: a fresh head."""
+        self.prepare()
+        self._load_base()
+
+    # -- what a purpose says -----------------------------------------------------------------
+
+    def prepare(self) -> None:  # noqa: B027 (nothing to look at is a good answer)
+        """Look at the recipe before anything is loaded; raise what cannot be."""
+
+    @abstractmethod
+    def load_model(self) -> Any:
+        """The untouched weights with the purpose's head, on the device, ready to answer."""
+
+    def fresh_modules(self) -> tuple[str, ...]:
+        """Paths of modules that adapters leave out and that are trained whole (PEFT: modules_to_save)."""
+        return ()
+
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What is minimised, for the loaded model."""
+
+    @abstractmethod
+    def source(self, splits: Splits) -> BatchSource:
+        """Training batches."""
+
+    @abstractmethod
+    def held_out(self, splits: Splits) -> Sequence[MicroBatch]:
+        """Validation batches."""
+
+    @abstractmethod
+    def judge_base(
+        self, splits: Splits, rows: Rows, *, told: Told, cache_dir: Path | None = None
+    ) -> dict[str, EvalResult]: ...
+
+    @abstractmethod
+    def judge_tuned(
+        self, run_directory: Path, rows: Rows, *, told: Told, cache_dir: Path | None = None
+    ) -> dict[str, EvalResult]: ...
+
+    def after_training(self, splits: Splits, run_directory: Path) -> None:  # noqa: B027
+        """What is chosen on the validation rows once the weights are final (thresholds, temperature)."""
+
+    def before_answers(self, run_directory: Path) -> None:  # noqa: B027
+        """Take up what ``after_training`` left in the run's folder."""
+
+    def save_extra(self, directory: Path) -> None:  # noqa: B027
+        """Files of the purpose beside the merged weights."""
+
+    def check_saved(self, directory: Path, rows: Sequence[Any]) -> ParityCheck | None:
+        del directory, rows
+        return None
+
+    # -- the base ----------------------------------------------------------------------------
+
+    def _load_base(self) -> None:
+        """The untouched weights, with fresh adapters beside them where the method has these."""
+        self.model = None
+        self.model = self.load_model()
+        self.trained_digest, self.merged = None, False
+        self.whole = self.fresh_modules()
+        if isinstance(self.recipe.method, Lora):
+            add_lora(self.model, self.recipe.method, seed=self.recipe.seed, whole=self.whole)
+
+    def ensure_base(self) -> None:
+        """Read the weights again where training or merging has overwritten them."""
+        if self.merged or (self.trained_digest and isinstance(self.recipe.method, Full)):
+            self._load_base()
+
+    # -- training ----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        splits: Splits,
+        run_directory: Path,
+        *,
+        recipe_digest: str,
+        on_metrics: Callable[[Metrics], None],
+        control: Control | None = None,
+        resume: bool = True,
+    ) -> TrainResult:
+        """Train (see `training.loop.fit`); the selected weights are in the model afterwards.
+
+        recipe_digest: digest of all that the trajectory depends on (recipe and data); the task adds
+        that of the base weights. resume: go on from the newest whole checkpoint below run_directory.
+        """
+        if self.trained_digest is not None:
+            self._load_base()
+        source, held_out = self.source(splits), self.held_out(splits)
+        full = isinstance(self.recipe.method, Full)
+        if full:
+            self.model.requires_grad_(True)
+        try:
+            result = fit(
+                self.model,
+                self.objective(),
+                source,
+                held_out,
+                choice=self.recipe.training,
+                seed=self.recipe.seed,
+                directory=run_directory,
+                recipe_digest=self._checkpoint_digest(recipe_digest),
+                device=self.device,
+                on_metrics=on_metrics,
+                control=control,
+                resume=resume,
+            )
+        finally:
+            if full:
+                self.model.requires_grad_(False)
+        self._now_trained(run_directory / result.selected_checkpoint)
+        self.after_training(splits, run_directory)
+        return result
+
+    def _checkpoint_digest(self, recipe_digest: str) -> str:
+        return hashlib.sha256(f"{self.base_digest}\n{recipe_digest}".encode()).hexdigest()
+
+    def load_trained(self, run_directory: Path) -> None:
+        """Put the selected weights of a finished training into the model, unless they are there."""
+        if self.trained_digest is not None:
+            return
+        folder = selected_checkpoint(run_directory, self.recipe.training)
+        saved = checkpoint.load_weights(folder)
+        full = isinstance(self.recipe.method, Full)
+        own = {name: weight for name, weight in self.model.named_parameters() if full or weight.requires_grad}
+        put_weights(own, saved)
+        self._now_trained(folder)
+        self.before_answers(run_directory)
+
+    def _now_trained(self, folder: Path) -> None:
+        self.model.eval()
+        trained = weights_digest(folder)
+        self.trained_digest = hashlib.sha256(f"{self.base_digest}\n{trained}".encode()).hexdigest()
+
+    # -- what is saved -----------------------------------------------------------------------
+
+    def save_adapter(self, directory: Path) -> Path:
+        """Write the adapter in PEFT's format; raises Unsupported for a full fine-tuning."""
+        method = self.recipe.method
+        if not isinstance(method, Lora):
+            raise Unsupported(
+                "a full fine-tuning has no adapter", hint="export.adapter: false, take the merged weights"
+            )
+        assert self.trained_digest is not None, "load_trained comes first"
+        assert not self.merged, "the adapter is saved before the merged model"
+        name = self.recipe.model.id
+        # A folder of this machine means nothing elsewhere: only its name is kept.
+        base = Path(name).name if Path(name).expanduser().exists() else name
+        save_adapter(
+            self.model,
+            directory,
+            base_id=base,
+            lora=method,
+            revision=self.recipe.model.revision,
+            task_type=self.task_type,
+            whole=self.whole,
+        )
+        return directory
+
+    def save_merged(self, directory: Path) -> Path:
+        """Write the tuned model as a folder that stands alone. The adapter is merged in memory for good.
+
+        Weights in the dtype that they were trained in; tokenizer, template and generation settings
+        copied byte for byte from the base.
+        """
+        assert self.trained_digest is not None, "load_trained comes first"
+        if not self.merged:
+            merge(self.model)
+            self.merged = True
+        directory.mkdir(parents=True, exist_ok=True)
+        with quiet(), _named(self.model, self.recipe.model.id):
+            self.model.save_pretrained(directory)
+        for name in TOKENIZER_FILES:
+            if (self.directory / name).is_file():
+                shutil.copyfile(self.directory / name, directory / name)
+        self.save_extra(directory)
+        for file in directory.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)
+        return directory
+
+    def free(self) -> None:
+        """Let the model go."""
+        self.model = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _demand_resolved(recipe: Recipe) -> None:
+    """Training guesses nothing: every value must stand in the recipe."""
+    training = recipe.training
+    wanted = {
+        "model.dtype": recipe.model.dtype,
+        "training.learning_rate": training.learning_rate,
+        "training.batch_size": training.batch_size,
+        "training.micro_batch_size": training.micro_batch_size,
+        "training.sequence_length": training.sequence_length,
+        "training.epochs or training.max_steps": training.epochs or training.max_steps,
+    }
+    if missing := [name for name, value in wanted.items() if value is None]:
+        raise RecipeError(
+            f"the recipe is not resolved: {', '.join(missing)} has no value",
+            hint="let luthier plan derive it, or set it",
+        )
+    assert recipe.model.dtype in DTYPES
+
+
+@contextmanager
+def _named(model: Any, name: str) -> Iterator[None]:
+    """Save the model under its name, not under a path of this machine."""
+    before = model.config._name_or_path
+    model.config._name_or_path = Path(name).name if Path(name).expanduser().exists() else name
+    try:
+        yield
+    finally:
+        model.config._name_or_path = before

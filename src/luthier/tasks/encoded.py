@@ -1,0 +1,168 @@
+"""Texts and pairs as padded batches, for models that read a whole input at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from luthier.data.batching import Step, plan_epoch
+from luthier.data.inputs import Input
+from luthier.data.tokenizer import FileTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One input: token ids and segment ids, special tokens among them."""
+
+    ids: list[int]
+    types: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A `training.objective.MicroBatch` of whole inputs, padded on the right.
+
+    input_ids, attention_mask, token_type_ids: [inputs, longest] int64; token_type_ids None where the
+    model has no segments. labels: what the objective wants; nobody else looks into it.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    token_type_ids: Tensor | None = None
+
+    @property
+    def document_ids(self) -> Tensor:
+        """1 for tokens, 0 for padding."""
+        return self.attention_mask
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Places from 0 in each input."""
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device).expand_as(self.input_ids)
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model of transformers takes."""
+        found = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.token_type_ids is not None:
+            found["token_type_ids"] = self.token_type_ids
+        return found
+
+    def to(self, device: torch.device) -> EncodedBatch:
+        types = self.token_type_ids
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            attention_mask=self.attention_mask.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            token_type_ids=None if types is None else types.to(device, non_blocking=True),
+        )
+
+
+def encode(inputs: Sequence[Input], tokenizer: FileTokenizer, *, most: int | None) -> list[Encoded]:
+    """Inputs of at most ``most`` tokens, as transformers' own tokenizer gives them."""
+    return [Encoded(*one) for one in tokenizer.encode_inputs(inputs, most=most)]
+
+
+def pad(inputs: Sequence[Encoded], labels: Tensor, *, pad_id: int, segments: bool) -> EncodedBatch:
+    """Inputs side by side. segments: whether the model has segment embeddings."""
+    longest = max(len(one) for one in inputs)
+    ids = torch.full((len(inputs), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(inputs), longest), dtype=torch.long)
+    types = torch.zeros((len(inputs), longest), dtype=torch.long) if segments else None
+    for row, one in enumerate(inputs):
+        ids[row, : len(one)] = torch.tensor(one.ids)
+        mask[row, : len(one)] = 1
+        if types is not None:
+            types[row, : len(one)] = torch.tensor(one.types)
+    return EncodedBatch(ids, mask, labels, types)
+
+
+Labels = Callable[[Sequence[int]], Tensor]
+"""From the indices of rows to the labels of a batch of them."""
+
+
+class EncodedRows:
+    """A `training.loop.BatchSource` over inputs, one a row, in an order that the seed alone decides.
+
+    places: where each row stands, as ``file:line``.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Encoded],
+        labels: Labels,
+        places: Sequence[str],
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        pad_id: int,
+        segments: bool,
+    ) -> None:
+        self.inputs, self.labels, self.places = inputs, labels, places
+        self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
+        self.pad_id, self.segments = pad_id, segments
+        self.lengths = [len(one) for one in inputs]
+        self._planned: tuple[int, list[Step]] | None = None
+
+    def plan(self, epoch: int) -> list[Step]:
+        """Rows of each step of an epoch, by index. The last epoch asked for is remembered."""
+        if self._planned is None or self._planned[0] != epoch:
+            steps = plan_epoch(
+                self.lengths,
+                batch_size=self.batch_size,
+                micro_batch_size=self.micro_batch_size,
+                sequence_length=max(self.lengths, default=0),
+                packing=False,
+                seed=self.seed,
+                epoch=epoch,
+            )
+            self._planned = (epoch, steps)
+        return self._planned[1]
+
+    def steps(self, epoch: int) -> int:
+        return len(self.plan(epoch))
+
+    def batches(self, epoch: int, step: int) -> list[EncodedBatch]:
+        found = []
+        for micro in self.plan(epoch)[step]:
+            chosen = [index for packed in micro for index in packed]
+            found.append(self.batch(chosen))
+        return found
+
+    def batch(self, chosen: Sequence[int]) -> EncodedBatch:
+        """The rows of these indices as one batch."""
+        return pad(
+            [self.inputs[index] for index in chosen],
+            self.labels(chosen),
+            pad_id=self.pad_id,
+            segments=self.segments,
+        )
+
+    def rows(self, epoch: int, step: int) -> list[str]:
+        return [
+            self.places[index] for micro in self.plan(epoch)[step] for packed in micro for index in packed
+        ]
+
+    def in_order(self, tokens: int) -> list[EncodedBatch]:
+        """All rows once, longest first, as many at once as that many padded tokens hold."""
+        return [self.batch(chosen) for chosen in by_length(self.lengths, tokens)]
+
+
+def by_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Indices in groups of like length, longest first; padded, a group holds at most ``tokens``."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,31 @@
+"""From a recipe's purpose to the task that does it; a task's file is loaded only when it is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.errors import Unsupported
+from luthier.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from luthier.data.tokenizer import FileTokenizer
+    from luthier.tasks.base import ModelTask
+
+
+def load_task(
+    recipe: Recipe, model_directory: Path, tokenizer: FileTokenizer, *, device: str, cache: Path | None
+) -> ModelTask:
+    """The model of a resolved recipe in memory, ready to be judged and trained."""
+    return task_class(recipe)(recipe, model_directory, tokenizer, device=device, cache=cache)
+
+
+def task_class(recipe: Recipe) -> type[ModelTask]:
+    """The class of a purpose's task."""
+    match recipe.task:
+        case "chat" | "text-generation":
+            from luthier.tasks.chat import ChatTask
+
+            return ChatTask
+        case _:
+            raise Unsupported(f"{recipe.task} is not trained yet", hint="set task: chat")
