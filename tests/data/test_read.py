@@ -42,6 +42,10 @@ def write(path: Path, content: str | bytes) -> Path:
         ("a.json", json.dumps({"version": 1, "data": ROWS})),
         ("a.json", json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]})),
         ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("a.jsonl", LINES.replace("\n", "\r")),
+        ("a.jsonl", LINES.encode("utf-16-le")),
+        ("a.jsonl", LINES.encode("utf-16-be")),
+        ("a.jsonl", gzip.compress(LINES.encode())),
     ],
 )
 def test_json_in_all_its_forms(tmp_path: Path, name: str, content: str | bytes) -> None:
@@ -101,6 +105,56 @@ def test_plain_text_is_cut_at_blank_lines_and_loses_nothing(tmp_path: Path) -> N
     assert rows[1].line > 1
 
 
+def test_zstd_reads_all_frames_and_says_where_it_is_cut(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    packer = zstandard.ZstdCompressor()
+    one = packer.compress(LINES.encode() * 5_000)
+    write(tmp_path / "a.jsonl.zst", one + packer.compress(LINES.encode()))
+    assert values(tmp_path, "a.jsonl.zst") == ROWS * 5_001
+    for name, lost in (("b.jsonl.zst", 5), ("c.jsonl.zst", len(one) // 2)):
+        write(tmp_path / name, one[:-lost])
+        with pytest.raises(FileProblem, match="cannot be read: the compressed data end too early"):
+            values(tmp_path, name)
+    write(tmp_path / "d.jsonl.zst", one[:100] + b"no" * 400)
+    with pytest.raises(FileProblem, match="cannot be read"):
+        values(tmp_path, "d.jsonl.zst")
+
+
+def test_each_broken_row_is_told_and_the_others_are_kept(tmp_path: Path) -> None:
+    cases = {
+        "a.csv": b"a,b\n1,2\ncaf\xe9,2\n3\n5,6\n",
+        "b.jsonl": b'{"a": "1", "b": "2"}\n{"a": "caf\xe9"}\n[]\n{"a": "5", "b": "6"}\n',
+        "c.jsonl": b'{"a": "1", "b": "2"}\n{"a": ' + b"1" * 5_000 + b'}\n{\n{"a": "5", "b": "6"}\n',
+    }
+    for name, content in cases.items():
+        write(tmp_path / name, content)
+        problems: list[LuthierError] = []
+        kept = [row.value for row in read_rows((name,), base=tmp_path, on_problem=problems.append)]
+        assert kept == [{"a": "1", "b": "2"}, {"a": "5", "b": "6"}]
+        assert [problem.where for problem in problems] == (
+            [f"{name}:3", f"{name}:4"] if name == "a.csv" else [f"{name}:2", f"{name}:3"]
+        )
+
+
+def test_half_a_utf_16_file_is_said(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", LINES), ("a.csv", "a,b\n1,2\n")):
+        write(tmp_path / name, content.encode("utf-16")[:-1])
+        with pytest.raises(DataError, match="broken UTF-16"):
+            values(tmp_path, name)
+
+
+def test_tables_of_pandas_and_datasets(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "a.csv", ",text,label\n0,Hello,1\n")
+    assert values(tmp_path, "a.csv") == [{"index": "0", "text": "Hello", "label": "1"}]
+    table = pyarrow.Table.from_pylist([{"text": "a", "label": 1}, {"text": "b", "label": -1}])
+    features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    parquet.write_table(table, tmp_path / "b.parquet")
+    assert values(tmp_path, "b.parquet") == [{"text": "a", "label": "yes"}, {"text": "b", "label": None}]
+
+
 def test_folders_globs_and_names_twice(tmp_path: Path) -> None:
     for name in ("b/train.jsonl", "b/more/train-2.jsonl", "b/validation.jsonl", "b/.hidden.jsonl"):
         write(tmp_path / name, LINES)
@@ -147,7 +201,7 @@ def test_folders_globs_and_names_twice(tmp_path: Path) -> None:
         ("a.csv", 'a,b\n1,"2\n', DataError, "broken CSV", "a.csv:2", "quotes"),
         ("a.csv", "a,a\n1,2\n", FileProblem, "name the columns", "a.csv:1", None),
         ("a.csv", "a,b\n", DataError, "empty", "a.csv", None),
-        ("a.csv", b"a,b\n\xff,2\n", DataError, "not UTF-8", "a.csv", "iconv"),
+        ("a.csv", b"a,b\n1,2\n\xff,2\n", DataError, "not UTF-8", "a.csv:3", "iconv"),
         ("a.jsonl.gz", LINES, FileProblem, "cannot be read", "a.jsonl.gz", None),
         (
             "a.jsonl.gz",

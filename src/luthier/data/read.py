@@ -28,6 +28,7 @@ Report = Callable[[LuthierError], None]
 """Told of a broken row, which is then left out. Without one, the first broken row is raised."""
 
 csv.field_size_limit(2**31 - 1)
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +91,61 @@ def _raise(problem: LuthierError) -> None:
 @contextmanager
 def _binary(source: Source) -> Iterator[IO[bytes]]:
     """Open a file, decompressed."""
-    if source.compression == ".gz":
-        with gzip.open(source.path, "rb") as packed:
-            yield io.BufferedReader(packed, 1 << 20)
-    elif source.compression == ".zst":
+    with source.path.open("rb", buffering=1 << 20) as plain:
+        magic = plain.read(4)
+        plain.seek(0)
+        # By what the file is, not only by its name: downloads lose or keep their suffix wrongly.
+        if source.compression == ".gz" or magic.startswith(_GZIP):
+            with gzip.open(plain, "rb") as packed:
+                yield io.BufferedReader(packed, 1 << 20)
+        elif source.compression == ".zst" or magic == _ZSTD:
+            yield io.BufferedReader(_Zstd(plain, source.shown), 1 << 20)
+        else:
+            yield plain
+
+
+class _Zstd(io.RawIOBase):
+    """A zstd file, all frames of it, that says where it ends too early (the library's reader does not)."""
+
+    def __init__(self, packed: IO[bytes], shown: str) -> None:
         try:
             import zstandard
         except ImportError as error:
             raise Unsupported(
                 "reading .zst needs the zstandard package",
-                file=source.shown,
+                file=shown,
                 hint="pip install 'luthier[data]', or decompress the file",
             ) from error
-        with source.path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
+        self._packed, self._library = packed, zstandard
+        self._frame: Any = zstandard.ZstdDecompressor().decompressobj()
+        self._ready, self._place, self._begun = b"", 0, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._place == len(self._ready):
+            raw = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._begun = self._library.ZstdDecompressor().decompressobj(), False
+            raw = raw or self._packed.read(1 << 17)
+            if not raw:
+                if self._begun:
+                    raise EOFError("the compressed data end too early")
+                return 0
+            self._begun, self._place = True, 0
             try:
-                yield io.BufferedReader(stream, 1 << 20)
-            except zstandard.ZstdError as error:
+                self._ready = self._frame.decompress(raw)
+            except self._library.ZstdError as error:
                 raise OSError(str(error)) from error
-    else:
-        with source.path.open("rb") as plain:
-            yield plain
+        count = min(len(buffer), len(self._ready) - self._place)
+        buffer[:count] = self._ready[self._place : self._place + count]
+        self._place += count
+        return count
 
 
 def _encoding(head: bytes) -> str | None:
-    """Encoding told by a byte order mark."""
+    """Encoding told by a byte order mark, or by the zero bytes of ASCII in UTF-16."""
     for mark, name in (
         (codecs.BOM_UTF8, "utf-8-sig"),
         (codecs.BOM_UTF32_LE, "utf-32"),
@@ -123,36 +155,56 @@ def _encoding(head: bytes) -> str | None:
     ):
         if head.startswith(mark):
             return name
-    return None
+    if len(head) >= 2 and not head[1] and head[0]:
+        return "utf-16-le"
+    return "utf-16-be" if len(head) >= 2 and not head[0] and head[1] else None
 
 
 def _lines(source: Source, report: Report) -> Iterator[tuple[int, str]]:
-    """Numbered lines of text, ends stripped of CR and LF. Only LF (with or without CR) ends a line:
-    U+2028 and the like are letters of a JSON string.
+    """Numbered lines of text, ends stripped of CR and LF. LF (with or without CR) ends a line, or CR
+    where a file has no LF; U+2028 and the like are letters of a JSON string.
     """
     with _binary(source) as stream:
         head = stream.peek(4) if isinstance(stream, io.BufferedReader) else b""
         encoding = _encoding(head[:4])
         if encoding not in (None, "utf-8-sig"):
-            text = io.TextIOWrapper(stream, encoding=encoding, newline="\n")
-            for number, line in enumerate(text, 1):
-                yield number, line.rstrip("\r\n")
-            return
-        for number, raw in enumerate(stream, 1):
-            if number == 1 and encoding:
-                raw = raw.removeprefix(codecs.BOM_UTF8)  # noqa: PLW2901
+            number = 0
+            text = io.TextIOWrapper(stream, encoding=encoding, newline=None)
             try:
-                yield number, raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                report(_bad_encoding(source, number, raw, error))
+                for line in text:
+                    number += 1
+                    yield number, line.rstrip("\n")
+            except UnicodeError as error:
+                report(_broken_encoding(source, number + 1, encoding, error))
+            return
+        number = 0
+        for raw in stream:
+            if not number and encoding:
+                raw = raw.removeprefix(codecs.BOM_UTF8)  # noqa: PLW2901
+            old = number == 0 and not raw.endswith(b"\n") and b"\r" in raw.rstrip(b"\r")
+            for piece in raw.split(b"\r") if old else (raw,):
+                number += 1
+                try:
+                    yield number, piece.decode("utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    report(_bad_encoding(source.shown, number, piece, error))
 
 
-def _bad_encoding(source: Source, line: int, raw: bytes, error: UnicodeDecodeError) -> DataError:
+def _broken_encoding(source: Source, line: int, encoding: str | None, error: UnicodeError) -> DataError:
+    return DataError(
+        f"is broken {(encoding or '').upper()} from here on: {getattr(error, 'reason', error)}",
+        file=source.shown,
+        line=line,
+        hint="check that the file was written to its end, and convert it to UTF-8",
+    )
+
+
+def _bad_encoding(shown: str, line: int, raw: bytes, error: UnicodeDecodeError) -> DataError:
     start = max(0, error.start - 20)
     near = raw[start : error.start + 20].decode("latin-1")
     return DataError(
         f"is not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}, near {near!r}",
-        file=source.shown,
+        file=shown,
         line=line,
         hint="convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
     )
@@ -162,25 +214,48 @@ def _jsonl(source: Source, report: Report) -> Iterator[RawRow]:
     for number, line in _lines(source, report):
         if not line or line.isspace():
             continue
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            report(_bad_json(source, number, line, error))
+        row = _row(source.shown, number, line, report)
+        if row is not None:
+            yield row
+
+
+def parse_lines(raw: bytes, first: int, shown: str, report: Report) -> Iterator[RawRow]:
+    """Rows of whole lines of a UTF-8 JSONL file, of which the first has this number."""
+    for number, piece in enumerate(raw.split(b"\n"), first):
+        if not piece or piece.isspace():
             continue
-        if isinstance(value, dict):
-            yield RawRow(value, source.shown, number)
-        else:
-            report(_not_object(source, number, value))
+        try:
+            line = piece.decode("utf-8")
+        except UnicodeDecodeError as error:
+            report(_bad_encoding(shown, number, piece, error))
+            continue
+        row = _row(shown, number, line, report)
+        if row is not None:
+            yield row
 
 
-def _bad_json(source: Source, number: int, line: str, error: Exception) -> DataError:
+def _row(shown: str, number: int, line: str, report: Report) -> RawRow | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        report(_bad_json(shown, number, line, error))
+        return None
+    if isinstance(value, dict):
+        return RawRow(value, shown, number)
+    report(_not_object(shown, number, value))
+    return None
+
+
+def _bad_json(shown: str, number: int, line: str, error: Exception) -> DataError:
     if isinstance(error, json.JSONDecodeError):
         # The line of the message counts within the row; the file's line stands in `where`.
         what = f"broken JSON at column {error.colno}: {error.msg}"
-        shown = line[max(0, error.pos - 20) : error.pos + 20]
-        what += f", near {shown!r}" if shown else ""
-    else:
+        near = line[max(0, error.pos - 20) : error.pos + 20]
+        what += f", near {near!r}" if near else ""
+    elif isinstance(error, RecursionError):
         what = "broken JSON: nested too deeply"
+    else:  # a whole number of thousands of digits
+        what = f"broken JSON: {error}"
     hint = "mend or remove this line; every line must be one JSON object"
     if line.lstrip().startswith("[") and number == 1:
         hint = "this looks like one JSON array over several lines: rename the file to .json"
@@ -188,15 +263,15 @@ def _bad_json(source: Source, number: int, line: str, error: Exception) -> DataE
         hint = "this looks like JSON over several lines: rename the file to .json, or write one object a line"
     elif "'" in line[:40] and '"' not in line[:40]:
         hint = "JSON wants double quotes; this looks like Python: write it with json.dumps"
-    return DataError(what, file=source.shown, line=number, hint=hint)
+    return DataError(what, file=shown, line=number, hint=hint)
 
 
-def _not_object(source: Source, line: int, value: object) -> DataError:
+def _not_object(shown: str, line: int, value: object) -> DataError:
     kind = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a yes/no"}
     what = "null" if value is None else kind.get(type(value), type(value).__name__)
     return DataError(
         f"is {what}, not a JSON object",
-        file=source.shown,
+        file=shown,
         line=line,
         hint='every row must be an object with named fields, like {"prompt": "...", "completion": "..."}',
     )
@@ -212,7 +287,7 @@ def _json(source: Source, report: Report) -> Iterator[RawRow]:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        report(_bad_encoding(source, raw[: error.start].count(b"\n") + 1, raw, error))
+        report(_bad_encoding(source.shown, raw[: error.start].count(b"\n") + 1, raw, error))
         return
     if not text.strip():
         return
@@ -232,8 +307,9 @@ def _json(source: Source, report: Report) -> Iterator[RawRow]:
             )
         )
         return
-    except RecursionError:
-        report(DataError("broken JSON: nested too deeply", file=source.shown, line=1))
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        report(DataError(f"broken JSON: {what}", file=source.shown, line=1))
         return
     rows = _rows_of(value)
     if rows is None:
@@ -246,7 +322,7 @@ def _json(source: Source, report: Report) -> Iterator[RawRow]:
         if isinstance(row, dict):
             yield RawRow(row, source.shown, number)
         else:
-            report(_not_object(source, number, row))
+            report(_not_object(source.shown, number, row))
 
 
 def _rows_of(value: Any) -> list[Any] | None:
@@ -271,18 +347,14 @@ def _rows_of(value: Any) -> list[Any] | None:
 def _csv(source: Source, report: Report) -> Iterator[RawRow]:
     with _binary(source) as stream:
         head = stream.peek(4)[:4] if isinstance(stream, io.BufferedReader) else b""
-        text = io.TextIOWrapper(stream, encoding=_encoding(head) or "utf-8", newline="")
+        encoding = _encoding(head) or "utf-8"
+        # Bytes that are no UTF-8 come as lone surrogates, so that each such row is told by its line.
+        errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
         try:
+            text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
             yield from _csv_rows(source, text, report)
-        except UnicodeDecodeError as error:
-            raw = error.object if isinstance(error.object, bytes) else bytes(error.object)
-            report(
-                DataError(
-                    f"is not UTF-8: byte 0x{raw[error.start]:02x}",
-                    file=source.shown,
-                    hint="convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
-                )
-            )
+        except UnicodeError as error:
+            report(_broken_encoding(source, 1, encoding, error))
 
 
 def _csv_rows(source: Source, text: io.TextIOWrapper, report: Report) -> Iterator[RawRow]:
@@ -328,8 +400,25 @@ def _csv_rows(source: Source, text: io.TextIOWrapper, report: Report) -> Iterato
                     hint=f"a text with {delimiter!r} in it must stand in double quotes",
                 )
             )
+        elif (bad := next((cell for cell in cells if not _whole(cell)), None)) is not None:
+            raw = bad.encode("utf-8", "surrogateescape")
+            try:
+                raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                report(_bad_encoding(source.shown, line, raw, error))
         else:
             yield RawRow(dict(zip(names, cells, strict=True)), source.shown, line)
+
+
+def _whole(text: str) -> bool:
+    """Whether a text holds letters only, not the halves that stand for undecoded bytes."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _delimiter(first: str) -> str:
@@ -340,6 +429,8 @@ def _delimiter(first: str) -> str:
 
 def _header(source: Source, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
+    if names[:1] == [""] and len(names) > 1:
+        names[0] = "index"  # pandas writes its index under no name
     if len(set(names)) != len(names) or not all(names):
         raise FileProblem(
             "the first line must name the columns, each once",
@@ -393,7 +484,8 @@ def _parquet(source: Source, report: Report) -> Iterator[RawRow]:  # noqa: ARG00
     _plain_file(source, "Parquet")
     try:
         with pyarrow.parquet.ParquetFile(source.path) as file:
-            yield from _batches(source, file.iter_batches(batch_size=1_000))
+            classes = _class_names(file.schema_arrow)
+            yield from _batches(source, file.iter_batches(batch_size=1_000), classes)
     except pyarrow.ArrowInvalid as error:
         raise _not_arrow(source, "Parquet", error) from error
 
@@ -408,17 +500,34 @@ def _arrow(source: Source, report: Report) -> Iterator[RawRow]:  # noqa: ARG001 
                 batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
             except pyarrow.ArrowInvalid:  # the streaming form, as `datasets` writes it
                 mapped.seek(0)
-                batches = iter(pyarrow.ipc.open_stream(mapped))
-            yield from _batches(source, batches)
+                reader = batches = pyarrow.ipc.open_stream(mapped)
+            yield from _batches(source, batches, _class_names(reader.schema))
     except pyarrow.ArrowInvalid as error:
         raise _not_arrow(source, "Arrow", error) from error
 
 
-def _batches(source: Source, batches: Any) -> Iterator[RawRow]:
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """Column -> names of its classes, where `datasets` wrote the rows and says so."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            name: list(kind["names"])
+            for name, kind in features.items()
+            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _batches(source: Source, batches: Any, classes: dict[str, list[str]]) -> Iterator[RawRow]:
     number = 0
     for batch in batches:
         for value in batch.to_pylist():
             number += 1
+            for name, names in classes.items():
+                index = value.get(name)
+                if isinstance(index, int):  # -1 stands for no label
+                    value[name] = names[index] if 0 <= index < len(names) else None
             yield RawRow(value, source.shown, number)
 
 
