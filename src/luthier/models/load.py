@@ -84,7 +84,7 @@ def load_causal(
                 output_loading_info=True,
             )
         except Exception as error:
-            raise _explained(error, directory, settings, trust_remote_code) from error
+            raise explained(error, directory, settings, trust_remote_code) from error
     if missing := sorted(report["missing_keys"]):
         raise FileProblem(
             f"{len(missing)} weights of the model are not in its files ({missing[0]} ...)",
@@ -98,7 +98,7 @@ def load_causal(
     return model.to(device).eval()
 
 
-def _explained(
+def explained(
     error: Exception, directory: Path, settings: dict[str, Any], trusted: bool
 ) -> FileProblem | Unsupported:
     """What went wrong in the user's words."""
