@@ -15,6 +15,8 @@ from luthier.errors import DataError, UsageError
 from luthier.schema.protocols import TextTokenizer
 
 app = App(name="data", help="Look at, check and profile training data.", help_format="plaintext")
+app.command("luthier.cli.data_files:split", name="split", help="Part files: nothing on two sides.")
+app.command("luthier.cli.data_files:mine", name="mine", help="Find hard negatives for pairs.")
 
 
 def _tokenizer(model: str | None) -> TextTokenizer | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,6 +85,35 @@ class NearIndex:
         mixed = (self._a * shingles + self._b) >> np.uint64(32)
         minima: NDArray[np.uint32] = mixed.min(axis=1).astype(np.uint32)
         return minima
+
+    def signature(self, text: str) -> NDArray[np.uint32] | None:
+        """Minima of a text's word 5-grams: [64]; None for texts of few words."""
+        return self._signature(text)
+
+
+_MOST_COMPARED = 64
+"""Texts of one band that each text is compared with."""
+
+
+def near_groups(texts: Iterable[str], threshold: float = 0.8) -> Iterator[tuple[int, int]]:
+    """Pairs (earlier, later) of texts that are near: all that share a band are compared."""
+    index = NearIndex(threshold)
+    signatures: dict[int, NDArray[np.uint32]] = {}
+    buckets: list[dict[bytes, list[int]]] = [{} for _ in range(_BANDS)]
+    for place, text in enumerate(texts):
+        signature = index.signature(text)
+        if signature is None:
+            continue
+        met: set[int] = set()
+        for bucket, band in zip(buckets, _bands(signature), strict=True):
+            others = bucket.setdefault(band, [])
+            met.update(others)
+            if len(others) < _MOST_COMPARED:
+                others.append(place)
+        for other in sorted(met):
+            if float(np.mean(signatures[other] == signature)) >= threshold:
+                yield other, place
+        signatures[place] = signature
 
 
 class _Hashes(dict[str, int]):
