@@ -32,6 +32,12 @@ class ScoredRow(Record):
     """Metric -> score of this row."""
     group: str | None = None
     """Rows with the same group share a source and are resampled together."""
+    gold: tuple[str, ...] = ()
+    """Classification: the expected labels."""
+    given: tuple[str, ...] = ()
+    """Classification: the labels that were answered."""
+    figures: dict[str, float] = {}
+    """Numbers of this row that scores of the whole set are computed from (``confidence``, ``nats``...)."""
 
 
 class EvalResult(Record):
@@ -102,6 +108,10 @@ class TrainResult(Record):
     best_validation_loss: float | None
     selected_checkpoint: str
     """Path relative to the run directory."""
+    skipped_steps: int = 0
+    """Steps left out because their loss or gradient was not a number."""
+    stopped_early: bool = False
+    """Whether the validation loss had not fallen for as long as ``training.patience`` says."""
     seconds: float
     """Wall time of training steps and validation, over all resumed parts."""
     tokens: int

@@ -57,7 +57,16 @@ class Position:
     best_loss: float | None = None
     threads: int = 1
     """Threads of torch: sums are split by them, so another number gives another rounding."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    halvings: int = 0
+    """How often the micro-batch was halved because memory ran out."""
+    skipped: int = 0
+    """Steps left out because they came to no number."""
+    recent: list[float] = field(default_factory=list)
+    """Losses of the last steps, to tell a leap."""
+    stale: int = 0
+    """Evaluations since the validation loss last fell."""
+    ended: bool = False
+    """Whether training stopped before its last step because the validation loss rose."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +13,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from luthier.errors import CheckpointError, DataError, Interrupted, TrainingError
+from luthier.errors import CheckpointError, DataError, DoesNotFit, Interrupted, TrainingError
 from luthier.schema.recipe import TrainingChoice
 from luthier.schema.results import TrainResult
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Position
+from luthier.training.faults import BAD_BATCHES, WINDOW, keep_batch, leaps, not_a_number, some
+from luthier.training.guard import Draws, cut, ran_out, units_of
 from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import Optimizer, learning_rate
@@ -25,7 +27,6 @@ from luthier.training.optimizer import Optimizer, learning_rate
 Metrics = dict[str, str | int | float | bool | None]
 Control = Callable[[], Literal["stop", "save"] | None]
 CHECKPOINTS = "checkpoints"
-BAD_BATCH = "bad-batch.json"
 WATCHED_STEPS = 4
 """Steps of each process whose phases are measured apart; the largest come first in a run."""
 
@@ -61,6 +62,8 @@ class StepFigures:
     grad_norm: float
     tokens: int
     trained_tokens: int
+    waited: float
+    """Seconds until the batches were there."""
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
@@ -105,12 +108,16 @@ def fit(
     """Train the weights of model that ask for a gradient, and leave the selected ones in it.
 
     choice: every value given (the resolved recipe's). directory: the run's folder; checkpoints go
-    below it. on_metrics is called with one flat dictionary an event (``kind``: step, validation,
-    checkpoint, resumed, note). control is asked after each step: "stop" saves and raises
-    Interrupted, "save" writes a checkpoint. resume goes on from the newest whole checkpoint, if any.
+    below it. on_metrics is called with one flat dictionary an event (``kind``: step, skipped, validation,
+    checkpoint, resumed, spike, out_of_memory, note). control is asked after each step: "stop" saves and
+    raises Interrupted, "save" writes a checkpoint. resume goes on from the newest whole checkpoint, if any.
 
-    Raises TrainingError when loss or gradient is not finite (the batch is saved beside),
-    CheckpointError when the checkpoint is of another recipe, DoesNotFit when the disk is full.
+    A step whose loss or gradient is not a number leaves the weights as they are, and so does one that
+    runs out of memory: it is done again in smaller pieces, with the same loss.
+
+    Raises TrainingError when too many steps come to no number (their batches are kept below the run's
+    folder), CheckpointError when the checkpoint is of another recipe, DoesNotFit when the disk is full
+    or one row alone is too much for the memory.
     """
     run = _Run(
         model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed
@@ -122,11 +129,11 @@ def fit(
         with objective.scope(model):
             if resume:
                 run.go_on()
-            while run.position.step < run.total:
+            while not run.over:
                 run.one_step()
                 run.after_step()
                 asked = control() if control is not None else None
-                if asked is not None and run.position.step < run.total:
+                if asked is not None and not run.over:
                     run.save()
                     if asked == "stop":
                         raise Interrupted(
@@ -187,6 +194,11 @@ class _Run:
         self.memory.phases["load"] = memory_now(device)
         self.watched = 0
 
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done, or enough of them."""
+        return self.position.step >= self.total or self.position.ended
+
     def go_on(self) -> None:
         """Take up the newest whole checkpoint."""
         found = checkpoint.load_newest(
@@ -220,13 +232,19 @@ class _Run:
         if index >= self.train.steps(epoch):
             epoch, index = epoch + 1, 0
         rate = learning_rate(now.step, self.total, self.choice)
-        figures = self._accumulate(epoch, index)
-        self.optimizer.step(rate)
+        figures = self._gradients(epoch, index)
+        fault = not_a_number(figures.loss, figures.grad_norm)
+        spike = fault is None and self._spike(epoch, index, figures)
+        if fault is not None:
+            self._skip(epoch, index, figures, fault)
+        elif not spike:
+            self._update(rate)
         self._phase("optimizer")
         self.watched += 1
         seconds = time.perf_counter() - began
+        good = fault is None
         self.position = replace(
-            now,
+            self.position,
             step=now.step + 1,
             epoch=epoch,
             step_in_epoch=index + 1,
@@ -236,76 +254,172 @@ class _Run:
             peak_memory=max(now.peak_memory, self.memory.peak),
             training_peak=max(now.training_peak, self.memory.here),
             phase_memory=dict(self.memory.phases),
-            first_loss=figures.loss if now.first_loss is None else now.first_loss,
-            last_loss=figures.loss,
+            first_loss=figures.loss if now.first_loss is None and good else now.first_loss,
+            last_loss=figures.loss if good else now.last_loss,
+            recent=[*now.recent, figures.loss][-WINDOW:] if good else now.recent,
         )
         self.on_metrics(
             {
-                "kind": "step",
+                "kind": "step" if good else "skipped",
                 "step": self.position.step,
                 "total_steps": self.total,
                 "epoch": epoch + (index + 1) / self.train.steps(epoch),
-                "loss": figures.loss,
+                "loss": figures.loss if good else None,
                 "learning_rate": rate,
-                "grad_norm": figures.grad_norm,
+                "grad_norm": figures.grad_norm if good else None,
                 "tokens": figures.tokens,
                 "trained_tokens": figures.trained_tokens,
                 "total_tokens": self.position.tokens,
                 "seconds": seconds,
                 "tokens_per_second": figures.tokens / seconds,
+                "data_wait": figures.waited,
                 "memory": memory_now(self.device),
                 "peak_memory": self.position.peak_memory,
             }
         )
 
-    def _accumulate(self, epoch: int, index: int) -> StepFigures:
+    def _gradients(self, epoch: int, index: int) -> StepFigures:
+        """The step's gradients, in pieces as small as the memory needs."""
+        began = time.perf_counter()
+        batches = list(self.train.batches(epoch, index))
+        waited = time.perf_counter() - began
+        while True:
+            draws = Draws.now(self.device)
+            try:
+                return self._accumulate(batches, waited)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+            # Out of the block: the error's traceback holds the tensors that did not fit.
+            self._shrink(batches)
+            draws.put_back(self.device)
+
+    def _accumulate(self, batches: Sequence[MicroBatch], waited: float) -> StepFigures:
         """Gradients of the step's mean loss over all of its trained tokens, clipped."""
         if self.watched < WATCHED_STEPS:
             self.memory.start()
-        batches = self.train.batches(epoch, index)
         weight = sum(self.objective.weight(batch) for batch in batches)
         total = torch.zeros((), device=self.device)
         tokens = 0
-        for batch in batches:
-            tokens += int((batch.document_ids > 0).sum())
-            loss = self.objective(self.model, to_device(batch, self.device)).total / max(weight, 1.0)
-            self._phase("forward")
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._phase("backward")
-            total += loss.detach()
+        for whole in batches:
+            for batch in cut(whole, self.position.halvings):
+                tokens += int((batch.document_ids > 0).sum())
+                loss = self.objective(self.model, to_device(batch, self.device)).total / max(weight, 1.0)
+                self._phase("forward")
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._phase("backward")
+                total += loss.detach()
+                del loss
         norm = self.optimizer.clip()
-        mean, grad_norm = total.item(), norm.item()
-        if not (math.isfinite(mean) and math.isfinite(grad_norm)):
-            self._refuse(epoch, index, mean, grad_norm)
-        return StepFigures(mean, grad_norm, tokens, int(weight))
+        return StepFigures(total.item(), norm.item(), tokens, int(weight), waited)
+
+    def _shrink(self, batches: Sequence[MicroBatch]) -> None:
+        """Halve what goes through the model at once, and let go of what the step has left behind."""
+        held = memory_now(self.device)
+        self._forget_gradients()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        step, halvings = self.position.step + 1, self.position.halvings
+        pieces = [piece for batch in batches for piece in cut(batch, halvings)]
+        count, unit = max(map(units_of, pieces))
+        if count < 2:
+            raise DoesNotFit(
+                f"step {step} runs out of memory with one row at a time ({held / 2**30:.2f} GiB held)",
+                hint=self._smaller(batches),
+            )
+        now = -(-count // 2)
+        self.position = replace(self.position, halvings=halvings + 1)
+        event: Metrics = {"step": step, "rows": count, "now": now, "unit": unit, "held": held}
+        self.on_metrics({"kind": "out_of_memory", **event})
+        text = (
+            f"step {step} ran out of memory with {count} {unit} at once, which the plan did not foresee: "
+            f"going on with {now} and twice as many micro-batches; batch and loss stay the same"
+        )
+        self.on_metrics({"kind": "note", "text": text})
+
+    def _smaller(self, batches: Sequence[MicroBatch]) -> str:
+        """Ways to need less, those first that give up least."""
+        longest = max(int(batch.input_ids.shape[1]) for batch in batches)
+        ways = []
+        if self.choice.activation_checkpointing != "full":
+            ways.append("training.activation_checkpointing=full")
+        ways += [
+            "a smaller method.rank, or method.name=lora instead of full",
+            f"training.sequence_length={max(8, longest // 2)} with data.over_length=truncate",
+            "a smaller model (`luthier recommend`)",
+        ]
+        return "; ".join(ways)
 
     def _phase(self, name: PhaseName) -> None:
         if self.watched < WATCHED_STEPS:
             self.memory.end(name)
 
-    def _refuse(self, epoch: int, index: int, loss: float, grad_norm: float) -> None:
-        """Save what the step was made of and end the run."""
+    def _update(self, rate: float) -> None:
+        try:
+            self.optimizer.step(rate)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            raise DoesNotFit(
+                f"the optimiser's states do not fit at step {self.position.step + 1}: {error}".splitlines()[
+                    0
+                ],
+                hint="method.name=lora or a smaller method.rank; a smaller model (`luthier recommend`)",
+            ) from None
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.adamw.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
+
+    def _skip(self, epoch: int, index: int, figures: StepFigures, fault: str) -> None:
+        """Leave a step out, weights untouched; end the run when there have been too many."""
+        self._forget_gradients()
+        step, skipped = self.position.step + 1, self.position.skipped + 1
+        self.position = replace(self.position, skipped=skipped)
         rows = list(self.train.rows(epoch, index))
-        batches = self.train.batches(epoch, index)
-        saved = {
-            "step": self.position.step + 1,
-            "epoch": epoch,
-            "loss": str(loss),
-            "grad_norm": str(grad_norm),
-            "rows": rows,
-            "micro_batches": [
-                {"input_ids": batch.input_ids.tolist(), "labels": batch.labels.tolist()} for batch in batches
-            ],
-        }
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / BAD_BATCH).write_text(json.dumps(saved) + "\n", encoding="utf-8")
-        what = "loss" if not math.isfinite(loss) else "gradient"
-        shown = ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
-        raise TrainingError(
-            f"the {what} is not a number at step {self.position.step + 1} (rows {shown})",
-            file=self.directory / BAD_BATCH,
-            hint="look at these rows, lower training.learning_rate or lengthen training.warmup_share; "
-            "luthier train --resume goes on from the last checkpoint",
+        kept = self._keep(epoch, index, figures, f"the {fault} is not a number")
+        what = f"the {fault} is not a number at step {step} (rows {some(rows)})"
+        if skipped > self.choice.max_skipped_steps:
+            before = f", after {skipped - 1} steps that were left out" if skipped > 1 else ""
+            raise TrainingError(
+                f"{what}{before}",
+                file=kept,
+                hint="look at these rows, lower training.learning_rate or lengthen training.warmup_share; "
+                "training.max_skipped_steps allows more such steps; luthier train --resume goes on from the "
+                "last checkpoint",
+            )
+        where = "" if kept is None else f", kept in {kept.relative_to(self.directory)}"
+        text = f"{what}: left out, weights untouched{where} ({skipped} of {self.choice.max_skipped_steps})"
+        self.on_metrics({"kind": "note", "text": text})
+
+    def _spike(self, epoch: int, index: int, figures: StepFigures) -> bool:
+        """Note a loss that leaps and keep its batch; whether the step is to be left out for it."""
+        if self.choice.on_spike == "off" or not leaps(figures.loss, self.position.recent):
+            return False
+        skip = self.choice.on_spike == "skip"
+        if skip:
+            self._forget_gradients()
+        step, rows = self.position.step + 1, list(self.train.rows(epoch, index))
+        kept = self._keep(epoch, index, figures, "the loss leaps")
+        path = None if kept is None else str(kept.relative_to(self.directory))
+        self.on_metrics({"kind": "spike", "step": step, "loss": figures.loss, "skipped": skip, "path": path})
+        text = f"the loss leaps to {figures.loss:.3f} at step {step} (rows {some(rows)})"
+        outcome = "left out, weights untouched" if skip else "the step counts"
+        self.on_metrics(
+            {"kind": "note", "text": f"{text}: {outcome}; batch in {path or 'no file: enough are kept'}"}
+        )
+        return skip
+
+    def _keep(self, epoch: int, index: int, figures: StepFigures, why: str) -> Path | None:
+        return keep_batch(
+            self.directory,
+            step=self.position.step + 1,
+            why=why,
+            loss=figures.loss,
+            grad_norm=figures.grad_norm,
+            rows=self.train.rows(epoch, index),
+            batches=self.train.batches(epoch, index),
         )
 
     def after_step(self) -> None:
@@ -314,6 +428,7 @@ class _Run:
         improved = False
         if self.validation and (step % self.evaluate_every == 0 or last):
             improved = self._validate()
+            last = last or self._enough()
         if step % self.checkpoint_every == 0 or last or (improved and self.choice.select == "best"):
             self.save()
 
@@ -326,11 +441,26 @@ class _Run:
         improved = math.isfinite(loss) and (now.best_loss is None or loss < now.best_loss)
         self.position = replace(now, seconds=now.seconds + seconds)
         if improved:
-            self.position = replace(self.position, best_step=now.step, best_loss=loss)
+            self.position = replace(self.position, best_step=now.step, best_loss=loss, stale=0)
+        else:
+            self.position = replace(self.position, stale=now.stale + 1)
         self.on_metrics(
             {"kind": "validation", "step": now.step, "loss": loss, "seconds": seconds, "best": improved}
         )
         return improved
+
+    def _enough(self) -> bool:
+        """Whether the validation loss has not fallen for as long as the recipe bears."""
+        patience, now = self.choice.patience, self.position
+        if patience is None or now.stale < patience or now.step == self.total:
+            return False
+        self.position = replace(now, ended=True)
+        text = (
+            f"stopped at step {now.step} of {self.total}: {now.stale} evaluations without a validation loss "
+            f"below that of step {now.best_step} (training.patience {patience})"
+        )
+        self.on_metrics({"kind": "note", "text": text})
+        return True
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one, and drop the old ones."""
@@ -357,8 +487,12 @@ class _Run:
         folder = self.checkpoints / checkpoint.step_name(selected)
         if selected != now.step:
             self.optimizer.load_weights(checkpoint.load_weights(folder))
-        assert now.first_loss is not None
-        assert now.last_loss is not None
+        if now.first_loss is None or now.last_loss is None:
+            raise TrainingError(
+                "not one step came to a number, so nothing was trained",
+                file=self.directory / BAD_BATCHES,
+                hint="lower training.learning_rate; look at the batches kept there",
+            )
         weights = list(self.model.parameters())
         return TrainResult(
             steps=now.step,
@@ -368,6 +502,8 @@ class _Run:
             best_step=selected if now.best_step is None else now.best_step,
             best_validation_loss=now.best_loss,
             selected_checkpoint=str(folder.relative_to(self.directory)),
+            skipped_steps=now.skipped,
+            stopped_early=now.ended,
             seconds=now.seconds,
             tokens=now.tokens,
             trained_tokens=now.trained_tokens,
