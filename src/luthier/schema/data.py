@@ -38,6 +38,10 @@ class SplitReport(Record):
     """Rows that lost their tail to the sequence length."""
     duplicates: int = 0
     """Rows whose content stands in the split already."""
+    weights: dict[str, float] = {}
+    """Source -> how often its rows are seen in an epoch, where that is not once."""
+    copies: int = 0
+    """Rows seen again in an epoch because of weights above 1; not counted as kept."""
     tokens: Lengths | None = None
     """Tokens a row; None for rows that are not rendered (test splits)."""
     trained_tokens: int = 0

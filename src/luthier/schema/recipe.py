@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from luthier.schema.base import Record
 
@@ -84,7 +84,9 @@ class DataChoice(Record):
     """Which rows to train, validate and test on, and how to read them."""
 
     train: tuple[str, ...]
-    """Files, folders or globs of training rows."""
+    """Files, folders, globs or ``hub:name[config]/split`` of training rows; ``{path, weight}`` weighs one."""
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """How often the rows of each entry of train are seen in an epoch: 2 twice, 0.5 half of them; else 1."""
     validation: tuple[str, ...] = ()
     """Rows to watch while training; cut from train when not given."""
     test: dict[str, tuple[str, ...]] = {}
@@ -111,6 +113,36 @@ class DataChoice(Record):
     """Whether several rows share one sequence (attention never crosses); derived."""
     over_length: Literal["error", "truncate", "drop"] = "error"
     """What to do with a row longer than the sequence length."""
+    storage: Literal["memory", "cache", "stream"] | None = None
+    """Where rendered rows are kept: in memory, in a cache on disk, or nowhere (read again); by size."""
+    processes: int | None = Field(None, ge=1)
+    """Processes that read and render large files; all cores when not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weighted(cls, values: object) -> object:
+        """``train: [{path: a.jsonl, weight: 2}, b.jsonl]`` as train and weights."""
+        if not isinstance(values, dict):
+            return values
+        train = values.get("train")
+        entries = [train] if isinstance(train, dict) else train
+        if not isinstance(entries, (list, tuple)) or not any(isinstance(one, dict) for one in entries):
+            return values
+        paths, weights = [], []
+        for one in entries:
+            if isinstance(one, dict) and (set(one) - {"path", "weight"} or "path" not in one):
+                raise ValueError(f"a source has the keys path and weight, not {', '.join(map(str, one))}")
+            paths.append(one["path"] if isinstance(one, dict) else one)
+            weights.append(one.get("weight", 1) if isinstance(one, dict) else 1)
+        if values.get("weights"):
+            raise ValueError("weights stand both in data.train and in data.weights; keep one of them")
+        return {**values, "train": paths, "weights": weights}
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> DataChoice:
+        if self.weights and len(self.weights) != len(self.train):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.train)} sources; give one for each")
+        return self
 
     @field_validator("train", "validation", mode="before")
     @classmethod
