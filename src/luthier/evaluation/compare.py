@@ -10,7 +10,15 @@ import numpy as np
 
 from luthier.errors import UsageError
 from luthier.evaluation.metrics import METRICS
-from luthier.evaluation.statistics import TOLERANCE, PairedScores, compare_scores
+from luthier.evaluation.statistics import (
+    TOLERANCE,
+    PairedScores,
+    compare_scores,
+    holm,
+    row_difference,
+    row_p,
+)
+from luthier.evaluation.totals import SET_METRICS, PairedSets, set_difference, swap_p
 from luthier.schema.results import Comparison, Difference, EvalResult, ScoredRow
 
 
@@ -43,19 +51,25 @@ def _differences(
     tuned: EvalResult,
     seed: int,
 ) -> list[Difference]:
-    return compare_scores(
-        [
-            PairedScores(
-                metric=name,
-                baseline=np.array([before.scores[name] for before, _ in pairs]),
-                tuned=np.array([after.scores[name] for _, after in pairs]),
-                groups=groups,
-                greater_is_better=tuned.metrics[name].greater_is_better,
-            )
-            for name in names
-        ],
-        seed=seed,
-    )
+    """One difference a metric, means over rows and scores of whole sets; p values corrected over all."""
+    alone = [name for name in names if name not in SET_METRICS]
+    means = {
+        name: PairedScores(
+            metric=name,
+            baseline=np.array([before.scores[name] for before, _ in pairs]),
+            tuned=np.array([after.scores[name] for _, after in pairs]),
+            groups=groups,
+            greater_is_better=tuned.metrics[name].greater_is_better,
+        )
+        for name in alone
+    }
+    before, after = [one for one, _ in pairs], [one for _, one in pairs]
+    sets = {name: PairedSets(SET_METRICS[name], before, after) for name in names if name in SET_METRICS}
+    raw = [row_p(means[n], seed=seed) if n in means else swap_p(sets[n], seed=seed) for n in names]
+    return [
+        row_difference(means[name], p) if name in means else set_difference(sets[name], p)
+        for name, p in zip(names, holm(raw), strict=True)
+    ]
 
 
 def paired_rows(baseline: EvalResult, tuned: EvalResult) -> list[tuple[ScoredRow, ScoredRow]]:

@@ -354,16 +354,19 @@ def verdict_of(delta: Metric, p_value: float, discordant: int, *, alpha: float =
 
 def compare_scores(pairs: Sequence[PairedScores], *, seed: int = 0) -> list[Difference]:
     """Tuned minus baseline for each metric, p values corrected over all of them (Holm)."""
-    raw: list[float] = []
-    for pair in pairs:
-        differences = pair.tuned - pair.baseline
-        _, unit = unit_values(differences, pair.groups)
-        sums = np.bincount(unit, weights=differences).astype(np.float64)
-        raw.append(sign_flip_p(sums, seed=seed))
-    return [_difference(pair, p) for pair, p in zip(pairs, holm(raw), strict=True)]
+    raw = [row_p(pair, seed=seed) for pair in pairs]
+    return [row_difference(pair, p) for pair, p in zip(pairs, holm(raw), strict=True)]
 
 
-def _difference(pair: PairedScores, p_value: float) -> Difference:
+def row_p(pair: PairedScores, *, seed: int = 0) -> float:
+    """The p value of one metric alone (see `sign_flip_p`)."""
+    differences = pair.tuned - pair.baseline
+    _, unit = unit_values(differences, pair.groups)
+    return sign_flip_p(np.bincount(unit, weights=differences).astype(np.float64), seed=seed)
+
+
+def row_difference(pair: PairedScores, p_value: float) -> Difference:
+    """Tuned minus baseline; p_value is already corrected over all metrics."""
     differences = pair.tuned - pair.baseline
     up, down = int((differences > TOLERANCE).sum()), int((differences < -TOLERANCE).sum())
     improved, regressed = (up, down) if pair.greater_is_better else (down, up)
