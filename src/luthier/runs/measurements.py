@@ -12,10 +12,10 @@ from luthier.planning.estimate import kernels_for
 from luthier.planning.measured import add_measurement, machine_of
 from luthier.runs.directory import RunDirectory
 from luthier.runs.stages import load_estimate
-from luthier.schema.estimate import TrainingShape
 from luthier.schema.hardware import Hardware
 from luthier.schema.measurement import Measurement, Prediction, Shortage
 from luthier.schema.results import TrainResult
+from luthier.schema.run import Planned
 from luthier.sizing.parameters import architecture_of
 
 KEPT = ("luthier", "torch", "transformers", "peft", "python")
@@ -30,16 +30,16 @@ def shortages_of(run: RunDirectory) -> Iterator[Shortage]:
     """Steps that ran out of memory."""
     for line, _ in run.lines("metrics"):
         if line.get("kind") == "out_of_memory":
-            yield Shortage(step=line["step"], rows=line["rows"], now=line["now"], held=line["held"])
+            yield Shortage(**{name: line[name] for name in Shortage.model_fields})
 
 
 def measurement_of(run: RunDirectory, result: TrainResult) -> Measurement | None:
     """Predicted beside measured, or None where the run was prepared before shapes were kept."""
     estimate, hardware = load_estimate(run), run.stage("hardware", Hardware)
-    shape = run.stage("shape", TrainingShape)
+    planned = run.stage("planned", Planned)
     facts: dict[str, Any] = run.stage_values("model") or {}
     env: dict[str, Any] = run.stage_values("env") or {}
-    if estimate is None or hardware is None or shape is None or "path" not in facts:
+    if estimate is None or hardware is None or planned is None or "path" not in facts:
         return None
     try:
         architecture = architecture_of(Path(facts["path"]))
@@ -49,8 +49,9 @@ def measurement_of(run: RunDirectory, result: TrainResult) -> Measurement | None
     dtype = str(recipe.model.dtype)
     steps = steps_of(run)
     shortages = tuple(shortages_of(run))
-    if shortages:
-        shape = shape.model_copy(update={"micro_batch_size": shortages[-1].now})
+    shape = planned.shape
+    if rows := [shortage.now for shortage in shortages if shortage.unit == "rows"]:
+        shape = shape.model_copy(update={"micro_batch_size": rows[-1]})
     machine = machine_of(hardware)
     return Measurement(
         time=time.time(),

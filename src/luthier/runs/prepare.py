@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from luthier.catalog.purposes import check_supported, spec_of
-from luthier.data.inputs import load_inputs
+from luthier.data.inputs import check_labels, load_inputs
 from luthier.data.load import LoadedData, load_splits, read_chats
 from luthier.data.rows import rows_for
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
-from luthier.errors import DoesNotFit
+from luthier.errors import DoesNotFit, Unsupported
 from luthier.hub.snapshot import LocalModel
 from luthier.llamacpp.setup import converter
 from luthier.planning.audit import audit
+from luthier.planning.estimate import kernels_for
+from luthier.planning.measured import corrections_for
 from luthier.planning.resolve import Resolved, resolve
 from luthier.runs.directory import RunDirectory, runs_root
 from luthier.runs.model import Say, obtain
@@ -26,8 +29,11 @@ from luthier.runs.probe import probe
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.protocols import Progress
-from luthier.schema.recipe import Recipe
+from luthier.schema.recipe import ClassificationChoice, Recipe
+from luthier.schema.run import Planned
+from luthier.sizing.flops import training_flops
 from luthier.sizing.parameters import architecture_of
+from luthier.training.trackers import check_trackers
 from luthier.version import __version__
 
 
@@ -43,6 +49,8 @@ class Prepared:
     hardware: Hardware
     data: LoadedData
     probe: dict[str, Any]
+    now: datetime
+    """What templates that print the date were told: a run that goes on another day is told the same."""
 
 
 def prepare(
@@ -58,28 +66,40 @@ def prepare(
     ModelNotFound, Unsupported, ToolchainError.
     """
     check_supported(recipe)
+    check_trackers(recipe.training.trackers)
     if recipe.export is not None and recipe.export.gguf:
         converter()  # an export that cannot be made is refused before hours are spent
     model = obtain(recipe.model, say=say, progress=progress, offline=offline)
     if model.revision is not None and recipe.model.revision is None:
         pinned = recipe.model.model_copy(update={"revision": model.revision})
         recipe = recipe.model_copy(update={"model": pinned})
-    tokenizer = load_tokenizer(model.path)
+    now = datetime.now().astimezone()
+    tokenizer = load_tokenizer(model.path, now=now)
     architecture = architecture_of(model.path)
     hardware = audit(runs_root())
     found = probe(hardware)
+    check_model(recipe, architecture)
     data = read_data(recipe, tokenizer)
+    recipe = with_labels(recipe, data)
     resolved = resolve(
         recipe,
         arch=architecture,
         hardware=hardware,
         profile=data.lengths,
         matrix_rates=rates(found),
+        corrections=corrections_for(hardware),
     )
-    if resolved.recipe.training.sequence_length != recipe.training.sequence_length:
+    # A length that was derived from the rows holds all of them, unless the model's context is shorter.
+    if (resolved.recipe.training.sequence_length or 0) < longest_row(data):
         data = read_data(resolved.recipe, tokenizer)
     check_disk(resolved, hardware)
-    return Prepared(resolved.recipe, resolved, model, architecture, hardware, data, found)
+    return Prepared(resolved.recipe, resolved, model, architecture, hardware, data, found, now)
+
+
+def longest_row(data: LoadedData) -> int:
+    """Tokens of the longest row that is trained or validated on, before any cut."""
+    validation = data.lengths.validation
+    return max(data.lengths.train.maximum, 0 if validation is None else validation.maximum)
 
 
 def rates(found: dict[str, Any]) -> dict[str, float]:
@@ -105,6 +125,32 @@ def system_prompt(data: LoadedData) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def check_model(recipe: Recipe, architecture: Architecture) -> None:
+    """Refuse a model that cannot do what is asked. Errors: Unsupported."""
+    if spec_of(recipe.task).answers == "chat" and not architecture.causal:
+        raise Unsupported(
+            f"{recipe.model.id} is an encoder ({architecture.model_type}): it cannot write text, which "
+            f"{recipe.task} asks for",
+            hint="choose a decoder (`luthier models --purpose chat`), or set task to what encoders do: "
+            "multi-class-classification, multi-label-classification, similarity or reranking",
+        )
+
+
+def with_labels(recipe: Recipe, data: LoadedData) -> Recipe:
+    """The recipe with the labels of its training rows, where it trains a classifier."""
+    if spec_of(recipe.task).section != "classification":
+        return recipe
+    choice = recipe.classification or ClassificationChoice()
+    labels = check_labels(recipe, data.splits, data.report)
+    sources = {} if choice.labels else {"classification.labels": f"the {len(labels)} of the training rows"}
+    return recipe.model_copy(
+        update={
+            "classification": choice.model_copy(update={"labels": labels}),
+            "sources": {**recipe.sources, **sources},
+        }
+    )
+
+
 def read_tests(files: Mapping[str, tuple[str, ...]], recipe: Recipe) -> dict[str, Sequence[Any]]:
     """Rows of files that are only judged, read the way the recipe reads its own."""
     base = Path("/")
@@ -128,6 +174,21 @@ def check_disk(resolved: Resolved, hardware: Hardware) -> None:
         )
 
 
+def planned(prepared: Prepared) -> Planned:
+    """How the run is cut, and what one of its tokens costs."""
+    resolved = prepared.resolved
+    shape = resolved.shape
+    kernels = kernels_for(resolved.device, str(resolved.recipe.model.dtype))
+    flops = training_flops(
+        prepared.architecture,
+        resolved.recipe.method,
+        length=(shape.mean_length or shape.sequence_length) / shape.documents,
+        trained_share=shape.trained_share,
+        head_everywhere=kernels.loss == "logits",
+    )
+    return Planned(shape=shape, tokens=resolved.tokens, steps=resolved.steps, flops=flops.total)
+
+
 def create_run(prepared: Prepared, *, root: Path | None = None, run_id: str | None = None) -> RunDirectory:
     """Freeze a prepared recipe in a new run directory, with the plan that it was started on."""
     run = RunDirectory.create(prepared.recipe, root=root, run_id=run_id)
@@ -136,8 +197,13 @@ def create_run(prepared: Prepared, *, root: Path | None = None, run_id: str | No
     run.save_stage(
         "env",
         "",
-        {"probe": prepared.probe, "versions": {"luthier": __version__, **prepared.hardware.versions}},
+        {
+            "probe": prepared.probe,
+            "versions": {"luthier": __version__, **prepared.hardware.versions},
+            "now": prepared.now.isoformat(),
+        },
     )
+    run.save_stage("planned", "", planned(prepared))
     run.save_stage("data", "", prepared.data.report)
     run.save_stage(
         "model",

@@ -7,6 +7,8 @@ moment: a new worker on the same directory goes on from the last finished stage 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -19,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from luthier.errors import Interrupted, LuthierError
+from luthier.errors import DoesNotFit, Interrupted, LuthierError
 from luthier.runs.directory import RunDirectory
 from luthier.runs.memory import MemoryWatch
 from luthier.runs.process import identity
@@ -45,6 +47,7 @@ class Board:
             peak_memory=before.peak_memory,
             step=before.step,
             total_steps=before.total_steps,
+            correction=before.correction,
         )
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -95,7 +98,8 @@ class Board:
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT):
-            self.set()
+            with contextlib.suppress(OSError):  # a full disk is told by the work itself
+                self.set()
 
 
 class _Progress:
@@ -135,6 +139,15 @@ def work(path: Path, job: Job | None = None) -> int:
         except LuthierError as error:
             failure = Failure(
                 kind=type(error).__name__, message=str(error), hint=error.hint, exit_code=error.exit_code
+            )
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            failure = Failure(
+                kind="DoesNotFit",
+                message=f"the disk is full: {error}; whole checkpoints are untouched",
+                hint=f"free space there, then go on with luthier train --resume {run.id}",
+                exit_code=DoesNotFit.exit_code,
             )
         except Exception as error:  # a bug: its traceback goes to the log, its one line to the status
             traceback.print_exc()

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.catalog.purposes import spec_of
 from luthier.data.splits import choose
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import CheckpointError, FileProblem
 from luthier.evaluation.compare import compare
 from luthier.hub.cache import room
 from luthier.runs.directory import RunDirectory, digest_of
+from luthier.runs.measurements import keep_measurement
 from luthier.runs.prepare import read_data, read_tests
+from luthier.runs.recorder import Recorder
 from luthier.runs.stages import load_artifacts, load_results
 from luthier.schema.recipe import ExportChoice, Recipe
 from luthier.schema.results import EvalResult, TrainResult
 from luthier.schema.run import Job, Stage
+from luthier.training.trackers import open_trackers
 
 if TYPE_CHECKING:
     from luthier.data.load import LoadedData
     from luthier.runs.worker import Board
     from luthier.tasks.base import ModelTask
+
+
+WITHOUT_EFFECT = ("keep_last", "trackers", "profile_steps")
+"""Settings of training that change neither weights nor scores: a run may go on with others."""
 
 
 @dataclass
@@ -58,7 +67,9 @@ class Work:
     @cached_property
     def tokenizer(self) -> FileTokenizer:
         """The base model's own tokenizer."""
-        return load_tokenizer(self.model_dir)
+        env = self.run.stage_values("env") or {}
+        now = datetime.fromisoformat(env["now"]) if "now" in env else None
+        return load_tokenizer(self.model_dir, now=now)
 
     @cached_property
     def data(self) -> LoadedData:
@@ -102,7 +113,11 @@ class Work:
     def digest(self, *sections: str) -> str:
         """Digest of the data and of some sections of the recipe."""
         values = self.recipe.model_dump(mode="json")
-        return digest_of(self.data_digest, *(f"{name}={values[name]!r}" for name in sections))
+        for key in WITHOUT_EFFECT:
+            values["training"].pop(key, None)
+        own = spec_of(self.recipe.task).section
+        named = (*sections, own) if own is not None else sections
+        return digest_of(self.data_digest, *(f"{name}={values[name]!r}" for name in named))
 
     @cached_property
     def judged(self) -> str:
@@ -178,33 +193,18 @@ def _baseline(work: Work) -> None:
 
 
 def _train(work: Work) -> None:
-    result = work.task.fit(
-        work.data.splits,
-        work.run.path,
-        on_metrics=_Recorder(work),
-        control=work.run.asked,
-        recipe_digest=work.trained,
-    )
-    work.run.save_stage("train", work.trained, result)
-
-
-class _Recorder:
-    """Writes what the training tells to the run's files, with the time left by the steps so far."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._seconds = self._steps = 0.0
-
-    def __call__(self, values: dict[str, Any]) -> None:
-        if values["kind"] == "step":
-            self._seconds += values["seconds"]
-            self._steps += 1
-            left = (values["total_steps"] - values["step"]) * self._seconds / self._steps
-            self._work.board.set(step=values["step"], total_steps=values["total_steps"])
-            values = {**values, "seconds_left": round(left, 1)}
-        elif values["kind"] == "note":
-            self._work.board.event("note", text=values["text"])
-        self._work.run.append("metrics", values)
+    recipe, run = work.recipe, work.run
+    config = recipe.model_dump(mode="json", exclude={"sources"})
+    with open_trackers(recipe.training.trackers, run=run.id, folder=run.path, config=config) as trackers:
+        result = work.task.fit(
+            work.data.splits,
+            run.path,
+            on_metrics=Recorder(run, work.board, trackers),
+            control=run.asked,
+            recipe_digest=work.trained,
+        )
+    run.save_stage("train", work.trained, result)
+    keep_measurement(run, result)
 
 
 def _prove(work: Work, inputs: str) -> None:

@@ -41,6 +41,7 @@ class Shortage(Record):
     """Rows at once that did not fit."""
     now: int
     """Rows at once that the run went on with."""
+    unit: Literal["rows", "documents"] = "rows"
     held: int
     """Bytes in use when it happened."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from luthier.schema.base import Record
+from luthier.schema.base import Range, Record
+from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import ExportChoice
 
 State = Literal["queued", "preparing", "running", "stopping", "done", "stopped", "failed", "lost"]
@@ -30,6 +31,29 @@ class Failure(Record):
     exit_code: int
 
 
+class Planned(Record):
+    """How a run was cut when it was prepared."""
+
+    shape: TrainingShape
+    tokens: int
+    """Training tokens, every epoch counted."""
+    steps: int
+    flops: float = 0.0
+    """Operations of one token, forward and backward; recomputation not counted."""
+
+
+class Correction(Record):
+    """What the first steps say of the whole training, beside what was predicted. Seconds, bytes."""
+
+    step: int
+    """Steps that were done when this was said."""
+    seconds: Range
+    predicted_seconds: Range | None = None
+    memory: Range
+    """Peak: resident set on a CPU, allocated tensors on a GPU."""
+    predicted_memory: Range | None = None
+
+
 class Status(Record):
     """Replaced atomically; only the worker writes running to failed."""
 
@@ -41,6 +65,8 @@ class Status(Record):
     heartbeat: float | None = None
     """Seconds since the epoch of the worker's last sign of life."""
     failure: Failure | None = None
+    correction: Correction | None = None
+    """What the first steps say of the time and memory of the training."""
     seconds: dict[Stage, float] = {}
     """Stage -> wall time so far."""
     peak_memory: dict[Stage, int] = {}
