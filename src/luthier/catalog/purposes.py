@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.errors import Unsupported
+from luthier.errors import RecipeError, Unsupported
 from luthier.schema.model import Kind
 from luthier.schema.recipe import Purpose, Recipe
 
@@ -25,6 +25,8 @@ class PurposeSpec:
     """Base models that it starts from, the usual one first."""
     table_kind: str
     """Kind of an encoder in the table of documented settings."""
+    section: str | None = None
+    """The recipe's section of this purpose alone, on which training and scores depend."""
     no_gguf: str | None = None
     """Why there is no GGUF file of it; None where there is one."""
 
@@ -45,7 +47,7 @@ PURPOSES: dict[Purpose, PurposeSpec] = {
             "pairs",
             ("bi-encoder", "encoder", "decoder"),
             "bi-encoder",
-            _NO_GGUF.format(what="the pooling"),
+            no_gguf=_NO_GGUF.format(what="the pooling"),
         ),
         PurposeSpec(
             "reranking",
@@ -53,7 +55,7 @@ PURPOSES: dict[Purpose, PurposeSpec] = {
             "pairs",
             ("cross-encoder", "encoder", "decoder"),
             "cross-encoder",
-            _NO_GGUF.format(what="the ranking head"),
+            no_gguf=_NO_GGUF.format(what="the ranking head"),
         ),
         PurposeSpec(
             "multi-label-classification",
@@ -61,6 +63,7 @@ PURPOSES: dict[Purpose, PurposeSpec] = {
             "labels",
             ("encoder", "bi-encoder", "decoder"),
             "encoder",
+            "classification",
             "llama.cpp has no classifier with thresholds: its converter drops the head",
         ),
         PurposeSpec(
@@ -69,6 +72,7 @@ PURPOSES: dict[Purpose, PurposeSpec] = {
             "labels",
             ("encoder", "bi-encoder", "decoder"),
             "encoder",
+            "classification",
             "llama.cpp has no classifier: its converter drops the head",
         ),
     )
@@ -80,9 +84,19 @@ def spec_of(purpose: Purpose) -> PurposeSpec:
     return PURPOSES[purpose]
 
 
+SECTIONS = tuple(dict.fromkeys(spec.section for spec in PURPOSES.values() if spec.section is not None))
+
+
 def check_supported(recipe: Recipe) -> None:
     """Refuse what a recipe asks for and its purpose does not have. Errors: Unsupported with the reason."""
     spec = spec_of(recipe.task)
+    for section in SECTIONS:
+        if section != spec.section and getattr(recipe, section) is not None:
+            owners = " or ".join(purpose for purpose, one in PURPOSES.items() if one.section == section)
+            raise RecipeError(
+                f"{section} is a section of another purpose than {recipe.task}",
+                hint=f"set task: {owners}, or drop the section",
+            )
     if spec.no_gguf is not None and recipe.export is not None and recipe.export.gguf:
         raise Unsupported(
             f"there is no GGUF export for {recipe.task}: {spec.no_gguf}",

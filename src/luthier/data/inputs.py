@@ -10,7 +10,7 @@ from luthier.data.load import OVER_LENGTH, LoadedData
 from luthier.data.rows import load_rows
 from luthier.data.stats import digest, lengths
 from luthier.data.tokenizer import FileTokenizer
-from luthier.errors import DataError
+from luthier.errors import DataError, did_you_mean
 from luthier.schema.data import DataReport, SplitReport
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.protocols import Splits
@@ -65,6 +65,53 @@ def load_inputs(
     labels = tuple(name for name in rows.labels if name in _labels_of(train))
     splits = Splits(train, validation, parts, kind=rows.kind, labels=labels, retrieval=rows.retrieval)
     return LoadedData(splits, report, _profile(sizes, parts))
+
+
+def check_labels(recipe: Recipe, splits: Splits, report: DataReport) -> tuple[str, ...]:
+    """Labels of the head, in the data's order; the out-of-scope one is none of them.
+
+    Labels that the recipe names are kept in its order. Errors: DataError for a single label, for rows
+    without any, and for a label that stands in a named validation or test file and in no training row.
+    """
+    choice = recipe.classification
+    outside = choice.out_of_scope if choice is not None else None
+    found = tuple(label for label in splits.labels if label != outside)
+    many = recipe.task == "multi-label-classification"
+    named = choice.labels if choice is not None else None
+    if named is not None:
+        _demand_known(splits.train, {*named, outside}, "train", "classification.labels does not name it")
+    if not found:
+        raise DataError(
+            "no training row has a label: all of them are empty",
+            file=splits.train[0].file if splits.train else None,
+            hint="check data.columns: label columns hold 0 or 1, lists hold names",
+        )
+    if len(found) == 1 and not many:
+        raise DataError(
+            f"all training rows have the one label {found[0]!r}: there is nothing to tell apart",
+            file=splits.train[0].file,
+            hint="give rows of at least two classes, or map another column with data.columns.label",
+        )
+    known = {*(named or found), outside}
+    given = {one.name for one in report.splits if not one.cut_from_train}
+    for name, rows in (("validation", splits.validation), *splits.tests.items()):
+        if name in given:
+            _demand_known(rows, known, name, "it stands in no training row, so the model cannot answer it")
+    return named or found
+
+
+def _demand_known(rows: Sequence[Any], known: set[str | None], split: str, why: str) -> None:
+    for row in rows:
+        if strange := [label for label in row.labels if label not in known]:
+            count = sum(any(label not in known for label in one.labels) for one in rows)
+            raise DataError(
+                f"{count} rows of {split} have a label that is not known: {strange[0]!r}; {why}",
+                file=row.file,
+                line=row.line,
+                hint=did_you_mean(strange[0], [label for label in known if label])
+                or "add training rows with it, take these rows out, or name it as "
+                "classification.out_of_scope if it means none of the classes",
+            )
 
 
 def _labels_of(rows: Sequence[TaskRow]) -> set[str]:

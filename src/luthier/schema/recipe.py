@@ -26,6 +26,59 @@ TrainOn = Literal["assistant", "last", "all", "completion"]
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M"]
 
 
+class SimilarityChoice(Record):
+    """How a bi-encoder is trained: one vector a text, near where texts belong together."""
+
+    loss: Literal["in-batch-negatives", "cosent", "cosine", "triplet"] | None = None
+    """What is minimised; derived from the rows: cosent for scored pairs, in-batch-negatives for others."""
+    scale: float = Field(20.0, gt=0)
+    """What cosines are multiplied by (one over the temperature): in-batch-negatives and cosent."""
+    symmetric: bool = False
+    """in-batch-negatives: whether each document must find its query among all queries too."""
+    margin: float | None = Field(None, gt=0)
+    """triplet: how much nearer the positive must be; 0.2 for cosine distances, 5 for euclidean ones."""
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    """triplet: how distances are measured."""
+    score_range: tuple[float, float] | None = None
+    """cosine: scores that stand for a cosine of 0 and of 1; derived from the training rows."""
+    negatives: int | None = Field(None, ge=0)
+    """Most hard negatives of a row that a step takes; all when not given."""
+    dimensions: tuple[int, ...] = ()
+    """Shorter vectors that must be good too: their first so many numbers (Matryoshka)."""
+    pooling: Literal["mean", "cls", "lasttoken", "max", "weightedmean"] | None = None
+    """How token states become a vector; what the model says, else the mean (decoders: the last token)."""
+    normalize: bool | None = None
+    """Whether vectors have unit length; what the model says, else yes."""
+    query_prompt: str | None = None
+    """What is put before queries; the model's own, else the catalogue's."""
+    document_prompt: str | None = None
+    """What is put before documents; the model's own, else the catalogue's."""
+
+    @field_validator("dimensions", mode="before")
+    @classmethod
+    def _sizes(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+class RerankingChoice(Record):
+    """How a cross-encoder is trained: one score for a query and a document read together."""
+
+    loss: Literal["binary", "mse", "lambda", "list-net", "margin-mse", "distillation"] | None = None
+    """What is minimised; binary (relevant or not, or a share of it) when not given."""
+    form: Literal["classification", "yes-no"] | None = None
+    """A head with one score, or a decoder's logits of yes and no; what the model is, else a head."""
+    score_range: tuple[float, float] | None = None
+    """Scores that stand for not relevant and for wholly relevant; derived from the training rows."""
+    negatives: int = Field(4, ge=0)
+    """Most negatives of a query in training; where rows have none, so many are found by words (BM25)."""
+    candidates: int = Field(50, ge=2)
+    """Documents of a corpus that are reranked for each query when judging: the first by words (BM25)."""
+    temperature: float = Field(1.0, gt=0)
+    """distillation: what scores are divided by before they are compared."""
+    instruction: str | None = None
+    """yes-no: what the model is told to judge; the usual web search sentence when not given."""
+
+
 class ModelChoice(Record):
     """Which weights to start from."""
 
@@ -236,6 +289,23 @@ class EvaluationChoice(Record):
     """How many prompts are shown with both answers."""
 
 
+class ClassificationChoice(Record):
+    """How a classifier is trained and how it decides (classification purposes only)."""
+
+    labels: tuple[str, ...] | None = None
+    """Labels in the order of the head; derived from the training rows."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread over all labels (Szegedy et al. 2016, arXiv 1512.00567)."""
+    class_weights: Literal["none", "balanced", "sqrt"] = "none"
+    """Whether rare labels count more: by how rare they are, or by its square root."""
+    out_of_scope: str | None = None
+    """Label of rows that belong to no class: it gets no place in the head and is told by low confidence."""
+    refuse_below: float | None = Field(None, ge=0, le=1)
+    """Confidence under which an input is out of scope; chosen on the validation rows when not given."""
+    calibrate: bool = True
+    """Whether temperature and thresholds are chosen on the validation rows."""
+
+
 class ExportChoice(Record):
     """What to write when training is done."""
 
@@ -267,8 +337,14 @@ class Recipe(Record):
     method: Method = Field(default_factory=Lora)
     data: DataChoice
     training: TrainingChoice = Field(default_factory=TrainingChoice)
+    similarity: SimilarityChoice | None = None
+    """Settings of the purpose similarity."""
+    reranking: RerankingChoice | None = None
+    """Settings of the purpose reranking."""
     evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice)
     export: ExportChoice | None = Field(default_factory=ExportChoice)
+    classification: ClassificationChoice | None = None
+    """How a classifier is trained and how it decides; classification purposes only."""
     seed: int = Field(17, ge=0)
     """Seed of every random choice: split, order, initialisation, dropout."""
     sources: dict[str, str] = {}

@@ -148,6 +148,8 @@ class ParityCheck(Record):
     """Whether the end-of-turn token ends generation."""
     passed: bool
     problems: tuple[str, ...] = ()
+    largest_difference: float | None = None
+    """Models that write no text: largest difference of their logits, scores or vectors on these inputs."""
 
 
 class Artifact(Record):

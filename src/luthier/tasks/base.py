@@ -199,7 +199,8 @@ class ModelTask(ABC):
 
     def ensure_base(self) -> None:
         """Read the weights again where training or merging has overwritten them."""
-        if self.merged or (self.trained_digest and isinstance(self.recipe.method, Full)):
+        overwritten = isinstance(self.recipe.method, Full) or bool(self.whole)
+        if self.merged or (self.trained_digest and overwritten):
             self._load_base()
 
     # -- training ----------------------------------------------------------------------------

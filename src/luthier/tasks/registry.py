@@ -27,5 +27,9 @@ def task_class(recipe: Recipe) -> type[ModelTask]:
             from luthier.tasks.chat import ChatTask
 
             return ChatTask
+        case "multi-class-classification" | "multi-label-classification":
+            from luthier.tasks.classification import ClassificationTask
+
+            return ClassificationTask
         case _:
             raise Unsupported(f"{recipe.task} is not trained yet", hint="set task: chat")
