@@ -16,7 +16,8 @@ from luthier.planning.recommend.words import make_request
 from luthier.schema.load import read_yaml
 from luthier.schema.plan import Candidate, Plan
 
-CASES: list[dict[str, Any]] = read_yaml(Path(__file__).with_name("golden.yaml"))["cases"]
+GOLDEN: dict[str, Any] = read_yaml(Path(__file__).with_name("golden.yaml"))
+CASES: list[dict[str, Any]] = GOLDEN["cases"]
 
 
 def answer(case: dict[str, Any], rough: Estimator) -> Plan:
@@ -46,7 +47,8 @@ def test_case(case: dict[str, Any], rough: Estimator) -> None:
 
 
 def _check_first(case: dict[str, Any], plan: Plan) -> None:
-    wanted = {"first", "method", "methods", "variant", "tagged", "least_of_first"}
+    wanted = {"first", "method", "methods", "variant", "tagged", "least_of_first", "within"}
+    wanted |= {"reads_first", "serves_first"}
     if not wanted & set(case):
         return
     assert plan.candidates, plan.rejected[:5]
@@ -55,6 +57,12 @@ def _check_first(case: dict[str, Any], plan: Plan) -> None:
     assert best.method.name in case.get("methods", [case.get("method", best.method.name)])
     assert case.get("tagged", "") in ("", *best.card.tags)
     assert (best.card.total or 0) >= case.get("least_of_first", 0)
+    if "within" in case:
+        assert best.estimate.seconds is not None
+        assert best.estimate.seconds.expected <= case["within"] * 3600
+    assert not case.get("reads_first") or any(case["reads_first"] in line for line in best.warnings)
+    if "serves_first" in case:
+        assert all(c.serving is not None and c.serving.fits for c in plan.candidates[:10])
     if "variant" in case:
         assert best.variant == case["variant"]
 
@@ -97,6 +105,14 @@ def _check_words(case: dict[str, Any], plan: Plan) -> None:
         assert any(words in line for line in candidate(plan, name).duties)
     assert any(case.get("advice", "") in line for line in plan.advice)
     assert any(case.get("rule", "") in line for line in plan.rules)
+
+
+def test_every_rule_has_its_case() -> None:
+    names = {case["name"] for case in CASES}
+    assert sorted(int(rule) for rule in GOLDEN["rules"]) == list(range(1, 27))
+    for rule, held in GOLDEN["rules"].items():
+        assert held, rule
+        assert set(held) <= names, rule
 
 
 def test_there_are_enough_cases() -> None:

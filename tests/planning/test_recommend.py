@@ -140,7 +140,7 @@ def test_several_gpus_carry_what_one_cannot() -> None:
 
 def test_scores_that_are_published_win_over_guesses() -> None:
     """A model without a score stands a standard error below what its size and date would give."""
-    unscored = evidence(model_card("Qwen/Qwen3-0.6B"), "general")
+    unscored = evidence(model_card("HuggingFaceTB/SmolLM2-360M-Instruct"), "general")
     assert unscored.basis == "prior"
     assert "no published score" in unscored.text
     scored = evidence(model_card("Qwen/Qwen2.5-7B-Instruct"), "general")

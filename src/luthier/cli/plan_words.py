@@ -26,6 +26,7 @@ KINDS = {
     "gguf": "no GGUF",
     "offline": "weights only on the Hub",
     "unknown-shape": "shape not verified",
+    "target": "too large for where it is to run",
     "method": "no method possible",
     "memory": "too large",
     "time": "too slow",

@@ -142,11 +142,11 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
     """Estimate for the recommender. Errors: Unsupported where the model's shape is not verified."""
     if card.architecture is None:
         raise Unsupported(f"{card.id}: its shape is not verified, so its memory cannot be predicted")
-    tokens = round(shape.rows * shape.epochs * shape.tokens_per_row)
+    tokens = round(shape.rows * shape.epochs * shape.tokens_per_row * shape.texts)
     training = TrainingShape(
-        micro_batch_size=shape.micro_batch_size,
+        micro_batch_size=shape.micro_batch_size * shape.texts,
         sequence_length=shape.sequence_length,
-        batch_size=max(1, shape.batch_size // shape.devices),
+        batch_size=max(1, shape.batch_size // shape.devices) * shape.texts,
         mean_length=shape.tokens_per_row,
         activation_checkpointing="full" if shape.checkpointing else "none",
     )

@@ -15,15 +15,19 @@ WAYS = (
     "or 'raspberry-pi:8GB'"
 )
 
-DEVICES: dict[str, tuple[str, int, int, float, tuple[str, ...]]] = {
-    # name, cores, default memory in GB, usable share of it, instruction sets
-    "cpu": ("a CPU", 8, 16, 1.0, ("avx2", "fma")),
-    "laptop": ("a laptop's CPU", 8, 16, 1.0, ("avx2", "fma")),
-    "server": ("a server's CPU", 32, 128, 1.0, ("avx2", "avx512f", "fma")),
-    "phone": ("a phone", 8, 8, 0.5, ("asimd", "i8mm")),
-    "raspberry-pi": ("a Raspberry Pi 5", 4, 8, 0.85, ("asimd",)),
+DEVICES: dict[str, tuple[str, int, int, float, tuple[str, ...], float]] = {
+    # name, cores, default memory in GB, usable share of it, instruction sets, memory bandwidth
+    "cpu": ("a CPU", 8, 16, 1.0, ("avx2", "fma"), 51.2e9),
+    "laptop": ("a laptop's CPU", 8, 16, 1.0, ("avx2", "fma"), 51.2e9),
+    "server": ("a server's CPU", 32, 128, 1.0, ("avx2", "avx512f", "fma"), 204.8e9),
+    "phone": ("a phone", 8, 8, 0.5, ("asimd", "i8mm"), 51.2e9),
+    "raspberry-pi": ("a Raspberry Pi 5", 4, 8, 0.85, ("asimd",), 17.1e9),
 }
-"""Machines without an accelerator. A phone's system keeps about half of its memory for itself."""
+"""Machines without an accelerator. A phone's system keeps about half of its memory for itself. Bandwidth
+is bus width x rate: two channels of DDR4-3200 (cpu, laptop), eight (server), 64 bits of LPDDR5-6400
+(phone), 32 bits of LPDDR4X-4267 (the Raspberry Pi 5's data sheet)."""
+MAC_BANDWIDTH = 100e9
+"""Bytes/s of a Mac of which only the memory is told: Apple's figure for M2 and M3, its slowest since 2022."""
 
 
 def parse_size(text: str) -> int:
@@ -89,6 +93,7 @@ def _with_gpus(spec: GpuSpec, count: int) -> Hardware:
     processor, memory = _host(max(32 * 2**30, 2 * spec.nameplate * count))
     if spec.unified:
         memory = spec.nameplate
+        processor = Processor(name=spec.name, cores=8, instruction_sets=("asimd",), bf16=False)
     return Hardware(
         processor=processor,
         memory_total=memory,
@@ -147,7 +152,8 @@ def _with_vram(size: int, count: int) -> Hardware:
 def _unified(size: int) -> Hardware:
     share = 2 / 3 if size <= 36 * 2**30 else 3 / 4
     return Hardware(
-        processor=Processor(name="Apple silicon", cores=8, instruction_sets=("asimd", "bf16"), bf16=True),
+        # macOS's torch hands fp32 products to Apple's matrix units; bf16 ones would run without them.
+        processor=Processor(name="Apple silicon", cores=8, instruction_sets=("asimd",), bf16=False),
         memory_total=size,
         memory_free=size,
         disk_free=None,
@@ -159,6 +165,7 @@ def _unified(size: int) -> Hardware:
                 memory_total=int(size * share),
                 memory_free=int(size * share),
                 bf16=True,
+                bandwidth=MAC_BANDWIDTH,
             ),
         ),
         hypothetical=True,
@@ -166,13 +173,14 @@ def _unified(size: int) -> Hardware:
 
 
 def _machine(device: str, size: int | None) -> Hardware:
-    name, cores, gib, share, flags = DEVICES[device]
+    name, cores, gib, share, flags, bandwidth = DEVICES[device]
     memory = int((size or gib * 2**30) * share)
     return Hardware(
         processor=Processor(name=name, cores=cores, instruction_sets=flags, bf16=False),
         memory_total=memory,
         memory_free=memory,
         disk_free=None,
+        bandwidth=bandwidth,
         hypothetical=True,
         os="",
     )

@@ -55,6 +55,8 @@ class Hardware(Record):
     disk_free: int | None
     """Free bytes where runs are written; None for hypothetical hardware."""
     accelerators: tuple[Accelerator, ...] = ()
+    bandwidth: float | None = None
+    """Bandwidth of the processor's memory in bytes/s; None where it is not known."""
     hypothetical: bool = False
     """True where it was described by the user, not read from this machine."""
     os: str = ""

@@ -60,7 +60,7 @@ class Request(Fact):
     priority: Priority = "balanced"
     """What counts most when several fit."""
     size: SizeClass | None = None
-    """Size by use: under 1B; edge (to 4B); general (to 9B); expert (10B to 36B)."""
+    """Size by use: under 1B; edge (to what is called 4B); general (to 9B); expert (10B to 36B)."""
     min_parameters: int | None = Field(None, ge=0)
     """Smallest total parameters."""
     max_parameters: int | None = Field(None, ge=0)

@@ -58,7 +58,7 @@ LADDERS: dict[Scale, tuple[Key, ...]] = {
         ("MMLU-Pro", "base"),
         ("MMLU", "base"),
     ),
-    "image": (("MMMU", "instruct"), ("MMMU-Pro", "instruct"), ("MMLU-Pro", "instruct")),
+    "image": (("MMMU-Pro", "instruct"), ("MMLU-Pro", "instruct"), ("MMMU", "instruct")),
     "embedding": (("MTEB(eng,v2)", "leaderboard"), ("MTEB(Multilingual,v2)", "leaderboard")),
     "embedding-multilingual": (("MTEB(Multilingual,v2)", "leaderboard"), ("MTEB(eng,v2)", "leaderboard")),
     "reranking": (("MTEB-R", "own-report"), ("BEIR", "own-report")),
@@ -67,6 +67,7 @@ LADDERS: dict[Scale, tuple[Key, ...]] = {
 }
 """Scales and the benchmarks that can stand for them, the first one being the scale itself."""
 
+CODE_BENCHMARKS = ("HumanEval", "LiveCodeBench")
 MINIMUM_PAIRS = 4
 """Fewer models with both scores make no line."""
 
@@ -104,14 +105,13 @@ class Prior:
     by_year: float
     error: float
     models: int
-    low: float
     high: float
+    """log10 of the largest size that it was made from: a larger one counts as that."""
     best: float
     """Highest score on the scale: nothing is guessed to be above it."""
 
     def __call__(self, size: float, year: float) -> float:
-        size = min(max(size, self.low), self.high)
-        return min(self.constant + self.by_size * size + self.by_year * year, self.best)
+        return min(self.constant + self.by_size * min(size, self.high) + self.by_year * year, self.best)
 
 
 def scale_for(purpose: Purpose, *, code: bool, image: bool, multilingual: bool, base: bool) -> Scale:
@@ -209,7 +209,7 @@ def prior_for(scale: Scale) -> Prior | None:
     sizes = [s for s, _, _ in rows]
     freedom = len(rows) - len(solution)
     best = max(value for *_, value in rows)
-    return Prior(a, b, c, math.sqrt(residual / freedom), len(rows), min(sizes), max(sizes), best)
+    return Prior(a, b, c, math.sqrt(residual / freedom), len(rows), max(sizes), best)
 
 
 def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float] | None:
@@ -237,7 +237,8 @@ def _published(card: ModelCard, scale: Scale) -> tuple[float, Benchmark, Line | 
     target = LADDERS[scale][0]
     for key in LADDERS[scale]:
         found = score_of(card, key)
-        if found is None:
+        # A model made for code stands higher on code than elsewhere: the line would take it along.
+        if found is None or (key[0] in CODE_BENCHMARKS and scale != "code" and "code" in card.tags):
             continue
         if key == target:
             return found.value, found, None
@@ -285,6 +286,25 @@ def evidence(card: ModelCard, scale: Scale) -> Evidence:
         f"{prior.error:.1f} taken off)"
     )
     return Evidence(index=_clip(index), basis="prior", text=text)
+
+
+TOKENS_PER_PARAMETER = 20
+"""Training tokens for each parameter that use a given amount of computing best (Hoffmann et al. 2022,
+arXiv 2203.15556)."""
+
+
+def scratch_evidence(card: ModelCard, *, tokens: float) -> Evidence:
+    """How well a shape suits so many tokens, when nothing of its weights is taken over.
+
+    The best size is a twentieth of the tokens; six points less for each doubling away from it.
+    """
+    best, size = max(tokens / TOKENS_PER_PARAMETER, 1.0), float(card.total or 1)
+    away = math.log2(size / best)
+    text = (
+        f"only its shape and tokenizer are used: {tokens / 1e6:,.1f}M tokens suit {best / 1e6:,.2f}M "
+        f"parameters (20 tokens each, arXiv 2203.15556), it has {size / 1e6:,.0f}M"
+    )
+    return Evidence(index=_clip(100 - 6 * abs(away)), basis="prior", text=text)
 
 
 def _clip(value: float) -> float:

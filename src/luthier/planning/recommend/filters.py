@@ -21,11 +21,11 @@ LONG_DOCUMENT = 32_768
 
 SIZES: dict[SizeClass, tuple[float, float]] = {
     "under-1b": (0, 1e9),
-    "edge": (0, 4e9),
+    "edge": (0, 4.6e9),
     "general": (5e9, 11e9),
     "expert": (13e9, 36e9),
 }
-"""Size by use, as bounds on total parameters: low <= total < high."""
+"""Size by use, as bounds on total parameters: low <= total < high. What vendors call 4B has up to 4.6e9."""
 
 Variant = Literal["instruct", "base", "only"]
 Filter = Callable[[ModelCard, Request], Rejection | None]

@@ -8,9 +8,10 @@ from typing import get_args
 
 from luthier.catalog.index import all_models, gpus, model_card
 from luthier.catalog.index import licence as find_licence
+from luthier.catalog.trains import why_not_trained
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.recommend import guides
-from luthier.planning.recommend.evidence import Scale, evidence, scale_for
+from luthier.planning.recommend.evidence import Scale, evidence, scale_for, scratch_evidence
 from luthier.planning.recommend.filters import choose_variant, first_objection
 from luthier.planning.recommend.hyperparameters import lookup, value_of
 from luthier.planning.recommend.languages import multilingual
@@ -18,13 +19,15 @@ from luthier.planning.recommend.methods import build_method, method_objection, s
 from luthier.planning.recommend.reasons import advice, candidate_reasons, warnings
 from luthier.planning.recommend.relax import relaxations
 from luthier.planning.recommend.score import score
-from luthier.planning.recommend.serving import suggest
+from luthier.planning.recommend.serving import answering, suggest, too_large_for
 from luthier.planning.recommend.shapes import (
     Estimator,
     base_shape,
     budget_of,
     fit_shape,
     least_bytes,
+    rows_of,
+    training_length,
     widen,
 )
 from luthier.planning.solver import GPU_SHARE
@@ -85,14 +88,13 @@ def recommend(
     machine = hardware if hardware is not None else _assumed()
     cards = all_models() if models is None else models
     bench = _bench(request, machine, estimate, preset)
-    target = machine if request.target is None else parse_hardware(request.target)
     tried = _try_all(cards, bench)
     ranked = sorted(
         (t for t in tried if isinstance(t, _Pair)),
         key=lambda pair: (not _pinned(pair, request, known=known), pair.order),
     )
     rejected = tuple(t for t in tried if isinstance(t, Rejection))
-    candidates = tuple(_candidate(i + 1, pair, bench, target) for i, pair in enumerate(ranked[:most]))
+    candidates = tuple(_candidate(i + 1, pair, bench) for i, pair in enumerate(ranked[:most]))
     return Plan(
         request=request,
         hardware=hardware,
@@ -130,9 +132,12 @@ class _Bench:
     preset: Preset
     scale: Scale
     budget: int
+    target: Hardware | None
+    """Where the tuned model is to run, if that was said."""
 
 
 def _bench(request: Request, hardware: Hardware, estimate: Estimator, preset: Preset) -> _Bench:
+    target = None if request.target is None else parse_hardware(request.target)
     scale = scale_for(
         request.purpose,
         code=request.vertical == "code",
@@ -140,7 +145,7 @@ def _bench(request: Request, hardware: Hardware, estimate: Estimator, preset: Pr
         multilingual=multilingual(request.languages),
         base=request.purpose == "text-generation" or request.goal in ("new-language", "from-scratch"),
     )
-    return _Bench(request, hardware, estimate, preset, scale, budget_of(hardware))
+    return _Bench(request, hardware, estimate, preset, scale, budget_of(hardware), target)
 
 
 def _try_all(cards: Iterable[ModelCard], bench: _Bench) -> list[_Pair | Rejection]:
@@ -156,11 +161,13 @@ def _fitting(cards: Iterable[ModelCard], bench: _Bench) -> list[str]:
 def _try_model(card: ModelCard, bench: _Bench) -> _Pair | Rejection:
     """The model's best pair, or the miss that was nearest to fitting.
 
-    Methods are tried from the one that suits best. One that fits without recomputing ends the search:
-    those after it suit less and take no less time.
+    Methods are tried from the one that suits best. One that fits without recomputing, and is done in
+    time, ends the search: what those after it could save no longer makes up for suiting less.
     """
     request = bench.request
-    proof = evidence(card, bench.scale)
+    if bench.target is not None and (short := too_large_for(card, request, bench.target)) is not None:
+        return Rejection(model=card.id, kind="target", reason=short, source="formula")
+    proof = _proof(card, bench)
     found: list[_Pair] = []
     misses: list[Rejection] = []
     asked = [name for name in METHODS if request.method in (None, name)]
@@ -171,9 +178,17 @@ def _try_model(card: ModelCard, bench: _Bench) -> _Pair | Rejection:
             misses.append(tried)
             continue
         found.append(tried)
-        if not tried.shape.checkpointing:
+        if not tried.shape.checkpointing and not any(part.name == "patience" for part in tried.parts):
             break
     return min(found, key=lambda pair: pair.order) if found else _nearest_miss(misses)
+
+
+def _proof(card: ModelCard, bench: _Bench) -> Evidence:
+    """What the model's quality rests on; from scratch no weights are taken over, so only its size does."""
+    if bench.request.goal != "from-scratch":
+        return evidence(card, bench.scale)
+    _, mean, _ = training_length(card, bench.request)
+    return scratch_evidence(card, tokens=rows_of(bench.request) * mean)
 
 
 def _try_method(card: ModelCard, name: MethodName, proof: Evidence, bench: _Bench) -> _Pair | Rejection:
@@ -199,7 +214,10 @@ def _try_method(card: ModelCard, name: MethodName, proof: Evidence, bench: _Benc
     if over is not None:
         return over
     points = suitability(name, card, request)
-    total, parts = score(card, request, hardware, proof=proof, estimate=estimate, method=points)
+    reading = None if bench.target is None else answering(card, request, bench.target)
+    total, parts = score(
+        card, request, hardware, proof=proof, estimate=estimate, method=points, target=reading
+    )
     return _Pair(card, method, shape, estimate, total, parts, proof, settings)
 
 
@@ -255,7 +273,7 @@ def _over_budget(card: ModelCard, name: MethodName, found: Estimate, request: Re
     return None
 
 
-def _candidate(rank: int, pair: _Pair, bench: _Bench, target: Hardware) -> Candidate:
+def _candidate(rank: int, pair: _Pair, bench: _Bench) -> Candidate:
     """Put a pair into words, with the largest micro-batch that fits and the other methods that do."""
     request, hardware, budget = bench.request, bench.hardware, bench.budget
     shape, estimate = widen(
@@ -290,11 +308,34 @@ def _candidate(rank: int, pair: _Pair, bench: _Bench, target: Hardware) -> Candi
             budget=budget,
         ),
         duties=find_licence(card.licence).duties,
-        warnings=warnings(card, request, hardware),
+        warnings=(*_untrained(pair, request, hardware), *warnings(card, request, hardware)),
         settings=pair.settings,
         alternatives=_others(pair, bench),
-        serving=suggest(card, request, target),
+        serving=suggest(card, request, bench.target or hardware),
     )
+
+
+def _untrained(pair: _Pair, request: Request, hardware: Hardware) -> tuple[str, ...]:
+    """What this version cannot do of it yet, and whether it takes longer than anybody waits."""
+    why = why_not_trained(
+        request.purpose,
+        pair.method.name,
+        goal=request.goal,
+        images=request.reads_images,
+        devices=pair.shape.devices,
+    )
+    found = [] if why is None else [f"not to be trained with this version: {why}"]
+    if any(part.name == "patience" for part in pair.parts) and pair.estimate.seconds is not None:
+        found.append(
+            f"takes {pair.estimate.seconds.expected / 3600:.0f} h: fewer or shorter rows, --preset quick or "
+            "another machine bring it down; --hours says how long is fine"
+        )
+    if any(gpu.kind == "mps" for gpu in hardware.accelerators):
+        found.append(
+            "on a Mac Luthier trains on the CPU, not on Apple's GPU: the time is a guess from its vector "
+            "units, nothing was measured on Apple silicon"
+        )
+    return tuple(found)
 
 
 def _method_words(pair: _Pair, request: Request, why: str) -> str:
@@ -359,7 +400,7 @@ def needed_by(
     if card.architecture is None:
         return "its shape is not verified"
     bench = _bench(request, hardware, estimate, "balanced")
-    tried = _try_method(card, name, evidence(card, bench.scale), bench)
+    tried = _try_method(card, name, _proof(card, bench), bench)
     if isinstance(tried, _Pair):
         return tried.needed, True
     if tried.bytes_needed is not None:

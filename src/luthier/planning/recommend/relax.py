@@ -15,6 +15,7 @@ ORDER: tuple[tuple[str, str, Any], ...] = (
     ("size", "allow other sizes", None),
     ("max_parameters", "allow larger models", None),
     ("min_parameters", "allow smaller models", None),
+    ("target", "run it on the machine that trains it", None),
     ("sequence_length", "train on shorter rows (2,048 tokens)", None),
     ("max_seconds", "allow more time", None),
     ("max_cost", "allow more money", None),

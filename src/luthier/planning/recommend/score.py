@@ -19,7 +19,7 @@ from luthier.schema.plan import Evidence, ScorePart
 from luthier.schema.request import Priority, Request
 
 WEIGHTS: dict[Priority, dict[str, float]] = {
-    "balanced": {"quality": 1.0, "speed": 1.0, "size": 0.0, "ecosystem": 0.05},
+    "balanced": {"quality": 1.0, "speed": 1.0, "size": 0.0, "ecosystem": 0.02},
     "quality": {"quality": 1.5, "speed": 0.2, "size": 0.0, "ecosystem": 0.0},
     "speed": {"quality": 0.6, "speed": 4.0, "size": 1.0, "ecosystem": 0.0},
     "size": {"quality": 0.5, "speed": 1.0, "size": 6.0, "ecosystem": 0.0},
@@ -29,8 +29,17 @@ WEIGHTS: dict[Priority, dict[str, float]] = {
 
 FREE_SECONDS = 600.0
 """A training shorter than this costs no points."""
-LONG_SECONDS = 8 * 3_600.0
-"""From here on each doubling costs fifteen points more: nobody waits for days without asking for it."""
+NIGHT = 12 * 3_600.0
+"""How long somebody waits for a training without having said so: from the evening to the morning."""
+PATIENCE: dict[Priority, float] = {
+    "balanced": NIGHT, "quality": 6 * NIGHT, "speed": NIGHT / 6, "size": NIGHT, "ecosystem": NIGHT,
+}  # fmt: skip
+"""Seconds that a training may take by what is wanted most: overnight, a long weekend, a coffee break of two
+hours. Production and research wait for a weekend too; ``max_seconds`` says it outright."""
+IMPATIENCE = -100.0
+"""A training that takes longer comes after every one that does not..."""
+IMPATIENCE_DOUBLING = -15.0
+"""...and among those the shorter ones lead: for each doubling beyond."""
 
 CODE_RULE = 15.0
 FLOAT16_RISK = -15.0
@@ -43,8 +52,24 @@ def speed_points(seconds: float | None) -> float:
     """0 for a short training, then less with every doubling; -20 where the time is not known."""
     if seconds is None:
         return -20.0
-    points = -1.5 * math.log2(max(seconds, FREE_SECONDS) / FREE_SECONDS)
-    return points - 15.0 * math.log2(max(seconds, LONG_SECONDS) / LONG_SECONDS)
+    return -1.5 * math.log2(max(seconds, FREE_SECONDS) / FREE_SECONDS)
+
+
+def patience(request: Request) -> float:
+    """Seconds that a training may take before it comes after all that take less."""
+    if request.max_seconds is not None:
+        return request.max_seconds
+    waits = PATIENCE[request.priority]
+    return max(waits, PATIENCE["quality"]) if request.stage in ("production", "research") else waits
+
+
+def _impatience(seconds: float | None, request: Request) -> ScorePart | None:
+    limit = patience(request)
+    if seconds is None or seconds <= limit:
+        return None
+    points = IMPATIENCE + IMPATIENCE_DOUBLING * math.log2(seconds / limit)
+    why = f"longer than {limit / 3600:g} h, which nobody waits for unasked (--hours)"
+    return ScorePart(name="patience", points=points, why=why)
 
 
 def score(
@@ -55,8 +80,9 @@ def score(
     proof: Evidence,
     estimate: Estimate,
     method: ScorePart,
+    target: ScorePart | None = None,
 ) -> tuple[float, tuple[ScorePart, ...]]:
-    """(sum, parts) of one candidate."""
+    """(sum, parts) of one candidate. target: how fast it would answer where it is to run, if told."""
     weights = WEIGHTS[request.priority]
     seconds = None if estimate.seconds is None else estimate.seconds.expected
     parts = [
@@ -68,6 +94,10 @@ def score(
             why="the training's expected time" if seconds is not None else "time not known",
         ),
     ]
+    if (late := _impatience(seconds, request)) is not None:
+        parts.append(late)
+    if target is not None:
+        parts.append(target)
     if weights["size"]:
         total = card.total or 1
         points = -weights["size"] * max(0.0, math.log2(total / 0.25e9))

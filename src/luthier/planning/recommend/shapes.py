@@ -105,8 +105,19 @@ def base_shape(
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
+        texts=texts_of(request),
         source=source,
     )
+
+
+def texts_of(request: Request) -> int:
+    """Texts of a row that go through the model each by itself.
+
+    An embedder reads a pair as two (mined negatives would make it three); a reranker reads query and
+    document as one text. Chunks of a contrastive batch are recomputed (GradCache, arXiv 2101.06983), so
+    that memory is that of one chunk however many negatives a batch holds.
+    """
+    return 2 if request.purpose == "similarity" else 1
 
 
 def fit_shape(
@@ -200,6 +211,7 @@ def fit_recipe(card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
+        texts=2 if recipe.task == "similarity" else 1,
         source="the recipe",
     )
     outcome = fit_shape(card, recipe.method, shape, hardware, estimate_candidate)
