@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from luthier.errors import LuthierError
+    from luthier.schema.protocols import Progress as Told
 
 JSON_VERSION = 1
 """Version of every ``--json`` object."""
@@ -89,3 +92,30 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+@contextmanager
+def byte_bar(name: str) -> Iterator[Told | None]:
+    """A progress bar over bytes on a terminal; nothing elsewhere."""
+    if not interactive():
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn())
+    with Progress(
+        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=err(), transient=True
+    ) as bars:
+        task = bars.add_task(name, total=None)
+
+        def told(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield told

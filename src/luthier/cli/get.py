@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from luthier.cli.console import err, interactive, out, print_json, size
+from luthier.cli.console import byte_bar, err, out, print_json, size
 from luthier.errors import LuthierError, ModelNotFound, Unreachable, UsageError
 
 if TYPE_CHECKING:
     from luthier.hub.remote import RemoteModel
     from luthier.hub.snapshot import LocalModel
-    from luthier.schema.protocols import Progress
 
 
 def get(
@@ -88,7 +86,7 @@ def _fetch(
     known = _catalogue_ids()
     if revision and revision.startswith(EMBEDDED):
         choice = ModelChoice(id=model_id, revision=revision)
-        with _bar(model_id) as told:
+        with byte_bar(model_id.rpartition("/")[2]) as told:
             local = obtain(choice, say=lambda words: err().print(words), progress=told, offline=offline)
         _show(local, as_json=as_json)
         return
@@ -107,7 +105,7 @@ def _fetch(
     _announce(remote)
     if dry_run:
         return
-    with _bar(remote.id) as told:
+    with byte_bar(remote.id.rpartition("/")[2]) as told:
         local = download(remote, progress=told)
     _show(local, as_json=as_json)
 
@@ -195,30 +193,3 @@ def _show(local: LocalModel, *, as_json: bool) -> None:
     if local.revision:
         err().print("in a recipe, this pins it:", style="dim")
         err().print(f"  model:\n    id: {local.id}\n    revision: {local.revision}", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _bar(name: str) -> Iterator[Progress | None]:
-    """A progress bar over bytes on a terminal; nothing elsewhere."""
-    if not interactive():
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn())
-    with Progress(
-        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=err(), transient=True
-    ) as bars:
-        task = bars.add_task(name.rpartition("/")[2], total=None)
-
-        def told(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
-        yield told

@@ -33,3 +33,40 @@ class ContextPlan(Record):
     @property
     def total(self) -> int:
         return self.weights + self.cache + self.buffers
+
+
+class Smoke(Record):
+    """One prompt put to a deployment right after it was made."""
+
+    prompt: str
+    answer: str
+    stopped: bool
+    """Whether an end token ended the answer."""
+    tokens_per_second: float | None = None
+    memory: int | None = None
+    """Bytes that the runtime held, where it says."""
+
+
+class Deployment(Record):
+    """A model made ready for one runtime, by name."""
+
+    name: str
+    target: Target
+    run: str
+    model: str
+    """File or folder of the weights, within the deployment's own folder or elsewhere on this machine."""
+    sha256: str
+    kind: str
+    """``gguf:Q4_K_M``, ``merged``..."""
+    base_model: str
+    plan: ContextPlan | None = None
+    """None where no context was planned (vLLM does it itself from its own memory)."""
+    created: float
+    files: tuple[str, ...] = ()
+    """What was written, relative to the deployment's folder."""
+    places: tuple[str, ...] = ()
+    """What was written elsewhere, as absolute paths or ``ollama:NAME``."""
+    steps: tuple[str, ...] = ()
+    """What is left for a person to do."""
+    smoke: Smoke | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,168 @@
+"""``luthier deploy`` and ``luthier deployments``: models made ready for a runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from luthier.cli.console import byte_bar, err, memory, out, print_json
+from luthier.schema.deployment import Deployment, Target
+
+if TYPE_CHECKING:
+    from luthier.schema.deployment import ContextPlan
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def deploy(
+    run: str = "latest",
+    /,
+    *,
+    to: Target = "folder",
+    name: str | None = None,
+    gguf: str | None = None,
+    context: int | None = None,
+    slots: int = 1,
+    cache_type: str = "f16",
+    hardware: str | None = None,
+    dry_run: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Make a run's model ready for Ollama, LM Studio, llama.cpp or vLLM, its context sized to the memory.
+
+    Parameters
+    ----------
+    run
+        Id, beginning of one, path, or latest.
+    to
+        ollama, lmstudio, llama.cpp, vllm, folder (all that llama.cpp, Ollama and LM Studio need), or
+        bundle (the same with installers for other machines).
+    name
+        Name of the deployment; the recipe's name when not given. One of the same name is replaced.
+    gguf
+        Which type of the run's GGUF files; the smallest when not given.
+    context
+        Tokens of each slot; chosen from memory, model and training when not given.
+    slots
+        Requests that are answered at once.
+    cache_type
+        Type of keys and values: f16, q8_0, q4_0...
+    hardware
+        The target machine in words ("rtx 4090", mac:32GB, cpu:16GB); this one when not given.
+    dry_run
+        Say what it would be and write nothing.
+    json
+        Print one JSON object.
+    """
+    from luthier.runs.deploying import Wish, deployments_root
+    from luthier.runs.deploying import deploy as make
+    from luthier.runs.directory import find_run
+
+    wish = Wish(to, name, gguf, context, slots, cache_type, hardware)
+    with byte_bar("importing") as progress:
+        made = make(
+            find_run(run),
+            wish,
+            say=lambda words: err().print(words, style="dim", highlight=False),
+            progress=progress,
+            dry_run=dry_run,
+        )
+    if json:
+        print_json(made.model_dump(mode="json"))
+        return
+    _print(made)
+    if not dry_run:
+        out().print(f"Written: {deployments_root() / made.name}", highlight=False, soft_wrap=True)
+
+
+def _print(one: Deployment) -> None:
+    out().print(
+        f"{one.name}: {one.kind} of {one.run} for {one.target}, from {one.base_model}", highlight=False
+    )
+    if one.plan is not None:
+        _print_plan(one.plan)
+    if one.smoke is not None:
+        tried = one.smoke
+        speed = f", {tried.tokens_per_second:.0f} tokens/s" if tried.tokens_per_second else ""
+        held = f", {memory(tried.memory)} held" if tried.memory else ""
+        end = "ended by itself" if tried.stopped else "was cut at its longest"
+        out().print(
+            f"  tried: {tried.prompt!r} -> {_short(tried.answer)!r} ({end}{speed}{held})", highlight=False
+        )
+    for note in one.notes:
+        out().print(f"  note: {note}", highlight=False)
+    for step in one.steps:
+        out().print(f"  next: {step}", highlight=False, soft_wrap=True)
+
+
+def _print_plan(plan: ContextPlan) -> None:
+    of_model = f"the model reads {plan.model_context:,}"
+    parts = f"weights {memory(plan.weights)}, cache {memory(plan.cache)}, buffers {memory(plan.buffers)}"
+    free = f"{memory(plan.free)} on {plan.where}"
+    out().print(
+        f"  context: {plan.slots} x {plan.context:,} tokens ({plan.why}); {of_model}\n"
+        f"  memory: {memory(plan.total)} of {free}: {parts}",
+        highlight=False,
+    )
+    if plan.longer:
+        more = ", ".join(f"{tokens:,} would take {memory(size)}" for tokens, size in plan.longer.items())
+        out().print(f"  longer: {more}", highlight=False)
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+app = App(name="deployments", help="Models made ready for a runtime.", help_format="plaintext")
+
+
+@app.default
+def ls(*, json: Flag = False) -> None:
+    """List deployments."""
+
+    from datetime import datetime
+
+    from luthier.cli.story import columns
+    from luthier.runs.deploying import deployments_root, list_deployments
+
+    found = list_deployments()
+    if json:
+        print_json({"deployments": [one.model_dump(mode="json") for one in found]})
+        return
+    if not found:
+        out().print(f"No deployments under {deployments_root()}. Make one: luthier deploy RUN --to ollama")
+        return
+    table = columns("name", "for", "weights", "run", "context", "made", numbers=(4,))
+    for one in found:
+        context = f"{one.plan.slots} x {one.plan.context:,}" if one.plan else ""
+        table.add_row(
+            one.name,
+            one.target,
+            one.kind,
+            one.run,
+            context,
+            f"{datetime.fromtimestamp(one.created).astimezone():%Y-%m-%d %H:%M}",
+        )
+    out().print(table)
+
+
+@app.command
+def show(name: str, /, *, json: Flag = False) -> None:
+    """Show one deployment."""
+    from luthier.runs.deploying import find_deployment
+
+    found = find_deployment(name)
+    if json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        _print(found)
+
+
+@app.command
+def rm(name: str, /) -> None:
+    """Delete a deployment, and what it wrote into Ollama or LM Studio. The run stays as it is."""
+    from luthier.runs.deploying import remove_deployment
+
+    gone = remove_deployment(name)
+    out().print(f"{gone.name} is gone" + "".join(f"; {place} too" for place in gone.places), highlight=False)
