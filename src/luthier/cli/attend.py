@@ -9,6 +9,7 @@ from luthier.errors import Interrupted
 from luthier.runs.directory import RunDirectory
 from luthier.runs.process import current_state, raise_for_end, start_worker
 from luthier.runs.stages import load_artifacts, load_comparisons, load_estimate, load_results
+from luthier.schema.measurement import Measurement
 from luthier.schema.results import TrainResult
 from luthier.schema.run import Job
 
@@ -87,12 +88,14 @@ def attend(
 def run_json(run: RunDirectory) -> None:
     """Print a run as one JSON object."""
     result = run.stage("train", TrainResult)
+    measured = run.stage("measurement", Measurement)
     print_json(
         {
             "run": run.id,
             "path": str(run.path),
             "state": current_state(run),
             "train": None if result is None else result.model_dump(mode="json"),
+            "measurement": None if measured is None else measured.model_dump(mode="json"),
             "comparisons": [c.model_dump(mode="json") for c in load_comparisons(run)],
             "artifacts": [a.model_dump(mode="json") for a in load_artifacts(run)],
         }

@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.cli.console import duration, err, interactive, memory
+from luthier.cli.story import correction_words
 from luthier.runs.directory import RunDirectory, Stream
 from luthier.runs.process import current_state
-from luthier.schema.run import State
+from luthier.schema.run import Correction, State
 
 OVER: frozenset[State] = frozenset({"done", "stopped", "failed", "lost"})
 PLAIN_EVERY = 10.0
@@ -121,7 +122,10 @@ class Follower:
             case "progress":
                 self._work = values
             case "note":
-                err().print(f"[dim]{values['text']}[/]")
+                err().print(Text(str(values["text"]), style="dim"), soft_wrap=True)
+            case "corrected":
+                words = correction_words(Correction.model_validate(values, extra="ignore"))
+                err().print(Text(f"  {words}", style="dim"), soft_wrap=True)
             case _:
                 pass
 
@@ -167,6 +171,8 @@ class Follower:
             words.append(f"validation {self._validation:.3f}")
         words.append(f"lr {s['learning_rate']:.1e}")
         words.append(f"{s['tokens_per_second']:,.0f} tokens/s")
+        if s.get("mfu"):
+            words.append(f"MFU {s['mfu']:.0%}")
         if s.get("memory"):
             words.append(memory(s["memory"]))
         return "  ".join(words)

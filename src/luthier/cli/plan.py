@@ -282,6 +282,7 @@ def _of_recipe(
     from luthier.data.tokenizer import load_tokenizer
     from luthier.planning.audit import audit
     from luthier.planning.hypothetical import parse_hardware
+    from luthier.planning.measured import corrections_for
     from luthier.planning.resolve import resolve
     from luthier.planning.solver import Question, changes
     from luthier.runs.model import obtain
@@ -295,7 +296,15 @@ def _of_recipe(
     data = read_data(recipe, load_tokenizer(folder))
     measured = rates(probe(machine)) if hardware is None else {}
     arch, config = shape_of(str(folder))
-    found = resolve(recipe, arch=arch, hardware=machine, profile=data.lengths, matrix_rates=measured)
+    known = corrections_for(machine)
+    found = resolve(
+        recipe,
+        arch=arch,
+        hardware=machine,
+        profile=data.lengths,
+        matrix_rates=measured,
+        corrections=known,
+    )
     estimate = found.estimate
     dtype = str(found.recipe.model.dtype)
     question = Question(
@@ -306,6 +315,7 @@ def _of_recipe(
         dtype,
         tokens=found.tokens,
         matrix_rate=measured.get(dtype),
+        corrections=known,
     )
     if exact:
         estimate = _traced(question, found.shape, estimate, config)

@@ -20,6 +20,7 @@ from luthier.errors import UsageError
 from luthier.runs.directory import find_run, list_runs, runs_root
 from luthier.runs.process import ACTIVE, current_state, stop_worker
 from luthier.runs.stages import load_comparisons, load_estimate
+from luthier.schema.measurement import Measurement
 
 app = App(name="runs", help="List and look after runs.", help_format="plaintext")
 
@@ -87,6 +88,11 @@ def show(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) 
         if found.stage_values(file) is not None:
             show_stage(stage, "start")
             show_stage(stage, "done")
+    if (correction := found.status.correction) is not None:
+        out().print(f"  [dim]{story.correction_words(correction)}[/]", soft_wrap=True)
+    if (measured := found.stage("measurement", Measurement)) is not None:
+        story.heading(None, "Predicted and measured", measured.kernels)
+        story.show_measurement(measured)
     if (failure := found.status.failure) is not None:
         err().print(f"failed: {failure.message}")
 

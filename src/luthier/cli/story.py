@@ -16,9 +16,10 @@ from luthier.cli.console import duration, memory, out, size
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
+from luthier.schema.measurement import Measurement
 from luthier.schema.recipe import Recipe
 from luthier.schema.results import Artifact, Comparison, Difference, EvalResult, Metric, TrainResult
-from luthier.schema.run import Status
+from luthier.schema.run import Correction, Status
 
 VERDICTS = {
     "better": ("better", "green"),
@@ -169,6 +170,42 @@ def show_training(result: TrainResult, estimate: Estimate | None) -> None:
         ("Peak memory", f"{memory(result.peak_memory)}{_against(result.peak_memory, memory_range, memory)}"),
     ]
     out().print(grid(rows))
+
+
+def show_measurement(found: Measurement) -> None:
+    """Memory by phase and time, predicted beside measured."""
+    table = columns("", "predicted", "measured", "difference", numbers=(1, 2, 3))
+    on_gpu = found.machine.device == "cuda"
+    for phase, said in found.predicted.phases.items():
+        if (had := found.phases.get(phase)) is not None and not on_gpu:
+            table.add_row(f"memory, {phase}", memory(said), memory(had), f"{had / said - 1:+.0%}")
+    tensors = found.predicted.tensors if on_gpu else found.predicted.process
+    name = "peak of tensors" if on_gpu else "peak of training"
+    off = found.peak / tensors.expected - 1
+    table.add_row(name, memory(tensors.expected), memory(found.peak), f"{off:+.0%}")
+    spent = found.seconds + found.validation_seconds
+    if (seconds := found.predicted.seconds) is not None:
+        words = duration(seconds.expected), duration(spent), f"{spent / seconds.expected - 1:+.0%}"
+        table.add_row("training and validation", *words)
+    out().print(Padding(table, (0, 0, 0, 2)))
+    for shortage in found.shortages:
+        out().print(
+            f"  [yellow]step {shortage.step} ran out of memory with {shortage.rows} {shortage.unit} at once: "
+            f"a prediction that failed; it went on with {shortage.now}[/]"
+        )
+
+
+def correction_words(found: Correction) -> str:
+    """What the first steps make of the prediction, in one line."""
+
+    def beside(now: Range, said: Range | None, words: Callable[[float], str]) -> str:
+        was = "" if said is None else f", predicted {words(said.expected)}"
+        return f"{words(now.expected)} ({words(now.low)} to {words(now.high)}{was})"
+
+    return (
+        f"after {found.step} steps: {beside(found.seconds, found.predicted_seconds, duration)} in all, "
+        f"peak memory {beside(found.memory, found.predicted_memory, memory)}"
+    )
 
 
 def _against(measured: float, predicted: Range | None, words: Callable[[float], str]) -> str:

@@ -17,6 +17,7 @@ from luthier.runs.stages import (
 )
 from luthier.schema.data import DataReport
 from luthier.schema.hardware import Hardware
+from luthier.schema.measurement import Measurement
 from luthier.schema.plan import Plan
 from luthier.schema.results import TrainResult
 
@@ -42,6 +43,7 @@ def context_of(run: RunDirectory) -> ReportContext:
         matrix_gflops=None if rate is None else rate / 1e9,
         plan=run.stage("advice", Plan),
         estimate=load_estimate(run),
+        measurement=run.stage("measurement", Measurement),
         data=run.stage("data", DataReport),
         train=run.stage("train", TrainResult),
         points=read_points(values for values, _ in run.lines("metrics")),

@@ -11,6 +11,7 @@ from luthier.schema.data import DataReport, Finding
 from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
 from luthier.schema.licence import Licence
+from luthier.schema.measurement import Measurement
 from luthier.schema.plan import Plan
 from luthier.schema.recipe import Recipe
 from luthier.schema.results import Artifact, Comparison, EvalResult, TrainResult
@@ -55,6 +56,8 @@ class ReportContext:
     plan: Plan | None = None
     """What was recommended, where the recommender was asked."""
     estimate: Estimate | None = None
+    measurement: Measurement | None = None
+    """What the training came to, beside what was predicted, by phase."""
     data: DataReport | None = None
     findings: tuple[Finding, ...] = ()
     train: TrainResult | None = None

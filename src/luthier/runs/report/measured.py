@@ -122,6 +122,32 @@ def memory_parts(context: ReportContext) -> list[Part]:
     return [Part(PART_NAMES[name], words.size(n), n / total * 100) for name, n in parts if n > 0]
 
 
+def phase_rows(context: ReportContext) -> list[tuple[str, str, str, str]]:
+    """Phase, memory that was predicted and measured, and the difference. Empty on a GPU."""
+    found = context.measurement
+    if found is None or found.machine.device == "cuda":
+        return []  # there the parts are predicted with the context, and measured without it
+    rows = []
+    for phase, said in found.predicted.phases.items():
+        had = found.phases.get(phase)
+        if had is not None and said:
+            off = (had / said - 1) * 100
+            sign = "+" if off >= 0 else words.MINUS
+            rows.append((phase, words.size(said), words.size(had), f"{sign}{abs(off):.0f} %"))
+    return rows
+
+
+def shortage_rows(context: ReportContext) -> list[str]:
+    """Steps that ran out of memory: predictions that failed."""
+    if context.measurement is None:
+        return []
+    return [
+        f"Step {s.step} ran out of memory with {s.rows} {s.unit} at once although it was predicted to fit; "
+        f"the run went on with {s.now}, at the same batch and loss."
+        for s in context.measurement.shortages
+    ]
+
+
 def stage_rows(context: ReportContext) -> list[tuple[str, str, str]]:
     """Stage, wall time, and peak memory of its largest process."""
     status = context.status

@@ -102,6 +102,8 @@ def _parts(context: ReportContext) -> dict[str, Any]:
         "peak_phase": context.estimate.peak.name if context.estimate and context.estimate.phases else "",
         "assumptions": () if context.estimate is None else context.estimate.assumptions,
         "basis": "" if context.estimate is None else context.estimate.basis,
+        "phases": measured.phase_rows(context),
+        "shortages": measured.shortage_rows(context),
         "stages": measured.stage_rows(context),
         "curves": measured.curves(context),
         "train": context.train,
