@@ -45,10 +45,13 @@ def list_recipes(*, json: Flag = False) -> None:
             row["hardware"],
             memory(row["bytes"]),
             "?" if row["seconds"] is None else about(row["seconds"]),
+            "not yet" if row["not_trained"] else "yes",
         ]
         for row in rows
     ]
-    plain(("recipe", "for", "hardware", "memory", "time"), cells, right=(3, 4))
+    plain(("recipe", "for", "hardware", "memory", "time", "trains"), cells, right=(3, 4))
+    for why in dict.fromkeys(row["not_trained"] for row in rows if row["not_trained"]):
+        out().print(f"  not yet: {why}", style="dim", soft_wrap=True)
     out().print(f"\ntime is for {ROWS:,} rows; `luthier recipes copy NAME` writes one here", style="dim")
 
 
@@ -87,19 +90,25 @@ def copy(name: str, to: Path = Path("recipe.yaml"), /) -> None:
     if not to.parent.is_dir():
         raise UsageError(f"{to.parent} is not a directory", hint="make it first")
     to.write_text(recipe.path.read_text(encoding="utf-8"), encoding="utf-8")
+    if (why := predicted(recipe)["not_trained"]) is not None:
+        out().print(
+            f"! it can be planned, not trained with this version: {why}", style="yellow", soft_wrap=True
+        )
     out().print(f"wrote {to}; put your rows where data.train says, then: luthier train {to}", soft_wrap=True)
 
 
 def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
     """What a recipe would need on the hardware that it names."""
     from luthier.catalog.index import model_card
+    from luthier.catalog.trains import why_not_trained
     from luthier.planning.hypothetical import parse_hardware
-    from luthier.planning.recommend.shapes import fit_recipe
+    from luthier.planning.recommend.shapes import devices_of, fit_recipe
     from luthier.schema.load import load_recipe
 
     loaded = load_recipe(recipe.path)
     machine = parse_hardware(recipe.hardware)
     found, budget = fit_recipe(model_card(loaded.model.id), loaded, machine, rows=ROWS)
+    why = why_not_trained(loaded.task, loaded.method.name, devices=devices_of(machine))
     return {
         "name": recipe.name,
         "title": recipe.title,
@@ -110,5 +119,6 @@ def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
         "bytes": round(found.process.high),
         "budget": budget,
         "fits": found.process.high <= budget,
+        "not_trained": why,
         "seconds": None if found.seconds is None else found.seconds.expected,
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from luthier.catalog.trains import NOT_TRAINED
 from luthier.errors import Unsupported
 from luthier.schema.plan import Candidate
 from luthier.schema.recipe import DataChoice, ExportChoice, ModelChoice, Recipe, TrainingChoice
@@ -19,10 +21,9 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
 
     data: files of training rows. Errors: Unsupported for training from scratch.
     """
+    extra: dict[str, Any] = {}
     if request.goal == "from-scratch":
-        raise Unsupported(
-            "training from scratch has no recipe yet", hint="choose goal new-language or domain"
-        )
+        extra = _from_scratch()
     settings = {setting.name: setting for setting in candidate.settings}
     training = {name: settings[name].value for name in TRAINING if name in settings}
     sources = {f"training.{name}": settings[name].source for name in training}
@@ -46,5 +47,13 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
             "training": TrainingChoice.model_validate(training).model_dump(exclude_none=True),
             "export": ExportChoice(gguf=gguf if generative else ()).model_dump(),
             "sources": sources,
+            **extra,
         }
     )
+
+
+def _from_scratch() -> dict[str, Any]:
+    """What a recipe says besides when weights start at random. Errors: Unsupported while none may."""
+    if (why := NOT_TRAINED.get("from-scratch")) is not None:
+        raise Unsupported(why, hint="choose goal new-language or domain, which start from weights")
+    return {}
