@@ -33,11 +33,11 @@ def chat(
     max_new_tokens
         Longest answer in tokens.
     """
-    from luthier.runs.directory import find_run
+    from luthier.runs.registry import resolve
     from luthier.runs.shipping import chat_files
     from luthier.serving.chat import ChatSession
 
-    found = find_run(run)
+    found = resolve(run)
     path, prompt = chat_files(found, gguf)
     err().print(f"{found.id}: {path.name}", style="dim")
     with ChatSession(path, system=system if system is not None else prompt) as session:

@@ -57,12 +57,12 @@ def deploy(
     """
     from luthier.runs.deploying import Wish, deployments_root
     from luthier.runs.deploying import deploy as make
-    from luthier.runs.directory import find_run
+    from luthier.runs.registry import resolve
 
     wish = Wish(to, name, gguf, context, slots, cache_type, hardware)
     with byte_bar("importing") as progress:
         made = make(
-            find_run(run),
+            resolve(run),
             wish,
             say=lambda words: err().print(words, style="dim", highlight=False),
             progress=progress,

@@ -43,11 +43,11 @@ def evaluate(
     from luthier.cli import story
     from luthier.cli.attend import attend
     from luthier.cli.console import print_json
-    from luthier.runs.directory import find_run
+    from luthier.runs.registry import resolve
     from luthier.runs.stages import load_comparisons, load_extra
     from luthier.schema.run import Job
 
-    found = find_run(run)
+    found = resolve(run)
     if data:
         label = name or data[0].name.split(".")[0]
         files = tuple(str(path.expanduser().resolve()) for path in data)

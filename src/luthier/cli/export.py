@@ -36,7 +36,7 @@ def export(
     from luthier.cli import story
     from luthier.cli.attend import attend
     from luthier.cli.console import print_json
-    from luthier.runs.directory import find_run
+    from luthier.runs.registry import resolve
     from luthier.runs.stages import load_artifacts
     from luthier.schema.load import export_from
     from luthier.schema.run import Job
@@ -45,7 +45,7 @@ def export(
         raise UsageError(
             "name what to export", hint="for example: luthier export latest --merged --gguf Q4_K_M,Q8_0"
         )
-    found = find_run(run)
+    found = resolve(run)
     wanted = export_from(adapter=adapter, merged=merged, gguf=gguf)
     if wanted.gguf:
         from luthier.llamacpp.setup import converter

@@ -26,10 +26,10 @@ def report(
         Open the page in the browser.
     """
     from luthier.cli.console import err, out
-    from luthier.runs.directory import find_run
+    from luthier.runs.registry import resolve
     from luthier.runs.reporting import make_markdown, make_report
 
-    found = find_run(run)
+    found = resolve(run)
     if md:
         out().print(make_markdown(found), markup=False, soft_wrap=True)
         return

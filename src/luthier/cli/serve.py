@@ -122,10 +122,10 @@ def _chosen(words: str, gguf: str | None) -> _Chosen:
     path = Path(target).expanduser()
     if path.suffix == ".gguf" or path.is_file():
         return _Chosen(name or path.stem, path.resolve())
-    from luthier.runs.directory import find_run
+    from luthier.runs.registry import resolve
     from luthier.runs.shipping import chat_files
 
-    run = find_run(target)
+    run = resolve(target)
     file, _ = chat_files(run, gguf)
     recipe = run.recipe
     facts = (("run", run.id), ("file", file.name), ("base", recipe.model.id))

