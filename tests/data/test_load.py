@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.load import NOTHING_LEFT, OVER_LENGTH, LoadedData, load_splits
+from luthier.data.fit import NOTHING_LEFT, OVER_LENGTH
+from luthier.data.load import LoadedData, load_splits
 from luthier.data.render import prompt_ids
 from luthier.data.splits import choose, cut, prompt_key
 from luthier.errors import DataError, RecipeError, Unsupported

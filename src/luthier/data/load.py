@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from shutil import disk_usage
 
-from luthier.data.messages import RowProblem
+from luthier.data.fit import (
+    NO_END,
+    NOT_CHOSEN,
+    UNWEIGHTED,
+    Longest,
+    fit,
+    is_text,
+    over_length_error,
+    repeated,
+    times_seen,
+    uncut_sizes,
+    weighed,
+)
+from luthier.data.fit import OVER_LENGTH as OVER_LENGTH  # noqa: PLC0414 - named from here too
+from luthier.data.large import Sources, load_large, needed_bytes, source_bytes
+from luthier.data.passes import plain_chat, untrained
 from luthier.data.read import read_file
 from luthier.data.render import prompt_of, render_rows
 from luthier.data.shapes import Shape, map_rows, several
-from luthier.data.sources import Resolved, resolve
+from luthier.data.sources import Resolved, resolve, resolve_weighted
 from luthier.data.splits import choose, cut, prompt_key
 from luthier.data.stats import digest, lengths
 from luthier.errors import DataError, LuthierError
+from luthier.files import cache_dir
 from luthier.schema.data import DataReport, SplitReport
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.protocols import ChatRow, Splits, TextTokenizer, TokenRow
 from luthier.schema.recipe import DataChoice, Recipe
 
-OVER_LENGTH = "longer than the sequence length"
-NOTHING_LEFT = "no trained token left after truncation"
-NOT_CHOSEN = "not chosen by max_rows"
+IN_MEMORY = 100 << 20
+"""Bytes of data files up to which rows are kept in memory; they take several times as much there."""
+_JOINED = "the model has no chat template: prompt and completion are joined as plain text"
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,8 @@ class _Part:
     files: tuple[str, ...]
     shape: Shape
     cut_from_train: bool = False
+    weights: dict[str, float] = field(default_factory=dict)
+    """File -> weight, where that is not 1."""
 
 
 def load_splits(
@@ -58,24 +78,39 @@ def load_splits(
     Raises DataError (one for all broken rows), FileProblem, RecipeError, and Unsupported where the
     model has no chat template.
     """
-    parts, notes = _parts(recipe, base)
-    if recipe.task == "text-generation" and not getattr(tokenizer, "has_chat_template", True):
-        parts = [replace(part, rows=[_plain(row) for row in part.rows]) for part in parts]
-        notes.append("the model has no chat template: prompt and completion are joined as plain text")
-    train = next(part for part in parts if part.name == "train")
+    sources = _sources(recipe.data, base)
     limit = sequence_length or getattr(tokenizer, "max_length", None)
+    plain = recipe.task == "text-generation" and not getattr(tokenizer, "has_chat_template", True)
+    notes = [note for part in (sources.train, *sources.given.values()) for note in part.notes]
+    storage, why = _storage(recipe.data, sources)
+    notes += [*why, _JOINED] if plain else why
+    if storage != "memory":
+        found = load_large(
+            recipe, tokenizer, sources, limit=limit, stream=storage == "stream", plain=plain, notes=notes
+        )
+        return LoadedData(*found)
+    parts = _parts(recipe, sources)
+    if plain:
+        parts = [replace(part, rows=[plain_chat(row) for row in part.rows]) for part in parts]
+    train = next(part for part in parts if part.name == "train")
     rendered: dict[str, list[TokenRow]] = {}
     uncut: dict[str, list[int]] = {}
+    token_digests: list[str] = []
     trained = 0
     reports: list[SplitReport] = []
     tests: dict[str, Sequence[ChatRow]] = {}
     for part in parts:
         if part.name in ("train", "validation"):
             rows = _rendered(part, recipe, tokenizer)
-            uncut[part.name] = _uncut(rows, limit)
+            sizes = [uncut_sizes(chat, row, limit) for chat, row in zip(rows.chats, rows.tokens, strict=True)]
+            uncut[part.name] = list(chain.from_iterable(repeated(sizes, rows.times)))
             if part.name == "train":
-                trained = sum(int(row.trained.sum()) for row in rows.tokens)
-            rendered[part.name], report = _fitted(part, rows, recipe, tokenizer, limit)
+                trained = sum(
+                    int(row.trained.sum()) * count for row, count in zip(rows.tokens, rows.times, strict=True)
+                )
+            kept, times, report = _fitted(part, rows, recipe, tokenizer, limit)
+            token_digests.append(_token_digest(kept))
+            rendered[part.name] = repeated(kept, times)
         else:
             tests[part.name] = part.rows
             report = _report(part, kept=part.rows, read=len(part.rows))
@@ -95,7 +130,7 @@ def load_splits(
         prompt_leakage=asked,
         tokenizer_digest=getattr(tokenizer, "digest", None),
         digest=digest(
-            [*(f"{one.name}={one.digest}" for one in reports), *map(_token_digest, rendered.values())]
+            [*(f"{one.name}={one.digest}" for one in reports), *token_digests, *weighed(train.weights)]
         ),
         notes=tuple(notes),
     )
@@ -116,6 +151,11 @@ def read_chats(
 ) -> tuple[list[ChatRow], Shape, Resolved]:
     """All rows of some files as conversations. Raises one DataError for all broken rows."""
     resolved = resolve(sources, base=base)
+    rows, shape = _chats(data, resolved)
+    return rows, shape, resolved
+
+
+def _chats(data: DataChoice, resolved: Resolved) -> tuple[list[ChatRow], Shape]:
     problems: list[LuthierError] = []
     raw = chain.from_iterable(read_file(file, on_problem=problems.append) for file in resolved.files)
     first = next(raw, None)
@@ -131,7 +171,7 @@ def read_chats(
     rows = list(mapped)
     if problems:
         raise several(problems)
-    return rows, shape, resolved
+    return rows, shape
 
 
 def _empty(resolved: Resolved) -> DataError:
@@ -142,33 +182,46 @@ def _empty(resolved: Resolved) -> DataError:
     )
 
 
-def _parts(recipe: Recipe, base: Path) -> tuple[list[_Part], list[str]]:
+def _sources(data: DataChoice, base: Path) -> Sources:
+    """All files of a recipe. Raises DataError for a test split with a taken name."""
+    taken = next((name for name in data.test if name in ("train", "validation")), None)
+    if taken:
+        raise DataError(f"data.test.{taken}: a test split cannot have this name", hint="name it test")
+    given = ({"validation": data.validation} if data.validation else {}) | data.test
+    train, weights = resolve_weighted(data.train, data.weights, base=base)
+    return Sources(train, {name: resolve(named, base=base) for name, named in given.items()}, weights)
+
+
+def _storage(data: DataChoice, sources: Sources) -> tuple[str, list[str]]:
+    """Where rendered rows are kept, and what a person should know of it."""
+    if data.storage is not None:
+        return data.storage, []
+    files = [file for part in (sources.train, *sources.given.values()) for file in part.files]
+    if source_bytes(files) <= IN_MEMORY:
+        return "memory", []
+    if find_spec("pyarrow") is None:
+        return "memory", ["large files are read into memory: pip install 'luthier[data]' keeps them on disk"]
+    folder = next(parent for parent in (cache_dir(), *cache_dir().parents) if parent.is_dir())
+    lines = all(file.kind == "jsonl" and not file.compression for file in files)
+    if lines and needed_bytes(files) > disk_usage(folder).free:
+        return "stream", [f"{folder} has no room for rendered rows: each is rendered when it is needed"]
+    return "cache", []
+
+
+def _parts(recipe: Recipe, sources: Sources) -> list[_Part]:
     data = recipe.data
-    rows, shape, resolved = read_chats(data, data.train, base=base)
-    notes = list(resolved.notes)
-    files = tuple(file.shown for file in resolved.files)
+    rows, shape = _chats(data, sources.train)
+    files = tuple(file.shown for file in sources.train.files)
     shares = {} if data.test else {"test": data.test_share}
     if not data.validation:
         shares["validation"] = data.validation_share
     pieces = cut(rows, shares, seed=recipe.seed)
-    parts = [_Part("train", pieces.pop("train"), files, shape)]
+    parts = [_Part("train", pieces.pop("train"), files, shape, weights=sources.weights)]
     parts += [_Part(name, piece, files, shape, cut_from_train=True) for name, piece in pieces.items()]
-    given = ({"validation": data.validation} if data.validation else {}) | data.test
-    for name, sources in given.items():
-        if name in ("train", "validation") and name in data.test:
-            raise DataError(f"data.test.{name}: a test split cannot have this name", hint="name it test")
-        own, own_shape, own_files = read_chats(data, sources, base=base)
-        notes += own_files.notes
-        parts.append(_Part(name, own, tuple(file.shown for file in own_files.files), own_shape))
-    return parts, notes
-
-
-def _plain(row: ChatRow) -> ChatRow:
-    """A question and its answer for a model that knows no chat: the text of both, the answer trained."""
-    if row.messages[0]["role"] == "text" or [m["role"] for m in row.messages] != ["user", "assistant"]:
-        return row
-    question, answer = row.messages
-    return replace(row, messages=[{**question, "role": "text", "weight": 0}, answer])
+    for name, given in sources.given.items():
+        own, own_shape = _chats(data, given)
+        parts.append(_Part(name, own, tuple(file.shown for file in given.files), own_shape))
+    return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,54 +230,50 @@ class _Rows:
 
     chats: list[ChatRow]
     tokens: list[TokenRow]
-    not_chosen: int
+    times: list[int]
+    """How often each row is seen in an epoch."""
+    dropped: dict[str, int]
 
 
 def _rendered(part: _Part, recipe: Recipe, tokenizer: TextTokenizer) -> _Rows:
-    rows = part.rows
+    rows, dropped = part.rows, {}
     most = recipe.data.max_rows
     if part.name == "train" and most is not None and most < len(rows):
+        dropped[NOT_CHOSEN] = len(rows) - most
         rows = choose(rows, most, seed=recipe.seed)
+    times = times_seen([row.file for row in rows], [row.id for row in rows], part.weights, seed=recipe.seed)
+    if 0 in times:
+        dropped[UNWEIGHTED] = times.count(0)
+        rows = [row for row, count in zip(rows, times, strict=True) if count]
+        times = [count for count in times if count]
     problems: list[LuthierError] = []
     tokens = list(render_rows(rows, tokenizer, recipe.data.train_on, on_problem=problems.append))
-    problems += [_untrained(row) for row in tokens if not row.trained.any()]
+    problems += [untrained(row) for row in tokens if not row.trained.any()]
     if problems:
         raise several(problems)
-    return _Rows(rows, tokens, len(part.rows) - len(rows))
-
-
-def _uncut(rows: _Rows, limit: int | None) -> list[int]:
-    """Lengths before any cut; plain texts count in the pieces that they are always cut into."""
-    return [
-        len(piece.ids)
-        for chat, row in zip(rows.chats, rows.tokens, strict=True)
-        for piece in (_pieces(row, limit) if _is_text(chat) else [row])
-    ]
+    return _Rows(rows, tokens, times, dropped)
 
 
 def _fitted(
     part: _Part, rows: _Rows, recipe: Recipe, tokenizer: TextTokenizer, limit: int | None
-) -> tuple[list[TokenRow], SplitReport]:
+) -> tuple[list[TokenRow], list[int], SplitReport]:
     """Rows no longer than the limit, by the recipe's rule, with the account of those that were."""
-    dropped = {NOT_CHOSEN: rows.not_chosen} if rows.not_chosen else {}
+    dropped = dict(rows.dropped)
     kept: list[TokenRow] = []
+    times: list[int] = []
     originals: list[ChatRow] = []
-    truncated = 0
-    for chat, row in zip(rows.chats, rows.tokens, strict=True):
-        pieces = _pieces(row, limit)
-        if len(pieces) == 1 or _is_text(chat):
-            kept += pieces
-        elif recipe.data.over_length == "error":
-            raise _over_length(rows.tokens, limit, getattr(tokenizer, "max_length", None))
-        elif recipe.data.over_length == "drop":
-            dropped[OVER_LENGTH] = dropped.get(OVER_LENGTH, 0) + 1
+    truncated = copies = 0
+    for chat, row, count in zip(rows.chats, rows.tokens, rows.times, strict=True):
+        found = fit(chat, row, limit, recipe.data.over_length)
+        if found.dropped is not None:
+            if recipe.data.over_length == "error":
+                raise _over_length(rows, limit, getattr(tokenizer, "max_length", None))
+            dropped[found.dropped] = dropped.get(found.dropped, 0) + 1
             continue
-        elif not pieces[0].trained.any():
-            dropped[NOTHING_LEFT] = dropped.get(NOTHING_LEFT, 0) + 1
-            continue
-        else:
-            truncated += 1
-            kept.append(pieces[0])
+        truncated += found.truncated
+        copies += count - 1
+        kept += found.pieces
+        times += [count] * len(found.pieces)
         originals.append(chat)
     if not kept:
         raise DataError(
@@ -235,27 +284,15 @@ def _fitted(
     report = _report(
         part, kept=originals, read=len(part.rows), dropped=dropped, truncated=truncated, tokens=kept
     )
-    return kept, report
-
-
-def _is_text(row: ChatRow) -> bool:
-    return len(row.messages) == 1 and row.messages[0]["role"] == "text"
-
-
-def _pieces(row: TokenRow, limit: int | None) -> list[TokenRow]:
-    """The row in pieces of at most ``limit`` tokens; a plain text is trained on all of them."""
-    if limit is None or len(row.ids) <= limit:
-        return [row]
-    return [
-        replace(row, ids=row.ids[start : start + limit], trained=row.trained[start : start + limit])
-        for start in range(0, len(row.ids), limit)
-    ]
+    if part.weights:
+        report = report.model_copy(update={"weights": part.weights, "copies": copies})
+    return kept, times, report
 
 
 def _asked(tests: dict[str, Sequence[ChatRow]], tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
     """Tokens of the prompts and of the expected answers of all test rows. Raises for rows that fail."""
     problems: list[LuthierError] = []
-    rows = [row for split in tests.values() for row in split if not _is_text(row)]
+    rows = [row for split in tests.values() for row in split if not is_text(row)]
     cut_rows = [replace(row, messages=row.messages[: len(prompt_of(row)) + 1]) for row in rows]
     tokens = list(render_rows(cut_rows, tokenizer, "last", on_problem=problems.append))
     if problems:
@@ -272,32 +309,12 @@ def _token_digest(rows: Sequence[TokenRow]) -> str:
     return total.hexdigest()
 
 
-def _untrained(row: TokenRow) -> RowProblem:
-    return RowProblem(
-        "nothing-trained",
-        "no token of this row would be trained",
-        file=row.file,
-        line=row.line,
-        hint="give an assistant turn a weight other than 0, or remove the row",
-    )
-
-
-def _over_length(rows: Sequence[TokenRow], limit: int | None, most: int | None) -> DataError:
-    limit = limit or 0
-    longest = max(rows, key=lambda row: len(row.ids))
-    count = sum(len(row.ids) > limit for row in rows)
-    need = len(longest.ids)
-    ways = "data.over_length: truncate (cuts their ends) or drop"
-    if most is None or need <= most:
-        ways = f"set training.sequence_length={need}, or {ways}"
-    else:
-        ways = f"set {ways}; the model itself reads {most:,} tokens"
-    return DataError(
-        f"{count} of {len(rows)} rows are longer than {limit:,} tokens; the longest has {need:,}",
-        file=longest.file,
-        line=longest.line,
-        hint=ways,
-    )
+def _over_length(rows: _Rows, limit: int | None, most: int | None) -> DataError:
+    chats = [row for chat, row in zip(rows.chats, rows.tokens, strict=True) if not is_text(chat)]
+    longest = max(chats, key=lambda row: len(row.ids))
+    count = sum(len(row.ids) > (limit or 0) for row in chats)
+    named = Longest(len(longest.ids), longest.file, longest.line)
+    return over_length_error(count, len(rows.tokens), named, limit, most)
 
 
 def _reasons(dropped: dict[str, int]) -> str:
@@ -345,7 +362,4 @@ def _end_notes(rows: Sequence[TokenRow], tokenizer: TextTokenizer) -> list[str]:
     ends = list(tokenizer.eos_ids)
     if any(index in ends for row in rows[:100] for index in row.ids[row.trained].tolist()):
         return []
-    return [
-        "no end token of the tokenizer is trained in the first rows: check eos_token_id in "
-        "generation_config.json against the chat template's end marker"
-    ]
+    return [NO_END]

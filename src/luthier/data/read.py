@@ -73,8 +73,15 @@ def read_file(source: Source, *, on_problem: Report | None = None) -> Iterator[R
         "arrow": _arrow,
     }[source.kind]
     report = on_problem or _raise
-    try:
+    with as_file_problem(source):
         yield from reader(source, report)
+
+
+@contextmanager
+def as_file_problem(source: Source) -> Iterator[None]:
+    """What the system says of a file that cannot be read, as FileProblem."""
+    try:
+        yield
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise FileProblem(
@@ -89,7 +96,7 @@ def _raise(problem: LuthierError) -> None:
 
 
 @contextmanager
-def _binary(source: Source) -> Iterator[IO[bytes]]:
+def open_binary(source: Source) -> Iterator[IO[bytes]]:
     """Open a file, decompressed."""
     with source.path.open("rb", buffering=1 << 20) as plain:
         magic = plain.read(4)
@@ -144,7 +151,7 @@ class _Zstd(io.RawIOBase):
         return count
 
 
-def _encoding(head: bytes) -> str | None:
+def told_encoding(head: bytes) -> str | None:
     """Encoding told by a byte order mark, or by the zero bytes of ASCII in UTF-16."""
     for mark, name in (
         (codecs.BOM_UTF8, "utf-8-sig"),
@@ -164,9 +171,9 @@ def _lines(source: Source, report: Report) -> Iterator[tuple[int, str]]:
     """Numbered lines of text, ends stripped of CR and LF. LF (with or without CR) ends a line, or CR
     where a file has no LF; U+2028 and the like are letters of a JSON string.
     """
-    with _binary(source) as stream:
+    with open_binary(source) as stream:
         head = stream.peek(4) if isinstance(stream, io.BufferedReader) else b""
-        encoding = _encoding(head[:4])
+        encoding = told_encoding(head[:4])
         if encoding not in (None, "utf-8-sig"):
             number = 0
             text = io.TextIOWrapper(stream, encoding=encoding, newline=None)
@@ -281,9 +288,9 @@ _ROW_KEYS = ("data", "rows", "train", "examples", "items", "conversations", "ins
 
 
 def _json(source: Source, report: Report) -> Iterator[RawRow]:
-    with _binary(source) as stream:
+    with open_binary(source) as stream:
         raw = stream.read()
-    encoding = _encoding(raw[:4]) or "utf-8"
+    encoding = told_encoding(raw[:4]) or "utf-8"
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
@@ -345,9 +352,9 @@ def _rows_of(value: Any) -> list[Any] | None:
 
 
 def _csv(source: Source, report: Report) -> Iterator[RawRow]:
-    with _binary(source) as stream:
+    with open_binary(source) as stream:
         head = stream.peek(4)[:4] if isinstance(stream, io.BufferedReader) else b""
-        encoding = _encoding(head) or "utf-8"
+        encoding = told_encoding(head) or "utf-8"
         # Bytes that are no UTF-8 come as lone surrogates, so that each such row is told by its line.
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
         try:

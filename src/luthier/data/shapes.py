@@ -378,16 +378,16 @@ def by_file(
             yield shape, row
 
 
-def several(problems: Sequence[LuthierError]) -> DataError:
-    """One error that names the first several broken rows and how many there are."""
-    first = problems[0]
-    if len(problems) == 1:
+def several(problems: Sequence[LuthierError], count: int | None = None) -> DataError:
+    """One error that names the first several broken rows and how many there are (count, if more)."""
+    first, count = problems[0], count or len(problems)
+    if count == 1:
         return DataError(first.message, file=first.file, line=first.line, hint=first.hint)
     shown = "\n".join(f"  {problem}" for problem in problems[:MOST_SHOWN])
-    more = len(problems) - MOST_SHOWN
+    more = count - MOST_SHOWN
     rest = f"\n  and {more} more" if more > 0 else ""
     hints = list(dict.fromkeys(problem.hint for problem in problems[:MOST_SHOWN] if problem.hint))
     return DataError(
-        f"{len(problems)} rows cannot be used:\n{shown}{rest}",
+        f"{count} rows cannot be used:\n{shown}{rest}",
         hint="; ".join([*hints, "`luthier data check FILE` lists them all"]),
     )

@@ -78,6 +78,18 @@ def resolve(sources: tuple[str, ...], *, base: Path) -> Resolved:
     return Resolved(tuple(found.values()), tuple(notes))
 
 
+def resolve_weighted(
+    sources: tuple[str, ...], weights: tuple[float, ...], *, base: Path
+) -> tuple[Resolved, dict[str, float]]:
+    """Files in order, and the weight of each file (as shown) that has one other than 1."""
+    whole = resolve(sources, base=base)
+    found: dict[str, float] = {}
+    for source, weight in zip(sources, weights, strict=False):
+        for file in resolve((source,), base=base).files:
+            found.setdefault(file.shown, weight)
+    return whole, {file: weight for file, weight in found.items() if weight != 1}
+
+
 def source_of(path: Path, shown: str) -> Source:
     """One file by its suffixes. Raises FileProblem for a kind that is not read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from luthier.data.messages import content_digest
+from luthier.data.messages import row_id
 from luthier.errors import DataError
 from luthier.schema.protocols import ChatRow
 
@@ -31,7 +31,7 @@ def prompt_key(row: ChatRow) -> str:
     if row.messages[0]["role"] == "text":
         return row.id
     last = max((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), default=len(row.messages))
-    return content_digest([message for message in row.messages[:last] if message["role"] != "system"])
+    return row_id([message for message in row.messages[:last] if message["role"] != "system"], None)
 
 
 def cut(
@@ -42,34 +42,54 @@ def cut(
     Rows of one group (or, without groups, of one key: one prompt) stay together. Which groups go where
     depends on seed and content only, not on the order of the file. Raises DataError where rows are too few.
     """
-    wanted = {name: max(1, round(share * len(rows))) for name, share in shares.items() if share > 0}
     keys = _keys(rows, key)
     sizes = Counter(keys)
+    queue = sorted(sizes, key=lambda key: rank(key, seed=seed))
+    file = rows[0].file if rows else None
+    numbers = allot([sizes[one] for one in queue], shares, rows=len(rows), file=file)
+    place = {queue[number]: name for number, name in numbers.items()}
+    wanted = [name for name, share in shares.items() if share > 0]
+    parts: dict[str, list[R]] = {"train": [], **{name: [] for name in wanted}}
+    for row, one in zip(rows, keys, strict=True):
+        parts[place.get(one, "train")].append(row)
+    return parts
+
+
+def rank(key: str, *, seed: int) -> int:
+    """Where a group of rows stands in the queue for the held-out splits: by seed and content alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8])
+
+
+def allot(
+    sizes: Sequence[int], shares: dict[str, float], *, rows: int, file: str | None = None
+) -> dict[int, str]:
+    """Number of a group in the queue -> the held-out split that it goes to. sizes: rows of each group.
+
+    Raises DataError where there are too few groups.
+    """
+    wanted = {name: max(1, round(share * rows)) for name, share in shares.items() if share > 0}
     if wanted and len(sizes) < len(wanted) + 1:
         raise DataError(
-            f"{len(rows)} rows ({len(sizes)} different) are too few to hold some back for "
-            f"{' and '.join(wanted)}",
-            file=rows[0].file if rows else None,
+            f"{rows} rows ({len(sizes)} different) are too few to hold some back for {' and '.join(wanted)}",
+            file=file,
             hint="give more rows, name files under data.validation and data.test, or set "
             "data.validation_share and data.test_share to 0",
         )
-    queue = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
-    place: dict[str, str] = {}
+    place: dict[int, str] = {}
     for number, (name, count) in enumerate(wanted.items(), 1):
-        free = [key for key in queue if key not in place]
+        free = [group for group in range(len(sizes)) if group not in place]
         spare = len(free) - (len(wanted) - number) - 1  # one group for train and each later split
-        chosen: list[str] = []
+        chosen: list[int] = []
         taken = 0
         for one in free:
             if len(chosen) < spare and taken + sizes[one] <= count:
                 chosen.append(one)
                 taken += sizes[one]
+                if taken == count:
+                    break
         for one in chosen or [min(free, key=lambda held: sizes[held])]:
             place[one] = name
-    parts: dict[str, list[R]] = {"train": [], **{name: [] for name in wanted}}
-    for row, one in zip(rows, keys, strict=True):
-        parts[place.get(one, "train")].append(row)
-    return parts
+    return place
 
 
 def _keys(rows: Sequence[Row], key: Callable[[Any], str]) -> list[str]:
@@ -84,10 +104,14 @@ def _keys(rows: Sequence[Row], key: Callable[[Any], str]) -> list[str]:
 
 def choose(rows: Sequence[R], count: int, *, seed: int) -> list[R]:
     """``count`` rows by seed and content, in the order given."""
+    return [rows[place] for place in choose_places([row.id for row in rows], count, seed=seed)]
+
+
+def choose_places(ids: Sequence[str], count: int, *, seed: int) -> list[int]:
+    """Places of ``count`` rows by seed and content digest, in order; copies count one by one."""
     seen: Counter[str] = Counter()
     ranked = []
-    for index, row in enumerate(rows):
-        seen[row.id] += 1
-        rank = hashlib.sha256(f"{seed}/choose/{row.id}/{seen[row.id]}".encode()).digest()
-        ranked.append((rank, index))
-    return [rows[index] for index in sorted(index for _, index in sorted(ranked)[:count])]
+    for index, one in enumerate(ids):
+        seen[one] += 1
+        ranked.append((hashlib.sha256(f"{seed}/choose/{one}/{seen[one]}".encode()).digest()[:12], index))
+    return sorted(index for _, index in sorted(ranked)[:count])

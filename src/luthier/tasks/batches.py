@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from luthier.data.batching import Step, plan_epoch
 from luthier.data.collate import Batch, collate
+from luthier.data.store import row_lengths
 from luthier.schema.protocols import TokenRow
 
 
@@ -30,7 +31,7 @@ class RowBatches:
         self.tokens, self.pad_id, self.seed = rows, pad_id, seed
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sequence_length, self.packing = sequence_length, packing
-        self.lengths = [len(row.ids) for row in rows]
+        self.lengths = row_lengths(rows)
         self._planned: tuple[int, list[Step]] | None = None
 
     def plan(self, epoch: int) -> list[Step]:

@@ -1,0 +1,333 @@
+"""What is done with one piece of a large file, in a process of its own.
+
+The first pass takes short digests of each row, which decide the splits; the second renders each row for
+its split.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from luthier.data.chunks import Chunk, chunks, parse
+from luthier.data.fit import Longest, fit, is_text, uncut_sizes
+from luthier.data.messages import RowProblem
+from luthier.data.pool import packed, restored
+from luthier.data.read import RawRow, parse_lines, read_file
+from luthier.data.render import prompt_of, render_row, render_rows
+from luthier.data.shapes import MOST_SHOWN, Shape, detect, several, to_chat
+from luthier.data.sources import Source
+from luthier.data.splits import prompt_key, rank
+from luthier.errors import DataError, LuthierError
+from luthier.schema.protocols import ChatRow, TextTokenizer, TokenRow
+from luthier.schema.recipe import DataChoice, TrainOn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LEFT_OUT = 255
+"""Split number of a row that belongs to none."""
+_LOOKED_AT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to read the rows of some files; the same in every process."""
+
+    shapes: dict[str, Shape]
+    """File -> shape of its rows."""
+    system: str | None
+    seed: int
+    plain: bool = False
+    """Whether prompt and completion are joined as text: the model has no chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How to render them."""
+
+    reading: Reading
+    tokenizer: TextTokenizer
+    train_on: TrainOn
+    limit: int | None
+    over_length: str
+    tests: frozenset[int]
+    """Split numbers whose rows stay conversations."""
+
+
+@dataclass(slots=True)
+class Scanned:
+    """What the first pass keeps of the rows of one piece."""
+
+    ids: bytes
+    """12 bytes a row."""
+    prompts: NDArray[np.uint64]
+    """First 8 bytes of the digest of each prompt."""
+    by_prompt: NDArray[np.uint64]
+    """Where each row stands in the queue for the held-out splits: by group or else prompt ..."""
+    by_id: NDArray[np.uint64]
+    """... or by group or else content."""
+    problems: list[tuple[Any, ...]]
+    broken: int
+
+
+@dataclass(slots=True)
+class Part:
+    """Rendered rows of one split in one piece, side by side."""
+
+    ids: list[NDArray[np.int32]] = field(default_factory=list)
+    trained: list[NDArray[np.bool_]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    """Which row of the piece each stands for (a text may give several)."""
+    piece: list[int] = field(default_factory=list)
+    uncut: list[int] = field(default_factory=list)
+    uncut_rows: list[int] = field(default_factory=list)
+    trained_uncut: list[int] = field(default_factory=list)
+    """Trained tokens of each row before any cut, with ``kept_rows`` of those kept."""
+    all_rows: list[int] = field(default_factory=list)
+    kept_rows: list[int] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    chats: list[tuple[str, int, str, str | None]] = field(default_factory=list)
+    """Test rows: JSON, line, digest, group."""
+    asked: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens of the prompt and of the answer of each test row."""
+    over: int = 0
+    longest: Longest | None = None
+
+
+@dataclass(slots=True)
+class Rendered:
+    """One piece after the second pass."""
+
+    parts: dict[int, Part]
+    problems: list[tuple[Any, ...]]
+    broken: int
+
+
+@dataclass
+class Index:
+    """All rows of some files after the first pass, one entry a row."""
+
+    ids: NDArray[np.void]
+    prompts: NDArray[np.uint64]
+    by_prompt: NDArray[np.uint64]
+    by_id: NDArray[np.uint64]
+    counts: list[int]
+    """Rows of each piece."""
+    files: NDArray[np.int32]
+    """Number of each row's file."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class Problems:
+    """The first few broken rows and how many there are."""
+
+    def __init__(self) -> None:
+        self.first: list[LuthierError] = []
+        self.count = 0
+
+    def __call__(self, problem: LuthierError) -> None:
+        if self.count < MOST_SHOWN:
+            self.first.append(problem)
+        self.count += 1
+
+    def add(self, values: list[tuple[Any, ...]], count: int) -> None:
+        """Problems that a process has packed."""
+        room = MOST_SHOWN - len(self.first)
+        self.first += [restored(one) for one in values[: max(0, room)]]
+        self.count += count
+
+    def demand_none(self) -> None:
+        """Raise one DataError for all."""
+        if self.count:
+            raise several(self.first, self.count)
+
+
+def shapes_of(files: tuple[Source, ...], data: DataChoice) -> dict[str, Shape]:
+    """The shape of each file that has rows, by its first ones. Raises DataError where it cannot be told."""
+    found: dict[str, Shape] = {}
+    for file in files:
+        first = list(islice(read_file(file, on_problem=lambda _: None), _LOOKED_AT))
+        if first:
+            found[file.shown] = detect(first, format=data.format, columns=data.columns)
+    return found
+
+
+def pieces_of(files: tuple[Source, ...], report: Callable[[LuthierError], None]) -> Iterator[Chunk]:
+    """All files in pieces, in order."""
+    for file in files:
+        yield from chunks(file, report)
+
+
+def scan_job(reading: Reading) -> Callable[[Chunk], Scanned]:
+    """First pass over one piece."""
+
+    def scan(chunk: Chunk) -> Scanned:
+        problems = Problems()
+        ids: list[bytes] = []
+        prompts: list[int] = []
+        by_prompt: list[int] = []
+        by_id: list[int] = []
+        for row in chats_of(chunk, reading, problems):
+            key = prompt_key(row)
+            group = None if row.group is None else f"group {row.group}"
+            ids.append(bytes.fromhex(row.id))
+            prompts.append(int(key[:16], 16))
+            by_prompt.append(rank(group or key, seed=reading.seed))
+            by_id.append(rank(group or row.id, seed=reading.seed))
+        asked, first, second = (np.array(part, dtype=np.uint64) for part in (prompts, by_prompt, by_id))
+        told = [packed(one) for one in problems.first]
+        return Scanned(b"".join(ids), asked, first, second, told, problems.count)
+
+    return scan
+
+
+def chats_of(chunk: Chunk, reading: Reading, problems: Callable[[LuthierError], None]) -> Iterator[ChatRow]:
+    """Conversations of a piece."""
+    for row in parse(chunk, problems):
+        try:
+            yield to_chat(row, reading.shapes[row.file], system=reading.system)
+        except RowProblem as problem:
+            problems(problem)
+
+
+def render_job(how: Rendering) -> Callable[[tuple[Chunk, bytes]], Rendered]:
+    """Second pass over one piece, with the split of each of its rows."""
+
+    def render(piece: tuple[Chunk, bytes]) -> Rendered:
+        chunk, places = piece
+        problems = Problems()
+        parts: dict[int, Part] = {}
+        rows: dict[int, list[tuple[int, ChatRow]]] = {}
+        for number, row in enumerate(chats_of(chunk, how.reading, problems)):
+            if places[number] != LEFT_OUT:
+                ready = plain_chat(row) if how.reading.plain else row
+                rows.setdefault(places[number], []).append((number, ready))
+        for place, chosen in rows.items():
+            part = parts[place] = Part()
+            if place in how.tests:
+                _test_rows(part, [row for _, row in chosen], how.tokenizer, problems)
+            else:
+                _train_rows(part, chosen, how, problems)
+        return Rendered(parts, [packed(one) for one in problems.first], problems.count)
+
+    return render
+
+
+def _train_rows(
+    part: Part, chosen: list[tuple[int, ChatRow]], how: Rendering, problems: Callable[[LuthierError], None]
+) -> None:
+    broken: list[LuthierError] = []
+    tokens = list(
+        render_rows([row for _, row in chosen], how.tokenizer, how.train_on, on_problem=broken.append)
+    )
+    broken += [untrained(row) for row in tokens if not row.trained.any()]
+    if broken:
+        for problem in broken:
+            problems(problem)
+        return
+    for (number, chat), row in zip(chosen, tokens, strict=True):
+        sizes = uncut_sizes(chat, row, how.limit)
+        part.uncut += sizes
+        part.uncut_rows += [number] * len(sizes)
+        part.all_rows.append(number)
+        part.trained_uncut.append(int(row.trained.sum()))
+        found = fit(chat, row, how.limit, how.over_length)
+        if how.limit is not None and len(row.ids) > how.limit and not is_text(chat):
+            part.over += 1
+            if part.longest is None or len(row.ids) > part.longest.tokens:
+                part.longest = Longest(len(row.ids), row.file, row.line)
+        if found.dropped is not None:
+            part.dropped[found.dropped] += 1
+            continue
+        part.truncated += found.truncated
+        part.kept_rows.append(number)
+        for place, piece in enumerate(found.pieces):
+            part.ids.append(piece.ids)
+            part.trained.append(piece.trained)
+            part.lines.append(piece.line)
+            part.digests.append(piece.id)
+            part.rows.append(number)
+            part.piece.append(place)
+
+
+def _test_rows(
+    part: Part, rows: list[ChatRow], tokenizer: TextTokenizer, problems: Callable[[LuthierError], None]
+) -> None:
+    asked = [
+        replace(row, messages=row.messages[: len(prompt_of(row)) + 1]) for row in rows if not is_text(row)
+    ]
+    for tokens in render_rows(asked, tokenizer, "last", on_problem=problems):
+        answer = int(tokens.trained.sum())
+        part.asked.append((len(tokens.ids) - answer, answer))
+    for row in rows:
+        text = json.dumps([row.messages, row.tools], ensure_ascii=False)
+        part.chats.append((text, row.line, row.id, row.group))
+
+
+def plain_chat(row: ChatRow) -> ChatRow:
+    """A question and its answer for a model that knows no chat: the text of both, the answer trained."""
+    if row.messages[0]["role"] == "text" or [m["role"] for m in row.messages] != ["user", "assistant"]:
+        return row
+    question, answer = row.messages
+    return replace(row, messages=[{**question, "role": "text", "weight": 0}, answer])
+
+
+def untrained(row: TokenRow) -> RowProblem:
+    """The row would teach nothing."""
+    return RowProblem(
+        "nothing-trained",
+        "no token of this row would be trained",
+        file=row.file,
+        line=row.line,
+        hint="give an assistant turn a weight other than 0, or remove the row",
+    )
+
+
+def row_again(how: Rendering) -> Callable[[bytes, str, int, int], TokenRow]:
+    """A rendered row out of its line, as the second pass made it."""
+
+    def make(line: bytes, file: str, number: int, piece: int) -> TokenRow:
+        chat = _chat_again(line, file, number, how.reading)
+        row = render_row(chat, how.tokenizer, how.train_on)
+        return fit(chat, row, how.limit, how.over_length).pieces[piece]
+
+    return make
+
+
+def chat_again(how: Rendering) -> Callable[[bytes, str, int, int], ChatRow]:
+    """A conversation out of its line."""
+
+    def make(line: bytes, file: str, number: int, _piece: int) -> ChatRow:
+        return _chat_again(line, file, number, how.reading)
+
+    return make
+
+
+def _chat_again(line: bytes, file: str, number: int, reading: Reading) -> ChatRow:
+    def changed(problem: LuthierError) -> None:
+        raise DataError(
+            "this row has changed since the run was prepared",
+            file=file,
+            line=number,
+            hint="start a new run with `luthier train`, or bring the old file back",
+        ) from problem
+
+    line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\n")
+    row: RawRow | None = next(parse_lines(line, number, file, changed), None)
+    if row is None:
+        changed(DataError("is empty"))
+        raise AssertionError
+    chat = to_chat(row, reading.shapes[file], system=reading.system)
+    return plain_chat(chat) if reading.plain else chat
