@@ -66,6 +66,10 @@ class Unsupported(UsageError):
     """A combination that Luthier does not do, with the reason."""
 
 
+class LicenceBroken(UsageError):
+    """What was asked of a licence is not what its terms allow."""
+
+
 class ModelNotFound(UsageError):
     """No model of that name on disk, in the catalogue or on the Hub (or no network to ask it)."""
 

@@ -20,6 +20,7 @@ from luthier.llamacpp.gguf_file import read_header
 from luthier.llamacpp.runtime import GREEDY, LlamaServer, ServerSettings
 from luthier.planning.audit import audit
 from luthier.planning.hypothetical import parse_hardware
+from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory, runs_root
 from luthier.runs.shipping import chat_files
 from luthier.runs.stages import licence_of, load_artifacts
@@ -102,7 +103,9 @@ def deploy(
             f"{wish.cache_type} is not a type of cache", hint=f"use one of {', '.join(CACHE_BYTES)}"
         )
     recipe = run.recipe
-    licence = licence_of((run.stage_values("model") or {}).get("licence"))
+    named = (run.stage_values("model") or {}).get("licence")
+    hold_to_licence(recipe, "deployed", named=named)
+    licence = licence_of(named)
     name = wish.name or permitted_name(recipe.name or run.id, licence)
     if "/" in name or name.startswith("."):
         raise UsageError(f"{name!r} cannot be the name of a folder", hint="use letters, digits, - and _")

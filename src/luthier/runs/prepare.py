@@ -21,6 +21,7 @@ from luthier.hub.snapshot import LocalModel
 from luthier.llamacpp.setup import converter
 from luthier.planning.audit import audit
 from luthier.planning.estimate import kernels_for
+from luthier.planning.licence_gate import hold_to_licence
 from luthier.planning.measured import corrections_for
 from luthier.planning.resolve import Resolved, resolve
 from luthier.runs.directory import RunDirectory, runs_root
@@ -67,10 +68,13 @@ def prepare(
     """
     check_supported(recipe)
     check_trackers(recipe.training.trackers)
+    hold_to_licence(recipe, "trained")
     if recipe.export is not None and recipe.export.gguf:
         converter()  # an export that cannot be made is refused before hours are spent
     model = obtain(recipe.model, say=say, progress=progress, offline=offline)
     if model.revision is not None and recipe.model.revision is None:
+    for duty in hold_to_licence(recipe, "trained", named=model.licence):
+        say(f"the licence asks: {duty}")
         pinned = recipe.model.model_copy(update={"revision": model.revision})
         recipe = recipe.model_copy(update={"model": pinned})
     now = datetime.now().astimezone()

@@ -16,6 +16,7 @@ from luthier.exporting.gguf import export_gguf
 from luthier.exporting.licence_bundle import Provenance, permitted_name, write_licence_bundle
 from luthier.exporting.model_card import CardFacts, write_model_card
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
+from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory
 from luthier.runs.stages import licence_of, load_artifacts, load_comparisons, load_estimate
 from luthier.schema.recipe import ExportChoice, Full
@@ -31,6 +32,7 @@ PARITY_TOKENS = 32
 
 def ship(work: Work, export: ExportChoice) -> list[Artifact]:
     """Write what the recipe asks for. Errors: ParityError where an export answers otherwise."""
+    hold_to_licence(work.recipe, "exported", named=work.model_facts.get("licence"))
     out = work.run.path / "artifacts"
     out.mkdir(exist_ok=True)
     task = work.task

@@ -7,6 +7,10 @@ from typing import Literal
 from luthier.schema.base import Fact
 
 Answer = Literal["yes", "no", "conditional", "unknown"]
+LicenceRule = Literal[
+    "apache-2.0", "mit", "osi", "commercial", "no-acceptable-use-policy", "may-train-others"
+]
+Use = Literal["commercial", "research", "internal"]
 
 
 class Clause(Fact):

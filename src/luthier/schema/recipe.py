@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from luthier.schema.base import Record
+from luthier.schema.licence import LicenceRule, Use
 
 Purpose = Literal[
     "chat",
@@ -324,6 +325,23 @@ class ExportChoice(Record):
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+class LicenceChoice(Record):
+    """What was asked of the base model's licence; training, export and deployment refuse to break it."""
+
+    rules: tuple[LicenceRule, ...] = ()
+    """Rules that it must meet, all of them."""
+    use: Use | None = None
+    """How the model will be used; commercial use refuses non-commercial licences."""
+    monthly_users: int | None = Field(None, ge=0)
+    """Monthly active users of the products it goes into; some licences have a threshold."""
+    eu_entity: bool = False
+    """Whether the user is domiciled in the European Union."""
+    outputs_train_models: bool = False
+    """Whether answers of the tuned model will train other models."""
+    redistribute: bool = False
+    """Whether the tuned weights will be passed on."""
+
+
 class Recipe(Record):
     """All that a run needs, and nothing that depends on where it runs."""
 
@@ -345,6 +363,8 @@ class Recipe(Record):
     export: ExportChoice | None = Field(default_factory=ExportChoice)
     classification: ClassificationChoice | None = None
     """How a classifier is trained and how it decides; classification purposes only."""
+    licence: LicenceChoice | None = None
+    """What the base model's licence must allow; None asks nothing of it."""
     seed: int = Field(17, ge=0)
     """Seed of every random choice: split, order, initialisation, dropout."""
     sources: dict[str, str] = {}

@@ -8,12 +8,9 @@ from pydantic import Field, field_validator
 
 from luthier.schema.base import Fact
 from luthier.schema.data import DataProfile
+from luthier.schema.licence import LicenceRule, Use
 from luthier.schema.recipe import Purpose
 
-LicenceRule = Literal[
-    "apache-2.0", "mit", "osi", "commercial", "no-acceptable-use-policy", "may-train-others"
-]
-Use = Literal["commercial", "research", "internal"]
 Goal = Literal["behaviour", "domain", "new-language", "from-scratch"]
 Stage = Literal["first-run", "production", "research"]
 Priority = Literal["balanced", "quality", "speed", "size", "ecosystem"]

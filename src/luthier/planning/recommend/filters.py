@@ -11,10 +11,10 @@ from typing import Literal
 
 from luthier.catalog.index import licence as find_licence
 from luthier.planning.recommend.languages import NAMES, covers
-from luthier.schema.licence import Licence
+from luthier.schema.licence import Licence, LicenceRule
 from luthier.schema.model import ModelCard
 from luthier.schema.plan import Rejection, RejectionKind
-from luthier.schema.request import LicenceRule, Request, SizeClass
+from luthier.schema.request import Request, SizeClass
 
 LONG_DOCUMENT = 32_768
 """Native context from which a model counts as one for long documents."""

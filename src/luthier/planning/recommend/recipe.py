@@ -8,7 +8,14 @@ from typing import Any
 from luthier.catalog.trains import NOT_TRAINED
 from luthier.errors import Unsupported
 from luthier.schema.plan import Candidate
-from luthier.schema.recipe import DataChoice, ExportChoice, ModelChoice, Recipe, TrainingChoice
+from luthier.schema.recipe import (
+    DataChoice,
+    ExportChoice,
+    LicenceChoice,
+    ModelChoice,
+    Recipe,
+    TrainingChoice,
+)
 from luthier.schema.request import Request
 
 PLACEHOLDER = "rows.jsonl"
@@ -46,6 +53,7 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
             "data": DataChoice(train=tuple(data) or (PLACEHOLDER,)).model_dump(exclude_none=True),
             "training": TrainingChoice.model_validate(training).model_dump(exclude_none=True),
             "export": ExportChoice(gguf=gguf if generative else ()).model_dump(),
+            "licence": _asked_of_licence(request),
             "sources": sources,
             **extra,
         }
@@ -57,3 +65,16 @@ def _from_scratch() -> dict[str, Any]:
     if (why := NOT_TRAINED.get("from-scratch")) is not None:
         raise Unsupported(why, hint="choose goal new-language or domain, which start from weights")
     return {}
+
+
+def _asked_of_licence(request: Request) -> dict[str, Any] | None:
+    """The request's conditions on the licence, so that what follows holds them too."""
+    asked = LicenceChoice(
+        rules=request.licence,
+        use=request.use,
+        monthly_users=request.monthly_users,
+        eu_entity=request.eu_entity,
+        outputs_train_models=request.outputs_train_models,
+        redistribute=request.redistribute,
+    )
+    return None if asked == LicenceChoice() else asked.model_dump(exclude_defaults=True)

@@ -9,17 +9,16 @@ from pydantic import ValidationError
 
 from luthier.errors import UsageError, did_you_mean
 from luthier.planning.recommend.languages import NAMES, language_code
+from luthier.schema.licence import LicenceRule, Use
 from luthier.schema.recipe import Purpose
 from luthier.schema.request import (
     Feature,
     Goal,
-    LicenceRule,
     MethodName,
     Priority,
     Request,
     SizeClass,
     Stage,
-    Use,
     Vertical,
 )
 
