@@ -96,13 +96,15 @@ class Work:
         """The model in memory, ready to answer and to be trained."""
         from luthier.tasks.registry import load_task
 
-        return load_task(
+        task = load_task(
             self.recipe,
             self.model_dir,
             self.tokenizer,
             device=self.model_facts["device"],
             cache=room("digests") / "weights.json",
         )
+        task.splits = self.data.splits
+        return task
 
     @cached_property
     def data_digest(self) -> str:
@@ -195,7 +197,13 @@ def _baseline(work: Work) -> None:
 def _train(work: Work) -> None:
     recipe, run = work.recipe, work.run
     config = recipe.model_dump(mode="json", exclude={"sources"})
-    with open_trackers(recipe.training.trackers, run=run.id, folder=run.path, config=config) as trackers:
+    with open_trackers(
+        recipe.training.trackers,
+        run=run.id,
+        folder=run.path,
+        config=config,
+        say=lambda text: work.board.event("note", text=text),
+    ) as trackers:
         result = work.task.fit(
             work.data.splits,
             run.path,

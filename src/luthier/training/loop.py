@@ -23,6 +23,7 @@ from luthier.training.guard import Draws, cut, ran_out, units_of
 from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import Optimizer, learning_rate
+from luthier.training.profile import StepProfile
 
 Metrics = dict[str, str | int | float | bool | None]
 Control = Callable[[], Literal["stop", "save"] | None]
@@ -125,12 +126,15 @@ def fit(
     model.train()
     if choice.activation_checkpointing == "full":
         recompute(model, on=True)
+    profile = StepProfile(choice.profile_steps, directory, device)
     try:
         with objective.scope(model):
             if resume:
                 run.go_on()
             while not run.over:
+                profile.before(run.position.step + 1)
                 run.one_step()
+                run.profiled(profile.after(run.position.step))
                 run.after_step()
                 asked = control() if control is not None else None
                 if asked is not None and not run.over:
@@ -142,6 +146,7 @@ def fit(
                         )
         return run.finish()
     finally:
+        run.profiled(profile.close(run.position.step))
         run.optimizer.close()
         if choice.activation_checkpointing == "full":
             recompute(model, on=False)
@@ -198,6 +203,14 @@ class _Run:
     def over(self) -> bool:
         """Whether all steps are done, or enough of them."""
         return self.position.step >= self.total or self.position.ended
+
+    def profiled(self, path: Path | None) -> None:
+        """Say where a trace was written."""
+        if path is not None:
+            text = (
+                f"profile written to {path.relative_to(self.directory)}: open it at https://ui.perfetto.dev"
+            )
+            self.on_metrics({"kind": "note", "text": text})
 
     def go_on(self) -> None:
         """Take up the newest whole checkpoint."""

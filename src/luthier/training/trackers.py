@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from luthier.errors import Unsupported
+from luthier.errors import Unsupported, UsageError
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 """Tracker -> the module that must be there, and the package of the same name."""
@@ -40,12 +40,15 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def open_trackers(
-    names: Sequence[str], *, run: str, folder: Path, config: Values
+    names: Sequence[str], *, run: str, folder: Path, config: Values, say: Callable[[str], None]
 ) -> Iterator[tuple[Callable[[Values], None], ...]]:
     """Listeners for the events of a training, one a tracker, closed when the block ends.
 
     run: its name there; a resumed run goes on under the same. folder: the run's, below which
-    TensorBoard and MLflow write unless their own settings say otherwise. config: the recipe.
+    TensorBoard and MLflow write unless their own settings say otherwise. config: the recipe. say: told
+    when a tracker fails on the way (its server is gone, say); the training goes on without it.
+
+    Errors: Unsupported for one that is not installed, UsageError for one that does not start.
     """
     check_trackers(names)
     makers: dict[str, Callable[[str, Path, Values], Tracker]] = {
@@ -57,9 +60,15 @@ def open_trackers(
     with ExitStack() as stack:
         listeners = []
         for name in names:
-            tracker = makers[name](run, folder, config)
-            stack.callback(tracker.close)
-            listeners.append(_listener(tracker))
+            try:
+                tracker = makers[name](run, folder, config)
+            except Exception as error:  # their own exceptions, and those of what they stand on
+                raise UsageError(
+                    f"training.trackers: {name} does not start: {error}",
+                    hint=f"see to its own settings, or drop {name} from training.trackers",
+                ) from error
+            stack.callback(_quietly, name, tracker.close, say)
+            listeners.append(_listener(name, tracker, say))
         yield tuple(listeners)
 
 
@@ -76,22 +85,34 @@ def flat(values: Values, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _listener(tracker: Tracker) -> Callable[[Values], None]:
-    """Pass on the numbers of each step and validation."""
+def _quietly(name: str, call: Callable[..., None], say: Callable[[str], None], *words: Any) -> bool:
+    """Whether a tracker's call went well; a failure is told and costs the run nothing."""
+    try:
+        call(*words)
+    except Exception as error:  # their own exceptions, and those of what they stand on
+        say(f"{name} takes no more metrics: {error}")
+        return False
+    return True
+
+
+def _listener(name: str, tracker: Tracker, say: Callable[[str], None]) -> Callable[[Values], None]:
+    """Pass on the numbers of each step and validation, until the tracker fails."""
+    alive = True
 
     def listen(values: Values) -> None:
-        if values.get("kind") not in ("step", "validation"):
+        nonlocal alive
+        if not alive or values.get("kind") not in ("step", "validation"):
             return
         group = "train" if values["kind"] == "step" else "validation"
         numbers = {
-            f"{group}/{name}": float(value)
-            for name, value in values.items()
-            if name not in ("step", "total_steps")
+            f"{group}/{key}": float(value)
+            for key, value in values.items()
+            if key not in ("step", "total_steps")
             and isinstance(value, (int, float))
             and not isinstance(value, bool)
             and math.isfinite(value)
         }
-        tracker.log(numbers, int(values["step"]))
+        alive = _quietly(name, tracker.log, say, numbers, int(values["step"]))
 
     return listen
 
@@ -135,7 +156,9 @@ class _Mlflow:
     def __init__(self, run: str, folder: Path, config: Values) -> None:
         import mlflow
 
-        client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").as_uri())
+        client = mlflow.MlflowClient(
+            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+        )
         known = client.get_experiment_by_name(PROJECT)
         experiment = client.create_experiment(PROJECT) if known is None else known.experiment_id
         before = client.search_runs([experiment], f"attributes.run_name = '{run}'", max_results=1)
