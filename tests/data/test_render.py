@@ -202,3 +202,52 @@ def test_masks_on_the_real_smollm2(messages: list[Message]) -> None:
     tokenizer = smollm2()
     expected = "".join(m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant")
     assert trained(tokenizer, render_row(row(messages), tokenizer)) == expected
+
+
+def test_two_calls_of_one_turn_are_both_written_or_the_row_is_refused(make_tokenizer) -> None:
+    def call(city: str) -> dict:
+        return {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+
+    both = {"role": "assistant", "content": "", "tool_calls": [call("Rome"), call("Oslo")]}
+    messages = [{"role": "user", "content": "Weather?"}, both]
+    row = render_row(ChatRow(messages, "f", 3, "i"), make_tokenizer("chatml"))
+    assert row.trained.any()
+    with pytest.raises(RowProblem, match="only one of the 2 calls") as told:
+        render_row(ChatRow(messages, "f", 3, "i"), make_tokenizer("llama3"))
+    assert (told.value.file, told.value.line) == ("f", 3)
+
+
+def test_a_prompt_that_goes_on_in_words_takes_no_letter_of_the_answer(make_tokenizer, tmp_path) -> None:
+    """The prompt says "Here are my thoughts:" and the answer begins with an H as well."""
+    tokenizer = make_tokenizer("chatml")
+    (tokenizer.directory / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}{% if not loop.last or m.role == 'user' %}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\nHere are my thoughts:{% endif %}"
+    )
+    told = load_tokenizer(tokenizer.directory)
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Hmm, Grevy."}]
+    row = render_row(ChatRow(messages, "f", 1, "i"), told)
+    assert told.decode(row.ids[row.trained].tolist(), skip_special=False) == "Hmm, Grevy.<|im_end|>"
+
+
+def test_what_a_template_opens_behind_a_call_is_not_trained(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("chatml")
+    (tokenizer.directory / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.tool_calls %}<|im_start|>assistant\n"
+        "{{ m.tool_calls[0].function | tojson }}<|im_end|>{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    told = load_tokenizer(tokenizer.directory)
+    called = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [called]},
+        {"role": "tool", "content": "sunny"},
+        {"role": "assistant", "content": "Sunny."},
+    ]
+    row = render_row(ChatRow(messages, "f", 1, "i"), told)
+    assert told.decode(row.ids[row.trained].tolist(), skip_special=False) == (
+        '{"name": "weather", "arguments": {"city": "Rome"}}<|im_end|>Sunny.<|im_end|>'
+    )

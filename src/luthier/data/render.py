@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -149,16 +150,28 @@ def _ending(tokenizer: TextTokenizer) -> str:
 def _demand_tool_calls(row: ChatRow, text: str, turns: list[Turn]) -> None:
     """Refuse a template that says nothing of a turn's tool calls: an empty answer would be trained."""
     for turn in turns:
-        for call in row.messages[turn.message].get("tool_calls") or ():
-            if call["function"]["name"] not in text[turn.start : turn.end]:
-                raise RowProblem(
-                    "tool-calls-lost",
-                    f"the model's chat template does not write tool calls (message {turn.message + 1})",
-                    file=row.file,
-                    line=row.line,
-                    hint="choose a model whose template knows tools, or write the calls into the "
-                    "assistant's content as text",
-                )
+        written = text[turn.start : turn.end]
+        wanted = Counter(
+            call["function"]["name"] for call in row.messages[turn.message].get("tool_calls") or ()
+        )
+        if any(name not in written for name in wanted):
+            raise RowProblem(
+                "tool-calls-lost",
+                f"the model's chat template does not write tool calls (message {turn.message + 1})",
+                file=row.file,
+                line=row.line,
+                hint="choose a model whose template knows tools, or write the calls into the "
+                "assistant's content as text",
+            )
+        if any(written.count(name) < count for name, count in wanted.items()):
+            raise RowProblem(
+                "tool-calls-lost",
+                f"the model's chat template writes only one of the {wanted.total()} calls of message "
+                f"{turn.message + 1}",
+                file=row.file,
+                line=row.line,
+                hint="put each call into a turn of its own, followed by its result",
+            )
 
 
 def _tokens(ready: Sequence[tuple[ChatRow, Rendered]], tokenizer: TextTokenizer) -> list[TokenRow]:

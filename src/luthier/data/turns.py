@@ -172,6 +172,8 @@ def _start(index: int, chat: _Chat, anchors: _Anchors) -> int:
             header = _header(before, chat)
             found = chat.text.rfind(header, place, content) if header else -1
             agreed = place + _whole_tags(chat.text[place:], part[mark + 1 :])
+            # A prompt that goes on in words may share the first letters of the answer.
+            agreed = min(agreed, content)
             return max(agreed, found + len(header)) if found >= 0 else agreed
     if index in anchors.starts:
         return anchors.starts[index]
@@ -210,11 +212,15 @@ def _end(index: int, chat: _Chat, anchors: _Anchors, start: int) -> tuple[int, b
         # Marks stand around names only, and some templates repeat them in the tool's answer.
         own = _own_end(index, chat, anchors)
         if own > anchors.starts.get(index, start):
-            last = _last(ends, chat.text, start, own)
+            called = anchors.ends.get(index, own)
+            first = ends.search(chat.text, called, max(called, own)) if called < own else None
+            # Behind the last call's end nothing is the turn's: some templates open an empty one there.
+            last = first.end() if first else _last(ends, chat.text, start, own)
             if last is None:
                 # The chat's last call may be closed otherwise: then the end stands a little further.
                 stop = next((anchors.starts[j] for j in anchors.starts if j > index), len(chat.text))
                 further = ends.search(chat.text, own, max(own, stop))
+                own = own if further else _before_openers(index, chat, start, own)
                 last = further.end() if further else _last(specials, chat.text, start, own)
             if last is not None:
                 return last, True
@@ -233,6 +239,14 @@ def _end(index: int, chat: _Chat, anchors: _Anchors, start: int) -> tuple[int, b
         found = specials.search(chat.text, after, stop)
         last = found.end() if found else None
     return (after, False) if last is None else (last, True)
+
+
+def _before_openers(index: int, chat: _Chat, start: int, own: int) -> int:
+    """Place before the next turn's header, where a template writes it with the call itself."""
+    _, specials = _enders(chat.tokenizer)
+    opened = specials.findall(_header(chat.messages[:index], chat))
+    places = (chat.text.find(text, start, own) for text in opened)
+    return min((place for place in places if place > start), default=own)
 
 
 def _last(pattern: re.Pattern[str], text: str, start: int, stop: int) -> int | None:
