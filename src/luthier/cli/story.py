@@ -287,12 +287,15 @@ def show_artifacts(artifacts: Sequence[Artifact], root: Path) -> None:
         "greedy tokens equal",
         "KL (nats)",
         "check",
-        numbers=(1, 2, 3, 4),
+        "held-out score",
+        "gain kept",
+        "tokens/s",
+        numbers=(1, 2, 3, 4, 6, 7, 8),
     )
     for artifact in artifacts:
         parity = artifact.parity
         if parity is None:
-            table.add_row(artifact.kind, size(artifact.bytes), "", "", "", "")
+            table.add_row(artifact.kind, size(artifact.bytes))
             continue
         table.add_row(
             artifact.kind,
@@ -301,9 +304,24 @@ def show_artifacts(artifacts: Sequence[Artifact], root: Path) -> None:
             f"{parity.equal_tokens}/{parity.compared_tokens}",
             "" if parity.mean_kl is None else f"{parity.mean_kl:.4f}",
             Text("passed", style="green") if parity.passed else Text("; ".join(parity.problems), style="red"),
+            *_quality(artifact),
         )
+    from luthier.evaluation.exported import recommended
+
     out().print(Padding(table, (0, 0, 0, 2)))
+    if (best := recommended(artifacts)) is not None:
+        out().print(f"  to use: [bold]{best[0].kind}[/], {best[1]}", highlight=False)
     out().print(f"  [dim]in[/] {root}", soft_wrap=True)
+
+
+def _quality(artifact: Artifact) -> tuple[str, str, str]:
+    """Score on held-out rows with its distance to the trained model, share of the gain kept, speed."""
+    found = artifact.quality
+    if found is None:
+        return "", "", ""
+    score = f"{found.score.value:.3f} ({found.difference.value:+.3f})"
+    kept = "" if found.kept is None else f"{found.kept:.0%}"
+    return score, kept, f"{found.tokens_per_second:.0f}" if found.tokens_per_second else ""
 
 
 def show_times(status: Status) -> None:

@@ -169,6 +169,20 @@ def evaluate(
     )
 
 
+def restricted(result: EvalResult, rows: Sequence[ChatRow]) -> EvalResult:
+    """A result as it would be on some of its rows. Errors: KeyError for a row that was not judged."""
+    found = {row.id: row for row in result.rows}
+    kept = tuple(found[question.id] for question in questions(rows))
+    groups = [row.group for row in kept]
+    metrics = {
+        name: metric_of([row.scores[name] for row in kept], groups).model_copy(
+            update={"greater_is_better": whole.greater_is_better}
+        )
+        for name, whole in result.metrics.items()
+    }
+    return result.model_copy(update={"rows": kept, "metrics": metrics})
+
+
 def field_metrics(rows: Sequence[ScoredRow]) -> dict[str, Metric]:
     """For JSON answers: how often each expected field is right, in the order in which fields appear."""
     scores: dict[str, list[float]] = {}

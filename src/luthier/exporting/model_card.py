@@ -170,11 +170,24 @@ def _scores(facts: CardFacts) -> str:
     return "## Scores\n\n" + "\n".join(rows) + f"\n\n{note}"
 
 
+def _held_out(artifact: Artifact) -> str:
+    quality = artifact.quality
+    if quality is None:
+        return ""
+    score = quality.score
+    return (
+        f"{quality.metric} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], "
+        f"{quality.difference.value:+.3f} to the trained model ({score.n} rows)"
+    )
+
+
 def _exports(facts: CardFacts) -> str:
     shown = [artifact for artifact in facts.artifacts if artifact.parity is not None]
     if not shown:
         return ""
-    rows = _table_head("file", "size", "prompts read alike", "same token", "mean KL", "check")
+    rows = _table_head(
+        "file", "size", "prompts read alike", "same token", "mean KL", "check", "held-out score"
+    )
     for artifact in shown:
         parity = artifact.parity
         assert parity is not None
@@ -183,7 +196,8 @@ def _exports(facts: CardFacts) -> str:
         rows.append(
             f"| {Path(artifact.path).name} | {artifact.bytes / 1e6:,.1f} MB | "
             f"{parity.equal_token_ids}/{parity.prompts} | {share} | {divergence} | "
-            f"{'passed' if parity.passed else 'FAILED: ' + '; '.join(parity.problems)} |"
+            f"{'passed' if parity.passed else 'FAILED: ' + '; '.join(parity.problems)} | "
+            f"{_held_out(artifact)} |"
         )
     note = (
         "Each file was loaded in llama.cpp and held to the trained model on the same prompts: token ids of "

@@ -18,6 +18,7 @@ from luthier.exporting.model_card import CardFacts, write_model_card
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory
+from luthier.runs.quality import QualityJudge
 from luthier.runs.stages import licence_of, load_artifacts, load_comparisons, load_estimate
 from luthier.schema.recipe import ExportChoice, Full
 from luthier.schema.results import Artifact, ParityCheck, TrainResult
@@ -133,7 +134,8 @@ def _ggufs(work: Work, export: ExportChoice, merged: Path, expected: Sequence[Ex
         say=lambda words: work.board.event("note", text=f"  {words}"),
         progress=work.board.progress("ship", "quantising"),
     )
-    return [_checked(work, artifact, expected) for artifact in made]
+    judge = QualityJudge(work, export.quality_rows)
+    return [judge(_checked(work, artifact, expected)) for artifact in made]
 
 
 def _checked(work: Work, artifact: Artifact, expected: Sequence[Expected]) -> Artifact:

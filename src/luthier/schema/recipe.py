@@ -244,8 +244,13 @@ class TrainingChoice(Record):
     """Share of all steps over which the learning rate rises from zero."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    activation_checkpointing: Literal["none", "full"] | None = None
-    """Whether activations are recomputed in the backward pass; derived from memory."""
+    activation_checkpointing: Literal["none", "selective", "full", "offload"] | None = None
+    """What the backward pass computes again: nothing, all but matrix products and attention (compiled layers
+    only), whole layers, or whole layers whose inputs wait in the host's memory; derived from memory."""
+    recomputed_layers: int | None = Field(None, ge=0)
+    """How many layers, from the first, activation_checkpointing holds for; all when not given."""
+    compile: bool | None = None
+    """Whether the layers are compiled into fused kernels (torch.compile); derived from the device."""
     evaluate_every: int | None = Field(None, ge=1)
     """Steps between evaluations on the validation rows; derived as about ten a run."""
     checkpoint_every: int | None = Field(None, ge=1)
@@ -318,6 +323,8 @@ class ExportChoice(Record):
     """GGUF files by type."""
     parity_prompts: int = Field(8, ge=1)
     """How many held-out prompts each export must answer like the trained model."""
+    quality_rows: int = Field(64, ge=0)
+    """Held-out rows on which each GGUF file is judged by the run's own metric; 0 judges none."""
 
     @field_validator("gguf", mode="before")
     @classmethod

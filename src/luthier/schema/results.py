@@ -152,6 +152,21 @@ class ParityCheck(Record):
     """Models that write no text: largest difference of their logits, scores or vectors on these inputs."""
 
 
+class Quality(Record):
+    """An exported model judged on held-out rows, beside the trained model on the same rows."""
+
+    split: str
+    metric: str
+    score: Metric
+    difference: Metric
+    """Exported minus trained."""
+    verdict: Verdict
+    kept: float | None = None
+    """Share of the tuning's gain that is kept; None where the tuning gained nothing beyond doubt."""
+    tokens_per_second: float | None = None
+    """New tokens over wall time here, prompts included."""
+
+
 class Artifact(Record):
     """A file or folder that was written for use elsewhere."""
 
@@ -164,4 +179,5 @@ class Artifact(Record):
     """Digest of the file, or of the sorted digests of a folder's files."""
     predicted_bytes: int | None = None
     parity: ParityCheck | None = None
+    quality: Quality | None = None
     notes: tuple[str, ...] = ()

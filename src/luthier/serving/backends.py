@@ -92,7 +92,9 @@ class LlamaBackend:
             base_url=self.server.url,
             headers={"Authorization": f"Bearer {self.server.api_key}"},
             timeout=httpx2.Timeout(self._timeout, connect=10),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=self.slots),
+            # llama.cpp ends a connection after some requests, and one that was kept may be ending just
+            # as the next request goes out. A new one costs nothing on loopback.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             trust_env=False,  # a proxy of the environment has no business between us and our child
         )
         self._state, self._trouble = "ready", ""

@@ -186,6 +186,17 @@ def artifact_rows(artifacts: Iterable[Artifact]) -> list[ArtifactRow]:
                 "" if p.stops else "the end token does not stop it",
                 *p.problems,
             ]
+        if a.quality is not None:
+            q = a.quality
+            share = words.is_share(q.metric, q.score)
+            score = words.score(q.metric, q.score.value, share=share)
+            details.append(
+                f"{words.metric_name(q.metric)} {score} on {q.score.n} rows of {q.split}, "
+                f"{words.signed(q.difference.value, share=share)} to the trained model"
+                + ("" if q.kept is None else f", {q.kept * 100:.0f} % of the gain kept")
+            )
+            if q.tokens_per_second:
+                details.append(f"{q.tokens_per_second:.0f} tokens/s here")
         found.append(
             ArtifactRow(
                 kind=a.kind,

@@ -1,0 +1,64 @@
+"""What each quantisation costs: the run's own metric on its own held-out rows, beside the trained model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from luthier.data.render import prompt_ids, prompt_of
+from luthier.data.splits import choose
+from luthier.evaluation.compare import compare
+from luthier.evaluation.exported import quality_of
+from luthier.evaluation.generation import evaluate, restricted
+from luthier.hub.cache import room
+from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
+from luthier.runs.stages import load_results
+from luthier.schema.results import Artifact
+
+if TYPE_CHECKING:
+    from luthier.runs.workflow import Work
+    from luthier.schema.protocols import ChatRow
+
+SLOTS = 4
+
+
+class QualityJudge:
+    """Judges the GGUF files of one run on the same rows. Held by the ship stage.
+
+    Rows: up to ``most`` of the first held-out split that base and tuned model were judged on.
+    """
+
+    def __init__(self, work: Work, most: int) -> None:
+        self.work = work
+        self.rows: Sequence[ChatRow] = ()
+        baseline, tuned = load_results(work.run, "baseline"), load_results(work.run, "tuned")
+        split = next((name for name in work.tests if name in tuned and name in baseline), None)
+        if split is None or most == 0:
+            return
+        rows = work.tests[split]
+        self.split = split
+        self.rows = choose(rows, min(most, len(rows)), seed=work.recipe.seed)
+        self.baseline = restricted(baseline[split], self.rows)
+        self.tuned = restricted(tuned[split], self.rows)
+        self.gain = compare(self.baseline, self.tuned)
+
+    def __call__(self, artifact: Artifact) -> Artifact:
+        """The artifact with its quality, or as it was where nothing was held out."""
+        if not self.rows:
+            return artifact
+        work, longest = self.work, self.work.recipe.evaluation.max_new_tokens
+        prompt = max(len(prompt_ids(prompt_of(row), work.tokenizer, row.tools)) for row in self.rows)
+        settings = ServerSettings(context=prompt + longest + 8, slots=min(SLOTS, len(self.rows)))
+        with LlamaServer(work.run.path / artifact.path, settings) as server:
+            generator = GgufGenerator(server, artifact.kind, artifact.sha256)
+            judged = evaluate(
+                generator,
+                self.rows,
+                split=self.split,
+                metrics=self.work.recipe.evaluation.metrics or tuple(self.tuned.metrics),
+                max_new_tokens=longest,
+                progress=work.board.progress("ship", f"{artifact.kind} on {self.split}"),
+                cache_dir=room("answers"),
+            )
+            speed = generator.tokens_per_second if generator.tokens else None
+        return artifact.model_copy(update={"quality": quality_of(self.gain, self.tuned, judged, speed)})
