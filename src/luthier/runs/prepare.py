@@ -67,14 +67,14 @@ def prepare(
     ModelNotFound, Unsupported, ToolchainError.
     """
     check_supported(recipe)
-    check_trackers(recipe.training.trackers)
     hold_to_licence(recipe, "trained")
+    check_trackers(recipe.training.trackers)
     if recipe.export is not None and recipe.export.gguf:
         converter()  # an export that cannot be made is refused before hours are spent
     model = obtain(recipe.model, say=say, progress=progress, offline=offline)
-    if model.revision is not None and recipe.model.revision is None:
     for duty in hold_to_licence(recipe, "trained", named=model.licence):
         say(f"the licence asks: {duty}")
+    if model.revision is not None and recipe.model.revision is None:
         pinned = recipe.model.model_copy(update={"revision": model.revision})
         recipe = recipe.model_copy(update={"model": pinned})
     now = datetime.now().astimezone()
