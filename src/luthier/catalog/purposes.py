@@ -47,6 +47,7 @@ PURPOSES: dict[Purpose, PurposeSpec] = {
             "pairs",
             ("bi-encoder", "encoder", "decoder"),
             "bi-encoder",
+            section="similarity",
             no_gguf=_NO_GGUF.format(what="the pooling"),
         ),
         PurposeSpec(
@@ -55,6 +56,7 @@ PURPOSES: dict[Purpose, PurposeSpec] = {
             "pairs",
             ("cross-encoder", "encoder", "decoder"),
             "cross-encoder",
+            section="reranking",
             no_gguf=_NO_GGUF.format(what="the ranking head"),
         ),
         PurposeSpec(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luthier.data.load import OVER_LENGTH, LoadedData
-from luthier.data.rows import load_rows
+from luthier.data.mine import ByWords, MiningRules, mine
+from luthier.data.rows import TaskSplits, load_rows
 from luthier.data.stats import digest, lengths
 from luthier.data.tokenizer import FileTokenizer
 from luthier.errors import DataError, did_you_mean
 from luthier.schema.data import DataReport, SplitReport
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.protocols import Splits
-from luthier.schema.recipe import Purpose, Recipe
+from luthier.schema.recipe import Purpose, Recipe, RerankingChoice
 from luthier.schema.rows import LabelRow, PairRow, RankingRow, TaskRow
 
 Input = str | tuple[str, str]
@@ -43,14 +46,16 @@ def load_inputs(
     None. Rows that are longer follow ``data.over_length``. Errors as `data.rows.load_rows`.
     """
     rows = load_rows(recipe, base=base)
-    limit = sequence_length or tokenizer.max_length
+    if recipe.task == "reranking":
+        rows = with_negatives(rows, recipe)
+    limit = sequence_length or longest_input(tokenizer, recipe.task)
     parts: dict[str, Sequence[Any]] = {"train": rows.train, "validation": rows.validation, **rows.tests}
     reports = {one.name: one for one in rows.report.splits}
     sizes: dict[str, list[tuple[int, int]]] = {}
     for name, part in parts.items():
         held_out = name in rows.tests
         cuts = held_out or recipe.data.over_length == "truncate"
-        measured = _measure(part, recipe.task, tokenizer, truncates=cuts)
+        measured = _measure(part, recipe.task, tokenizer, truncates=cuts, limit=limit)
         if limit is not None and name in reports:
             part, measured, reports[name] = _fitted(  # noqa: PLW2901
                 part, measured, reports[name], recipe, limit, held_out=held_out
@@ -64,7 +69,54 @@ def load_inputs(
     validation = parts.pop("validation")
     labels = tuple(name for name in rows.labels if name in _labels_of(train))
     splits = Splits(train, validation, parts, kind=rows.kind, labels=labels, retrieval=rows.retrieval)
-    return LoadedData(splits, report, _profile(sizes, parts))
+    profile = _profile(sizes, parts)
+    inputs = sum(len(inputs_of(row, recipe.task)) for row in train) / max(1, len(train))
+    return LoadedData(splits, report, profile.model_copy(update={"inputs": max(1.0, inputs)}))
+
+
+def longest_input(tokenizer: FileTokenizer, purpose: Purpose) -> int | None:
+    """Tokens that a model reads at most: an embedder's own word where it says one, else its tokenizer's."""
+    if purpose == "similarity" and (file := tokenizer.directory / "sentence_bert_config.json").is_file():
+        told = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length")
+        if told:
+            return int(told)
+    return tokenizer.max_length
+
+
+def with_negatives(rows: TaskSplits, recipe: Recipe) -> TaskSplits:
+    """Training and validation rows that have no wrong text get some: those nearest by words (BM25).
+
+    They are looked for among all texts of the split, and in the whole corpus of a retrieval set.
+    """
+    count = (recipe.reranking or RerankingChoice()).negatives
+    found: dict[str, Sequence[TaskRow]] = {}
+    notes: list[str] = []
+    for name, part in (("train", rows.train), ("validation", rows.validation)):
+        bare = [row for row in part if isinstance(row, RankingRow) and not row.negatives]
+        if not bare or not count:
+            found[name] = part
+            continue
+        held = rows.retrieval.get("validation") if rows.kind == "beir" else None
+        corpus = list(held.corpus.values()) if held is not None else _texts(rows.train)
+        rules = MiningRules(count=count, depth=max(50, 5 * count), seed=recipe.seed)
+        mined = mine([(row.query, row.positives) for row in bare], corpus, ByWords, rules)
+        taken = {id(row): one.negatives for row, one in zip(bare, mined.rows, strict=True)}
+        found[name] = [
+            replace(row, negatives=taken[id(row)])
+            if isinstance(row, RankingRow) and id(row) in taken
+            else row
+            for row in part
+        ]
+        given = sum(map(len, taken.values()))
+        notes.append(
+            f"{given:,} negatives for {len(bare):,} {name} rows that have none were found by words (BM25)"
+        )
+    report = rows.report.model_copy(update={"notes": (*rows.report.notes, *notes)})
+    return replace(rows, train=found["train"], validation=found["validation"], report=report)
+
+
+def _texts(rows: Sequence[TaskRow]) -> list[str]:
+    return [text for row in rows if isinstance(row, RankingRow) for text in (*row.positives, *row.negatives)]
 
 
 def check_labels(recipe: Recipe, splits: Splits, report: DataReport) -> tuple[str, ...]:
@@ -119,13 +171,18 @@ def _labels_of(rows: Sequence[TaskRow]) -> set[str]:
 
 
 def _measure(
-    rows: Sequence[TaskRow], purpose: Purpose, tokenizer: FileTokenizer, *, truncates: bool
+    rows: Sequence[TaskRow],
+    purpose: Purpose,
+    tokenizer: FileTokenizer,
+    *,
+    truncates: bool,
+    limit: int | None,
 ) -> list[tuple[int, int]]:
     """For each row: tokens of its longest input, and of all of its inputs."""
     inputs = [inputs_of(row, purpose) for row in rows]
     flat = tokenizer.encode_inputs([one for part in inputs for one in part])
     # What the model cannot read is cut whatever the sequence length, so it counts for no plan.
-    most = tokenizer.max_length or 2**31
+    most = min(limit or 2**31, tokenizer.max_length or 2**31)
     counts = iter([min(len(ids), most) if truncates else len(ids) for ids, _ in flat])
     found = []
     for part in inputs:

@@ -198,6 +198,11 @@ def add_lora(
     return paths
 
 
+def adapter_paths(model: nn.Module, lora: Lora) -> list[str]:
+    """Paths of the layers that adapters go beside, as `add_lora` chooses them."""
+    return _targets(model, lora)
+
+
 def _targets(model: nn.Module, lora: Lora) -> list[str]:
     """Paths of the layers to adapt, in the model's own order."""
     find: Any = getattr(model, "get_output_embeddings", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,6 +263,7 @@ class _Resolver:
             )
         mode = self.given.training.activation_checkpointing
         packed = bool(self.value("data.packing"))
+        length = math.ceil(length * self.profile.inputs)  # all texts of a row are in memory at once
         mean = min(self.profile.train.total / max(1, self.profile.train.count), length)
         wanted = TrainingShape(
             micro_batch_size=micro or batch,

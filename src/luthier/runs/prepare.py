@@ -23,6 +23,7 @@ from luthier.planning.audit import audit
 from luthier.planning.estimate import kernels_for
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.planning.measured import corrections_for
+from luthier.planning.pairs import settle_pairs
 from luthier.planning.resolve import Resolved, resolve
 from luthier.runs.directory import RunDirectory, runs_root
 from luthier.runs.model import Say, obtain
@@ -85,6 +86,7 @@ def prepare(
     check_model(recipe, architecture)
     data = read_data(recipe, tokenizer)
     recipe = with_labels(recipe, data)
+    recipe = settle_pairs(recipe, data.splits.train, data.splits.kind)
     resolved = resolve(
         recipe,
         arch=architecture,

@@ -15,6 +15,8 @@ class LengthProfile(Record):
     """Training tokens that carry loss."""
     validation: Lengths | None = None
     """Tokens a validation row."""
+    inputs: float = 1.0
+    """Texts (or pairs read together) of a training row, in the mean: two and more for pairs and rankings."""
     prompts: Lengths | None = None
     """Tokens of the held-out prompts that will be answered, over all test splits."""
     answers: Lengths | None = None

@@ -258,6 +258,8 @@ class ModelCard(Fact):
     gguf: GgufFacts = Field(default_factory=GgufFacts)
     chat_template: ChatTemplateFacts | None = None
     lora: LoraFacts = Field(default_factory=LoraFacts)
+    prompts: dict[str, str] = {}
+    """What a bi-encoder was trained to read before texts (query, document, similarity), as its maker says."""
     caveats: tuple[str, ...] = ()
     """What to know before fine-tuning it."""
     embedded: EmbeddedWheel | None = None

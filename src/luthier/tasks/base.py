@@ -133,6 +133,8 @@ class ModelTask(ABC):
         self.trained_digest: str | None = None
         """Names the tuned weights once they are in the model."""
         self.merged = False
+        self.splits: Splits | None = None
+        """All rows of the run with their corpora, where judging needs more than the rows it is handed."""
         self.whole: tuple[str, ...] = ()
         """Modules that are trained with all their weights beside adapters: a fresh head."""
         self.prepare()
@@ -150,6 +152,10 @@ class ModelTask(ABC):
     def fresh_modules(self) -> tuple[str, ...]:
         """Paths of modules that adapters leave out and that are trained whole (PEFT: modules_to_save)."""
         return ()
+
+    def adapted_modules(self) -> frozenset[str] | None:
+        """Paths of the layers that get an adapter; None where the method's targets say it."""
+        return None
 
     @abstractmethod
     def objective(self) -> Objective:
@@ -195,7 +201,13 @@ class ModelTask(ABC):
         self.trained_digest, self.merged = None, False
         self.whole = self.fresh_modules()
         if isinstance(self.recipe.method, Lora):
-            add_lora(self.model, self.recipe.method, seed=self.recipe.seed, whole=self.whole)
+            add_lora(
+                self.model,
+                self.recipe.method,
+                seed=self.recipe.seed,
+                whole=self.whole,
+                only=self.adapted_modules(),
+            )
 
     def ensure_base(self) -> None:
         """Read the weights again where training or merging has overwritten them."""

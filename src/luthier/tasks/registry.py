@@ -31,5 +31,9 @@ def task_class(recipe: Recipe) -> type[ModelTask]:
             from luthier.tasks.classification import ClassificationTask
 
             return ClassificationTask
+        case "similarity":
+            from luthier.tasks.similarity import SimilarityTask
+
+            return SimilarityTask
         case _:
             raise Unsupported(f"{recipe.task} is not trained yet", hint="set task: chat")
