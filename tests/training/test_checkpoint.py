@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from luthier.errors import CheckpointError, DoesNotFit
-from luthier.training import checkpoint
+from luthier.training import checkpoint, manifest
 from luthier.training.checkpoint import Position
 
 
@@ -88,7 +88,7 @@ def test_an_end_before_the_rename_leaves_no_checkpoint(tmp_path):
     code = f"""
     import os, signal, torch
     from pathlib import Path
-    from luthier.training import checkpoint
+    from luthier.training import checkpoint, manifest
     checkpoint.save(
         Path({str(tmp_path)!r}), checkpoint.Position(step=4), weights={{"a": torch.ones(9)}}, optimizer={{}},
         recipe_digest="r", before_rename=lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -97,7 +97,7 @@ def test_an_end_before_the_rename_leaves_no_checkpoint(tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, check=False)
     assert done.returncode == -9, done.stderr
     assert (tmp_path / "step-00000004.part").is_dir()
-    assert checkpoint.steps(tmp_path) == [3]
+    assert manifest.steps(tmp_path) == [3]
     loaded = checkpoint.load_newest(tmp_path, recipe_digest="r")
     assert loaded is not None
     assert loaded.position.step == 3
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_last_one(tmp_path):
         save(tmp_path, 4, before_rename=full)
     assert "resume" in error.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
-    assert checkpoint.is_whole(tmp_path / "step-00000003", "r")
+    assert manifest.is_whole(tmp_path / "step-00000003", "r")
 
 
 @pytest.mark.parametrize("size", [100, 40_000])
@@ -137,7 +137,7 @@ def test_newest_and_best_are_kept(tmp_path):
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
     assert checkpoint.prune(tmp_path, keep_last=2, best_step=2) == [1, 3]
-    assert checkpoint.steps(tmp_path) == [2, 4, 5]
+    assert manifest.steps(tmp_path) == [2, 4, 5]
 
 
 def test_the_manifest_names_every_file(tmp_path):

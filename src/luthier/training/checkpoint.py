@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Mapping
@@ -25,14 +24,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier.errors import CheckpointError, DoesNotFit, LuthierError
-
-MANIFEST = "manifest.json"
-WEIGHTS = "weights.safetensors"
-OPTIMIZER = "optimizer.pt"
-RANDOM = "random.pt"
-STATE = "state.json"
-_VERSION = 1
-_PART = ".part"
+from luthier.training.manifest import (
+    MANIFEST,
+    OPTIMIZER,
+    PART,
+    RANDOM,
+    STATE,
+    VERSION,
+    WEIGHTS,
+    check,
+    is_whole,
+    newest,
+    step_name,
+    steps,
+    to_disk,
+)
 
 
 @dataclass(frozen=True)
@@ -113,11 +119,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def step_name(step: int) -> str:
-    """Folder name of a step's checkpoint; names sort as steps do."""
-    return f"step-{step:08d}"
-
-
 def save(
     directory: Path,
     position: Position,
@@ -134,7 +135,7 @@ def save(
     before_rename is called when all is written and not yet in place (for tests of sudden ends).
     """
     final = directory / step_name(position.step)
-    part = final.with_name(final.name + _PART)
+    part = final.with_name(final.name + PART)
     try:
         if is_whole(final, recipe_digest):
             return final
@@ -148,14 +149,14 @@ def save(
         torch.save(random_state(), part / RANDOM)
         (part / STATE).write_text(json.dumps(asdict(position), indent=1) + "\n", encoding="utf-8")
         files = {name: _describe(part / name) for name in (WEIGHTS, OPTIMIZER, RANDOM, STATE)}
-        manifest = {"version": _VERSION, "step": position.step, "recipe": recipe_digest, "files": files}
+        manifest = {"version": VERSION, "step": position.step, "recipe": recipe_digest, "files": files}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        _to_disk(part / MANIFEST)
-        _to_disk(part)
+        to_disk(part / MANIFEST)
+        to_disk(part)
         if before_rename is not None:
             before_rename()
         part.rename(final)
-        _to_disk(directory)
+        to_disk(directory)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise _not_written(error, directory, position.step, _size(weights) + _size(optimizer)) from error
@@ -191,73 +192,23 @@ def _size(value: object) -> int:
 
 def _describe(path: Path) -> dict[str, Any]:
     """Size and digest of a file that is on the disk when this returns."""
-    _to_disk(path)
+    to_disk(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def steps(directory: Path) -> list[int]:
-    """Steps that have a finished folder, oldest first; whether it is whole is not looked at."""
-    if not directory.is_dir():
-        return []
-    names = (path.name for path in directory.iterdir() if path.is_dir())
-    found = (name.removeprefix("step-") for name in names if name.startswith("step-"))
-    return sorted(int(number) for number in found if number.isdecimal())
-
-
-def newest(directory: Path) -> int | None:
-    """The last step that has a checkpoint, whole or not; None without any."""
-    return max(steps(directory), default=None)
-
-
-def is_whole(folder: Path, recipe_digest: str | None = None) -> bool:
-    """Whether every file of the checkpoint is there as it was written (and is of that recipe)."""
-    fault, manifest = _check(folder)
-    return fault is None and recipe_digest in (None, manifest.get("recipe"))
-
-
-def _check(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """The first fault of a checkpoint in words, or None; and its manifest."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        for name, wanted in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing", manifest
-            if path.stat().st_size != wanted["bytes"]:
-                return f"{name} is {path.stat().st_size} bytes, {wanted['bytes']} were written", manifest
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != wanted["sha256"]:
-                    return f"{name} is not what was written", manifest
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing", {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({error})", {}
-    if not {WEIGHTS, OPTIMIZER, RANDOM, STATE} <= files.keys():
-        return f"{MANIFEST} names too few files", manifest
-    return None, manifest
-
-
 def load(folder: Path, *, recipe_digest: str | None = None) -> Loaded:
     """Read one checkpoint. Raises CheckpointError when it is torn or of another recipe."""
-    fault, manifest = _check(folder)
+    fault, manifest = check(folder)
     if fault is not None:
         raise CheckpointError(f"the checkpoint is torn: {fault}", file=folder)
-    if manifest.get("version") != _VERSION:
+    if manifest.get("version") != VERSION:
         raise CheckpointError(
-            f"the checkpoint has format {manifest.get('version')}, this version reads {_VERSION}", file=folder
+            f"the checkpoint has format {manifest.get('version')}, this version reads {VERSION}", file=folder
         )
-    if recipe_digest is not None and manifest["recipe"] != recipe_digest:
+    # A checkpoint taken over from another run on purpose names no recipe: names and shapes are checked later.
+    if recipe_digest is not None and manifest["recipe"] not in (None, recipe_digest):
         raise CheckpointError(
             "the checkpoint is of another recipe",
             file=folder,
@@ -283,7 +234,7 @@ def load_newest(
     """
     for step in reversed(steps(directory)):
         folder = directory / step_name(step)
-        fault, _ = _check(folder)
+        fault, _ = check(folder)
         if fault is None:
             return load(folder, recipe_digest=recipe_digest)
         if say is not None:
@@ -293,7 +244,7 @@ def load_newest(
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """Trained weights of a whole checkpoint by name."""
-    fault, _ = _check(folder)
+    fault, _ = check(folder)
     if fault is not None:
         raise CheckpointError(f"the checkpoint is torn: {fault}", file=folder)
     weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
@@ -308,10 +259,10 @@ def prune(directory: Path, *, keep_last: int, best_step: int | None) -> list[int
     for step in gone:
         # Renamed first: what is half deleted must not look like a checkpoint.
         old = directory / step_name(step)
-        dead = old.with_name(old.name + _PART)
+        dead = old.with_name(old.name + PART)
         shutil.rmtree(dead, ignore_errors=True)
         old.rename(dead)
         shutil.rmtree(dead)
-    for dead in directory.glob("step-*" + _PART):
+    for dead in directory.glob("step-*" + PART):
         shutil.rmtree(dead, ignore_errors=True)
     return gone
