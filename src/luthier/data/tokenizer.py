@@ -27,6 +27,11 @@ _FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+_TELLING_TEXTS_APART = (
+    "Bert", "Deberta", "DebertaV2", "Electra", "Albert", "MobileBert", "ConvBert", "Funnel", "RoFormer",
+    "SqueezeBert", "LayoutLM", "XLNet", "BigBird", "Ernie",
+)  # fmt: skip
+"""Tokenizer classes of transformers that give segment ids although their files do not say so."""
 _UNLIMITED = 10**9
 """transformers writes 1e30 where a tokenizer knows no limit."""
 
@@ -111,6 +116,18 @@ class FileTokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reload, (self.directory, self._now)
+
+    @cached_property
+    def gives_segments(self) -> bool:
+        """Whether transformers' tokenizer of these files tells two texts apart by segment ids."""
+        names = self._config.get("model_input_names")
+        if isinstance(names, list):
+            return "token_type_ids" in names
+        kind = str(self._config.get("tokenizer_class") or "")
+        if not kind:
+            kind = str(_json(self.directory / "config.json").get("model_type") or "")
+            return kind.replace("-", "").replace("_", "").lower() in {n.lower() for n in _TELLING_TEXTS_APART}
+        return kind.removesuffix("Fast").removesuffix("Tokenizer") in _TELLING_TEXTS_APART
 
     @property
     def has_chat_template(self) -> bool:

@@ -40,7 +40,7 @@ from luthier.schema.recipe import ClassificationChoice
 from luthier.schema.results import EvalResult, ParityCheck
 from luthier.schema.rows import LabelRow
 from luthier.tasks.base import ModelTask, Rows, Told
-from luthier.tasks.encoded import EncodedRows, by_length, encode, pad
+from luthier.tasks.encoded import EncodedRows, by_length, encode, pad, reads_segments
 from luthier.training.objective import Loss, MicroBatch, Objective
 
 DECISION = "decision.json"
@@ -191,7 +191,7 @@ class ClassificationTask(ModelTask):
 
     @property
     def _segments(self) -> bool:
-        return getattr(self.model.config, "type_vocab_size", 0) > 1
+        return reads_segments(self.model, self.tokenizer)
 
     def _targets(self, rows: Sequence[LabelRow]) -> Tensor:
         """[rows] label indices, or (multi-label) [rows, labels] of 0 and 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,11 @@ class EncodedBatch:
 def encode(inputs: Sequence[Input], tokenizer: FileTokenizer, *, most: int | None) -> list[Encoded]:
     """Inputs of at most ``most`` tokens, as transformers' own tokenizer gives them."""
     return [Encoded(*one) for one in tokenizer.encode_inputs(inputs, most=most)]
+
+
+def reads_segments(model: Any, tokenizer: FileTokenizer) -> bool:
+    """Whether the model tells two texts apart, and transformers' tokenizer says which is which."""
+    return tokenizer.gives_segments and int(getattr(model.config, "type_vocab_size", 0) or 0) > 1
 
 
 def pad(inputs: Sequence[Encoded], labels: Tensor, *, pad_id: int, segments: bool) -> EncodedBatch:

@@ -15,7 +15,7 @@ from luthier.evaluation.calibration import decide, probabilities
 from luthier.models.classifier import logits_of, saved_labels
 from luthier.models.load import check_model_directory, quiet
 from luthier.schema.classification import DECISION_FILE, Decision
-from luthier.tasks.encoded import by_length, encode, pad
+from luthier.tasks.encoded import by_length, encode, pad, reads_segments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ class SavedClassifier:
                 [encoded[place] for place in places],
                 torch.zeros(len(places)),
                 pad_id=self.tokenizer.pad_id,
-                segments=getattr(self.model.config, "type_vocab_size", 0) > 1,
+                segments=reads_segments(self.model, self.tokenizer),
             )
             batches.append((places, batch.inputs))
         return logits_of(self.model, batches, len(inputs))
