@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from luthier.catalog.index import forget, model_card
 from luthier.cli.main import main
 from luthier.errors import LuthierError, UsageError
 from luthier.planning.added import card_from_directory, save_card
+from luthier.planning.hypothetical import parse_hardware
+from luthier.planning.recommend import recommend
+from luthier.planning.recommend.words import make_request
 
 SMOL = {
     "architectures": ["LlamaForCausalLM"],
@@ -209,3 +213,23 @@ def test_a_folder_without_config(own_home: Path, smol: Path) -> None:
     smol.mkdir()
     with pytest.raises(LuthierError):
         card_from_directory(smol)
+
+
+def test_money_needs_a_price() -> None:
+    with pytest.raises(UsageError) as caught:
+        make_request({"max_cost": 5.0})
+    assert "--price-per-hour" in (caught.value.hint or "")
+
+
+def test_the_next_command_asks_the_same_again() -> None:
+    """What is shown can be typed as it stands, and says all that was asked."""
+    request = make_request(
+        {"use": "commercial", "languages": "de", "priority": "speed", "target": "phone:8GB"}
+    )
+    shown = recommend(request, parse_hardware("rtx 3060")).next_commands[1]
+    assert "..." not in shown
+    words = shlex.split(shown.removeprefix("luthier recommend "))
+    for flag in ("--hardware", "--use", "--language", "--priority", "--target", "--model"):
+        assert flag in words, shown
+    assert words[words.index("--hardware") + 1] == "rtx 3060"
+    assert words[words.index("--target") + 1] == "phone:8GB"

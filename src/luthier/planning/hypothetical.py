@@ -45,6 +45,10 @@ def parse_size(text: str) -> int:
 
 def parse_hardware(text: str) -> Hardware:
     """Turn a description into hardware. Errors: UsageError with the nearest name."""
+    return _parsed(text).model_copy(update={"words": text.strip()})
+
+
+def _parsed(text: str) -> Hardware:
     words = text.strip()
     count = 1
     if match := COUNT.match(words):

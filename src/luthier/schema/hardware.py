@@ -57,6 +57,8 @@ class Hardware(Record):
     accelerators: tuple[Accelerator, ...] = ()
     bandwidth: float | None = None
     """Bandwidth of the processor's memory in bytes/s; None where it is not known."""
+    words: str = ""
+    """How the user described it."""
     hypothetical: bool = False
     """True where it was described by the user, not read from this machine."""
     os: str = ""

@@ -30,6 +30,7 @@ from luthier.planning.recommend.shapes import (
     training_length,
     widen,
 )
+from luthier.planning.recommend.words import options_of
 from luthier.planning.solver import GPU_SHARE
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate
@@ -44,6 +45,7 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 FIRST_RUN = "Qwen/Qwen3-0.6B"
 """Where guide C starts somebody who knows nothing yet."""
 GIB = 2**30
+UNTRAINED = "not to be trained with this version"
 NEAREST = 5
 """Models looked at for what would fit on larger hardware."""
 
@@ -104,11 +106,11 @@ def recommend(
         guides=guides.answers(request, machine if known else None),
         nearest=None if ranked else _nearest(rejected, bench),
         rules=_rules(request, known=known),
-        advice=advice(request),
+        advice=(*_trainable(candidates), *advice(request)),
         relaxations=()
         if ranked
         else relaxations(request, lambda looser: _fitting(cards, _bench(looser, machine, estimate, preset))),
-        next_commands=_next(candidates),
+        next_commands=_next(candidates, request, hardware),
     )
 
 
@@ -324,7 +326,7 @@ def _untrained(pair: _Pair, request: Request, hardware: Hardware) -> tuple[str, 
         images=request.reads_images,
         devices=pair.shape.devices,
     )
-    found = [] if why is None else [f"not to be trained with this version: {why}"]
+    found = [] if why is None else [f"{UNTRAINED}: {why}"]
     if any(part.name == "patience" for part in pair.parts) and pair.estimate.seconds is not None:
         found.append(
             f"takes {pair.estimate.seconds.expected / 3600:.0f} h: fewer or shorter rows, --preset quick or "
@@ -382,13 +384,34 @@ def _rules(request: Request, *, known: bool) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _next(candidates: tuple[Candidate, ...]) -> tuple[str, ...]:
+def _trainable(candidates: tuple[Candidate, ...]) -> tuple[str, ...]:
+    """Which candidate this version trains, where it is not the first."""
+    usable = [c for c in candidates if not any(UNTRAINED in line for line in c.warnings)]
+    if not candidates or (usable and usable[0] is candidates[0]):
+        return ()
+    if not usable:
+        return ("none of those above can be trained with this version: they can be planned",)
+    best = usable[0]
+    return (
+        f"{best.weights} with {best.method.name} (number {best.rank}) is the first that this version trains",
+    )
+
+
+def _next(candidates: tuple[Candidate, ...], request: Request, hardware: Hardware | None) -> tuple[str, ...]:
+    """Commands that can be typed as they stand."""
     if not candidates:
         return ("luthier recommend --help",)
-    best = candidates[0]
+    usable = [c for c in candidates if not any(UNTRAINED in line for line in c.warnings)]
+    best = usable[0] if usable else candidates[0]
+    words = options_of(request)
+    if hardware is not None and hardware.words:
+        words = f'--hardware "{hardware.words}" {words}'.rstrip()
+    again = " ".join(filter(None, ("luthier recommend", words, f"--model {best.card.id}")))
+    if request.method is None and best.method.name != candidates[0].method.name:
+        again += f" --method {best.method.name}"
     return (
         f"luthier models show {best.card.id}",
-        f"luthier recommend ... --model {best.card.id} --data rows.jsonl -o recipe.yaml",
+        f"{again} --data rows.jsonl -o recipe.yaml",
         "luthier train recipe.yaml",
     )
 

@@ -134,6 +134,12 @@ def refuse_contradictions(request: Request) -> None:
         )
     if {"apache-2.0", "mit"} <= set(request.licence):
         raise UsageError("no model is under both apache-2.0 and mit", hint="ask for osi to allow either")
+    if request.max_cost is not None and request.price_per_hour is None:
+        raise UsageError(
+            f"at most ${request.max_cost:,.2f} were allowed, but no price is known",
+            hint="say what an hour of one GPU costs: --price-per-hour 2.50 (prices differ by maker and day: "
+            "none is shipped), or limit the time with --hours",
+        )
     generative = request.purpose in ("chat", "text-generation")
     if not generative and request.goal in ("new-language", "from-scratch"):
         raise UsageError(
@@ -188,3 +194,29 @@ def from_sentence(sentence: str, given: dict[str, Any] | None = None) -> Request
             hint=f"say it with --purpose: {', '.join(CHOICES['purpose'])}",
         )
     return make_request({**values, **(given or {}), "words": sentence, "mapped": tuple(mapped)})
+
+
+FLAGS: dict[str, str] = {
+    "monthly_users": "users", "eu_entity": "eu", "languages": "language", "features": "feature",
+    "sequence_length": "length", "max_cost": "dollars", "max_parameters": "max-size",
+    "min_parameters": "min-size",
+}  # fmt: skip
+"""Fields whose option is called otherwise."""
+
+
+def options_of(request: Request) -> str:
+    """The request as the options of `luthier recommend`, so that it can be asked again."""
+    neutral, found = Request(), list[str]()
+    for name in Request.model_fields:
+        value = getattr(request, name)
+        if value == getattr(neutral, name) or name in ("words", "mapped", "profile", "max_seconds"):
+            continue
+        flag = f"--{FLAGS.get(name, name).replace('_', '-')}"
+        if isinstance(value, bool):
+            found.append(flag)
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        found.append(f'{flag} "{text}"' if " " in text else f"{flag} {text}")
+    if request.max_seconds is not None:
+        found.append(f"--hours {request.max_seconds / 3600:g}")
+    return " ".join(found)
