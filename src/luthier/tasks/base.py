@@ -23,6 +23,7 @@ from luthier.models.lora import add_lora, merge, save_adapter
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Full, Lora, QLora, Recipe
 from luthier.schema.results import EvalResult, ParityCheck, TrainResult
+from luthier.tasks.warm import start_from_adapter
 from luthier.training import checkpoint
 from luthier.training.loop import BatchSource, Control, Metrics, fit, selected_checkpoint
 from luthier.training.objective import MicroBatch, Objective
@@ -208,6 +209,8 @@ class ModelTask(ABC):
                 whole=self.whole,
                 only=self.adapted_modules(),
             )
+            if self.recipe.method.init_from is not None:
+                start_from_adapter(self.model, Path(self.recipe.method.init_from), whole=self.whole)
 
     def ensure_base(self) -> None:
         """Read the weights again where training or merging has overwritten them."""
