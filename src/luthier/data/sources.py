@@ -48,7 +48,7 @@ class Resolved:
 
 
 def resolve(sources: tuple[str, ...], *, base: Path) -> Resolved:
-    """Expand files, folders and globs, relative to base. A file named twice is read once.
+    """Expand files, folders, globs and names of the Hub, relative to base. A file named twice is read once.
 
     A folder gives its data files, at any depth; where some of them are named train and others
     validation or test, only the first are taken, and a note says so.
@@ -57,6 +57,13 @@ def resolve(sources: tuple[str, ...], *, base: Path) -> Resolved:
     found: dict[Path, Source] = {}
     notes: list[str] = []
     for source in sources:
+        if source.startswith("hub:"):
+            from luthier.data.remote import fetch
+
+            fetched = fetch(source)
+            found.update({file.path: file for file in fetched.files})
+            notes.append(fetched.note)
+            continue
         path = Path(source).expanduser()
         path = path if path.is_absolute() else base / path
         if path.is_dir():

@@ -14,6 +14,7 @@ from typing import Any
 from luthier.catalog.purposes import check_supported, spec_of
 from luthier.data.inputs import check_labels, load_inputs
 from luthier.data.load import LoadedData, load_splits, read_chats
+from luthier.data.remote import pin
 from luthier.data.rows import rows_for
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import DoesNotFit, Unsupported
@@ -61,9 +62,11 @@ def prepare(
     say: Say,
     progress: Progress | None = None,
     offline: bool = False,
+    now: datetime | None = None,
 ) -> Prepared:
     """Bring the model, read the data, derive every value, predict, and check that it can be done.
 
+    now: what templates that print the date are told; this moment when not given.
     Errors: everything that would fail later and can be known now: DataError, DoesNotFit,
     ModelNotFound, Unsupported, ToolchainError.
     """
@@ -78,7 +81,8 @@ def prepare(
     if model.revision is not None and recipe.model.revision is None:
         pinned = recipe.model.model_copy(update={"revision": model.revision})
         recipe = recipe.model_copy(update={"model": pinned})
-    now = datetime.now().astimezone()
+    recipe = recipe.model_copy(update={"data": pin(recipe.data)})
+    now = now or datetime.now().astimezone()
     tokenizer = load_tokenizer(model.path, now=now)
     architecture = architecture_of(model.path)
     hardware = audit(runs_root())

@@ -1,0 +1,211 @@
+"""Memory and time of large files: `data check` and the loading of a recipe's rows for training.
+
+    python benchmarks/data/large.py make 2000 big.jsonl        # megabytes, file
+    python benchmarks/data/large.py load big.jsonl MODEL       # MODEL: folder with a tokenizer; twice = second start
+    python benchmarks/data/large.py check big.jsonl
+    python benchmarks/data/large.py speed big.jsonl            # check against plain JSON parsing, one run
+
+Each prints one JSON object. Memory is the resident size of the process and its children together,
+sampled five times a second, files mapped into memory included.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "a",
+    "in",
+    "that",
+    "it",
+    "is",
+    "was",
+    "for",
+    "on",
+    "with",
+    "as",
+    "his",
+    "they",
+    "be",
+    "at",
+    "one",
+    "have",
+    "this",
+    "from",
+    "or",
+    "had",
+    "by",
+    "hot",
+    "but",
+    "some",
+    "what",
+    "there",
+    "we",
+    "can",
+    "out",
+    "other",
+    "were",
+    "all",
+    "your",
+    "when",
+    "up",
+    "use",
+    "word",
+    "how",
+    "said",
+    "an",
+    "each",
+    "she",
+    "which",
+    "do",
+    "their",
+    "time",
+    "if",
+    "will",
+    "way",
+    "about",
+    "many",
+    "then",
+    "them",
+    "would",
+    "write",
+    "like",
+    "so",
+    "these",
+    "her",
+    "long",
+    "make",
+    "thing",
+    "see",
+    "him",
+    "two",
+    "has",
+    "look",
+    "more",
+    "day",
+    "could",
+    "go",
+    "come",
+    "did",
+    "my",
+    "sound",
+    "no",
+    "most",
+    "number",
+    "who",
+    "over",
+    "know",
+    "water",
+    "than",
+    "call",
+    "first",
+    "people",
+]
+
+
+def make(megabytes: float, path: Path) -> dict[str, float]:
+    """Chats of random words, answers with a long tail, lines of about 4 kB."""
+    draw = random.Random(0)
+    pool = [" ".join(draw.choices(_WORDS, k=200)) for _ in range(500)]
+    rows = size = 0
+    with path.open("w", encoding="utf-8") as file:
+        while size < megabytes * 1e6:
+            turns = []
+            for _ in range(1 if draw.random() < 0.7 else 3):
+                question = pool[draw.randrange(500)][: draw.randint(40, 900)]
+                answer = "".join(draw.choices(pool, k=8))[: int(draw.lognormvariate(7, 0.8)) + 20]
+                turns += [{"role": "user", "content": f"{question} {rows}"}]
+                turns += [{"role": "assistant", "content": answer}]
+            line = json.dumps({"id": rows, "messages": turns}) + "\n"
+            file.write(line)
+            rows, size = rows + 1, size + len(line)
+    return {"rows": rows, "MB": round(size / 1e6, 1)}
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, float]]:
+    """Seconds and peak memory of a block."""
+    found: dict[str, float] = {"peak MB": 0.0, "own peak MB": 0.0}
+    over = threading.Event()
+
+    def watch() -> None:
+        me = psutil.Process()
+        while not over.is_set():
+            own = whole = me.memory_info().rss
+            for child in me.children(recursive=True):
+                try:
+                    whole += child.memory_info().rss
+                except psutil.Error:
+                    continue
+            found["peak MB"] = max(found["peak MB"], whole / 1e6)
+            found["own peak MB"] = max(found["own peak MB"], own / 1e6)
+            over.wait(0.2)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    started = time.perf_counter()
+    yield found
+    found["seconds"] = time.perf_counter() - started
+    over.set()
+    thread.join()
+
+
+def load(path: Path, model: Path) -> dict[str, float]:
+    """Rows of a recipe, ready for training, and 20,000 of them in random order."""
+    from luthier.data.load import load_splits
+    from luthier.data.tokenizer import load_tokenizer
+    from luthier.schema.recipe import Recipe
+
+    values = {"model": {"id": "a/b"}, "data": {"train": str(path), "over_length": "truncate"}}
+    recipe = Recipe.model_validate(values)
+    with watched() as found:
+        data = load_splits(recipe, load_tokenizer(model), base=Path("/"), sequence_length=1024)
+    train = data.splits.train
+    order = random.Random(0).sample(range(len(train)), min(20_000, len(train)))
+    with watched() as reading:
+        tokens = sum(len(train[index].ids) for index in order)
+    return {
+        **found,
+        "rows": sum(split.read for split in data.report.splits),
+        "MB/s": path.stat().st_size / 1e6 / found["seconds"],
+        "random rows/s": len(order) / reading["seconds"],
+        "random tokens/s": tokens / reading["seconds"],
+        "peak MB while reading": reading["peak MB"],
+    }
+
+
+def check(path: Path) -> dict[str, float]:
+    """`luthier data check FILE`."""
+    from luthier.data.check import check as find
+
+    with watched() as found:
+        report = find((str(path),), base=Path("/"))
+    return {**found, "rows": report.read, "MB/s": path.stat().st_size / 1e6 / found["seconds"]}
+
+
+def main() -> None:
+    what, path = sys.argv[1], Path(sys.argv[-1 if sys.argv[1] == "make" else 2]).absolute()
+    if what == "make":
+        found = make(float(sys.argv[2]), path)
+    elif what == "load":
+        found = load(path, Path(sys.argv[3]))
+    else:
+        found = check(path)
+    print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+
+
+if __name__ == "__main__":
+    main()
