@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "models": ("luthier.cli.models:app", CHOOSE, "The catalogue of base models."),
     "licences": ("luthier.cli.licences:app", CHOOSE, "What each licence asks and allows."),
     "recommend": ("luthier.cli.recommend:recommend", CHOOSE, "Which model and method for this task."),
+    "import": ("luthier.cli.import_:import_", CHOOSE, "A recipe from another trainer's configuration."),
     "init": ("luthier.cli.init:init", CHOOSE, "A guided recommendation that ends in a recipe."),
     "plan": ("luthier.cli.plan:plan", CHOOSE, "Memory by part, time and cost, before anything loads."),
     "fit": ("luthier.cli.fit:fit", CHOOSE, "What a model needs to be served with a context."),

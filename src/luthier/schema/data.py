@@ -184,3 +184,31 @@ class FileSplitReport(Record):
     together: dict[str, int] = {}
     """Reason -> rows that stand with an earlier one for it: equal, equal prompt, nearly equal, one group."""
     notes: tuple[str, ...] = ()
+
+
+class NotCarried(Record):
+    """A key of another trainer's configuration that a recipe does not carry."""
+
+    key: str
+    value: str
+    line: int | None = None
+    reason: str
+
+
+class ImportReport(Record):
+    """What became of every key of another trainer's configuration."""
+
+    file: str
+    tool: str
+    """Whose configuration it is."""
+    carried: dict[str, str] = {}
+    """Key of the recipe -> key and line that it came from."""
+    not_carried: tuple[NotCarried, ...] = ()
+    same: tuple[str, ...] = ()
+    """Keys that ask for what is done anyway, or switch off what is not done."""
+    empty: tuple[str, ...] = ()
+    """Keys without a value."""
+    missing: tuple[str, ...] = ()
+    """What has to be filled in before a training."""
+    notes: tuple[str, ...] = ()
+    out: str | None = None

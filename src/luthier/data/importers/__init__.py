@@ -1,0 +1,1 @@
+"""Configurations of other trainers into recipes, with an account of every key."""
