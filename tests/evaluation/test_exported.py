@@ -6,7 +6,6 @@ from luthier.evaluation.compare import compare
 from luthier.evaluation.exported import quality_of, recommended
 from luthier.evaluation.generation import restricted
 from luthier.evaluation.statistics import metric_of
-from luthier.schema.protocols import ChatRow
 from luthier.schema.results import Artifact, EvalResult, Metric, Quality, ScoredRow
 
 
@@ -33,15 +32,11 @@ def test_the_share_of_the_gain_that_is_kept():
 
 
 def test_a_result_on_some_of_its_rows():
-    def row(name):
-        messages = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "e"}]
-        return ChatRow(messages, "f", 1, name)
-
-    part = restricted(result("base", [0.0, 1.0, 1.0, 0.0]), [row("2"), row("3")])
+    part = restricted(result("base", [0.0, 1.0, 1.0, 0.0]), ["2", "3"])
     assert [one.id for one in part.rows] == ["2", "3"]
     assert part.metrics["exact_match"].value == 0.5
     with pytest.raises(KeyError):
-        restricted(result("base", [0.0]), [row("9")])
+        restricted(result("base", [0.0]), ["9"])
 
 
 def artifact(kind, size, difference, verdict="inconclusive"):

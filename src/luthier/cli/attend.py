@@ -8,7 +8,13 @@ from luthier.cli.follow import Follower
 from luthier.errors import Interrupted
 from luthier.runs.directory import RunDirectory
 from luthier.runs.process import current_state, raise_for_end, start_worker
-from luthier.runs.stages import load_artifacts, load_comparisons, load_estimate, load_results
+from luthier.runs.stages import (
+    load_artifacts,
+    load_comparisons,
+    load_estimate,
+    load_floors,
+    load_results,
+)
 from luthier.schema.measurement import Measurement
 from luthier.schema.results import TrainResult
 from luthier.schema.run import Job
@@ -51,7 +57,7 @@ class Attendant:
         if not comparisons:
             out().print("  [dim]no test rows: nothing was proved[/]")
             return
-        story.show_comparisons(comparisons)
+        story.show_comparisons(comparisons, load_floors(self.run))
         split = comparisons[0].split
         baseline, tuned = load_results(self.run, "baseline"), load_results(self.run, "tuned")
         if split in baseline and split in tuned:
@@ -95,6 +101,7 @@ def run_json(run: RunDirectory) -> None:
             "path": str(run.path),
             "state": current_state(run),
             "train": None if result is None else result.model_dump(mode="json"),
+            "origin": run.stage_values("origin"),
             "measurement": None if measured is None else measured.model_dump(mode="json"),
             "comparisons": [c.model_dump(mode="json") for c in load_comparisons(run)],
             "artifacts": [a.model_dump(mode="json") for a in load_artifacts(run)],

@@ -7,8 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from luthier.errors import GateMissed
-
 
 def evaluate(
     run: str,
@@ -33,10 +31,10 @@ def evaluate(
     name
         What the split of --data is called; the first file's name when not given.
     min_delta
-        Leave with exit code 5 unless the tuned model is better by at least this much (the
-        interval's lower end counts), for use in CI.
+        Leave with exit code 5 unless the primary metric of every split gains at least this much, and
+        the gain is beyond doubt, for use in CI.
     no_regression
-        Leave with exit code 5 where the verdict of any split is "worse".
+        Leave with exit code 5 where any metric of any split is worse beyond doubt.
     json
         Print one JSON object.
     """
@@ -44,7 +42,7 @@ def evaluate(
     from luthier.cli.attend import attend
     from luthier.cli.console import print_json
     from luthier.runs.registry import resolve
-    from luthier.runs.stages import load_comparisons, load_extra
+    from luthier.runs.stages import load_comparisons, load_extra, load_floors
     from luthier.schema.run import Job
 
     found = resolve(run)
@@ -62,14 +60,9 @@ def evaluate(
     if json:
         print_json({"run": found.id, "comparisons": [c.model_dump(mode="json") for c in comparisons]})
     else:
-        story.show_comparisons(comparisons)
-    for comparison in comparisons:
-        delta = comparison.main.delta
-        if min_delta is not None and delta.low < min_delta:
-            raise GateMissed(
-                f"{comparison.split}: {comparison.primary} gained {delta.value:+.3f} "
-                f"[{delta.low:+.3f}, {delta.high:+.3f}], and the gate asks for at least {min_delta:+.3f}"
-            )
-        if no_regression and comparison.verdict == "worse":
-            raise GateMissed(f"{comparison.split}: the tuned model is worse on {comparison.primary}")
+        story.show_comparisons(comparisons, () if data else load_floors(found))
+    if min_delta is not None or no_regression:
+        from luthier.evaluation.floors import check_gate
+
+        check_gate(comparisons, min_delta=min_delta, no_regression=no_regression)
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group
+from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.rule import Rule
@@ -18,8 +19,18 @@ from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
 from luthier.schema.measurement import Measurement
 from luthier.schema.recipe import Recipe
-from luthier.schema.results import Artifact, Comparison, Difference, EvalResult, Metric, TrainResult
-from luthier.schema.run import Correction, Status
+from luthier.schema.results import (
+    Artifact,
+    Comparison,
+    Difference,
+    EvalResult,
+    Floor,
+    Metric,
+    ParityCheck,
+    Quality,
+    TrainResult,
+)
+from luthier.schema.run import Changed, Correction, Origin, Status
 
 VERDICTS = {
     "better": ("better", "green"),
@@ -172,6 +183,31 @@ def show_training(result: TrainResult, estimate: Estimate | None) -> None:
     out().print(grid(rows))
 
 
+def show_origin(origin: Origin) -> None:
+    """Where a run comes from and what was changed."""
+    words = {
+        "clone": "a new run with the recipe of",
+        "extend": "goes on from",
+        "branch": "branches from",
+        "warm-start": "starts from the adapter of",
+    }
+    at = "" if origin.step is None else f" at step {origin.step}"
+    out().print(Text(f"  {words[origin.kind]} {origin.parent}{at}"), soft_wrap=True)
+    if origin.rule:
+        out().print(Text(f"  {origin.rule}", style="dim"), soft_wrap=True)
+    show_changes(origin.changed)
+
+
+def show_changes(changed: Mapping[str, Changed], one: str = "before", other: str = "now") -> None:
+    """Settings that differ, each with both values."""
+    if not changed:
+        return
+    table = columns("setting", one, other)
+    for key, change in changed.items():
+        table.add_row(Text(key, style="bold"), Text(change.before or "–"), Text(change.after or "–"))
+    out().print(Padding(table, (0, 0, 0, 2)))
+
+
 def show_measurement(found: Measurement) -> None:
     """Memory by phase and time, predicted beside measured."""
     table = columns("", "predicted", "measured", "difference", numbers=(1, 2, 3))
@@ -214,8 +250,8 @@ def _against(measured: float, predicted: Range | None, words: Callable[[float], 
     return f"  (predicted {words(predicted.expected)}, {measured / predicted.expected - 1:+.0%})"
 
 
-def show_comparisons(comparisons: Sequence[Comparison]) -> None:
-    """Baseline against tuned on every split, with the verdict."""
+def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] = ()) -> None:
+    """Baseline against tuned on every split, with the verdict, and against what costs no training."""
     table = columns(
         "split", "metric", "baseline", "tuned", "difference  [95 % interval]", "rows", "verdict", numbers=(5,)
     )
@@ -241,6 +277,14 @@ def show_comparisons(comparisons: Sequence[Comparison]) -> None:
             Text(f"  {comparison.split}: ")
             .append(shown, style=f"bold {colour}")
             .append(f" ({main.metric}; {main.improved} rows improved, {main.regressed} got worse)")
+        )
+    for floor in floors:
+        words, colour = VERDICTS[floor.comparison.verdict]
+        main = floor.comparison.main
+        out().print(
+            Text(f"  against {floor.label.removeprefix('floor: ')}: ")
+            .append(words, style=colour)
+            .append(f" ({_short(main.baseline)} -> {_short(main.tuned)} on {main.delta.n} rows)")
         )
 
 
@@ -280,32 +324,17 @@ def _clip(text: str, most: int = 400) -> str:
 
 def show_artifacts(artifacts: Sequence[Artifact], root: Path) -> None:
     """What was written, how large, and whether it answers like the trained model."""
-    table = columns(
-        "artifact",
-        "size",
-        "prompts with equal token ids",
-        "greedy tokens equal",
-        "KL (nats)",
-        "check",
-        "held-out score",
-        "gain kept",
-        "tokens/s",
-        numbers=(1, 2, 3, 4, 6, 7, 8),
-    )
+    checked = any(artifact.parity for artifact in artifacts)
+    judged = any(artifact.quality for artifact in artifacts)
+    heads = ["artifact", "size"]
+    heads += ["same prompts", "same tokens", "KL", "check"] if checked else []
+    heads += ["score", "gain kept", "tokens/s"] if judged else []
+    table = columns(*heads, numbers=[i for i, head in enumerate(heads) if head not in ("artifact", "check")])
     for artifact in artifacts:
-        parity = artifact.parity
-        if parity is None:
-            table.add_row(artifact.kind, size(artifact.bytes))
-            continue
-        table.add_row(
-            artifact.kind,
-            size(artifact.bytes),
-            f"{parity.equal_token_ids}/{parity.prompts}",
-            f"{parity.equal_tokens}/{parity.compared_tokens}",
-            "" if parity.mean_kl is None else f"{parity.mean_kl:.4f}",
-            Text("passed", style="green") if parity.passed else Text("; ".join(parity.problems), style="red"),
-            *_quality(artifact),
-        )
+        cells = [artifact.kind, size(artifact.bytes)]
+        cells += _parity(artifact.parity) if checked else []
+        cells += _quality(artifact.quality) if judged else []
+        table.add_row(*cells)
     from luthier.evaluation.exported import recommended
 
     out().print(Padding(table, (0, 0, 0, 2)))
@@ -314,14 +343,27 @@ def show_artifacts(artifacts: Sequence[Artifact], root: Path) -> None:
     out().print(f"  [dim]in[/] {root}", soft_wrap=True)
 
 
-def _quality(artifact: Artifact) -> tuple[str, str, str]:
+def _parity(parity: ParityCheck | None) -> list[str]:
+    """Prompts with equal token ids, equal greedy tokens, divergence in nats, the check's outcome."""
+    if parity is None:
+        return [""] * 4
+    return [
+        f"{parity.equal_token_ids}/{parity.prompts}",
+        f"{parity.equal_tokens}/{parity.compared_tokens}",
+        "" if parity.mean_kl is None else f"{parity.mean_kl:.4f}",
+        "[green]passed[/]" if parity.passed else f"[red]{escape('; '.join(parity.problems))}[/]",
+    ]
+
+
+def _quality(quality: Quality | None) -> list[str]:
     """Score on held-out rows with its distance to the trained model, share of the gain kept, speed."""
-    found = artifact.quality
-    if found is None:
-        return "", "", ""
-    score = f"{found.score.value:.3f} ({found.difference.value:+.3f})"
-    kept = "" if found.kept is None else f"{found.kept:.0%}"
-    return score, kept, f"{found.tokens_per_second:.0f}" if found.tokens_per_second else ""
+    if quality is None:
+        return [""] * 3
+    return [
+        f"{quality.score.value:.3f} ({quality.difference.value:+.3f})",
+        "" if quality.kept is None else f"{quality.kept:.0%}",
+        "" if quality.tokens_per_second is None else f"{quality.tokens_per_second:.0f}",
+    ]
 
 
 def show_times(status: Status) -> None:

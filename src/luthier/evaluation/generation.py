@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def questions(rows: Sequence[ChatRow]) -> list[Question]:
     for row in rows:
         roles = [m.get("role") for m in row.messages]
         last = len(roles) - 1 - roles[::-1].index("assistant") if "assistant" in roles else -1
-        if last < 1 or roles[last - 1] not in ("user", "tool"):
+        if last < 1 or roles[last - 1] not in ("user", "tool", "text"):
             problem = "has no assistant turn" if last < 0 else "has no user turn before its last answer"
             raise DataError(
                 f"the row {problem}, so there is nothing to score",
@@ -169,10 +169,10 @@ def evaluate(
     )
 
 
-def restricted(result: EvalResult, rows: Sequence[ChatRow]) -> EvalResult:
-    """A result as it would be on some of its rows. Errors: KeyError for a row that was not judged."""
+def restricted(result: EvalResult, ids: Iterable[str]) -> EvalResult:
+    """A result as it would be on some of its rows, in that order. Errors: KeyError for one not judged."""
     found = {row.id: row for row in result.rows}
-    kept = tuple(found[question.id] for question in questions(rows))
+    kept = tuple(found[name] for name in ids)
     groups = [row.group for row in kept]
     metrics = {
         name: metric_of([row.scores[name] for row in kept], groups).model_copy(

@@ -9,7 +9,7 @@ from luthier.data.render import prompt_ids, prompt_of
 from luthier.data.splits import choose
 from luthier.evaluation.compare import compare
 from luthier.evaluation.exported import quality_of
-from luthier.evaluation.generation import evaluate, restricted
+from luthier.evaluation.generation import evaluate, questions, restricted
 from luthier.hub.cache import room
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.runs.stages import load_results
@@ -38,8 +38,8 @@ class QualityJudge:
         rows = work.tests[split]
         self.split = split
         self.rows = choose(rows, min(most, len(rows)), seed=work.recipe.seed)
-        self.baseline = restricted(baseline[split], self.rows)
-        self.tuned = restricted(tuned[split], self.rows)
+        asked = [question.id for question in questions(self.rows)]
+        self.baseline, self.tuned = restricted(baseline[split], asked), restricted(tuned[split], asked)
         self.gain = compare(self.baseline, self.tuned)
 
     def __call__(self, artifact: Artifact) -> Artifact:

@@ -13,6 +13,8 @@ from luthier.runs.stages import (
     load_artifacts,
     load_comparisons,
     load_estimate,
+    load_floor_results,
+    load_floors,
     load_results,
 )
 from luthier.schema.data import DataReport
@@ -50,6 +52,8 @@ def context_of(run: RunDirectory) -> ReportContext:
         baseline=load_results(run, "baseline"),
         tuned=load_results(run, "tuned"),
         comparisons=tuple(load_comparisons(run)),
+        floors=tuple(load_floors(run)),
+        others=tuple(load_floor_results(run)),
         artifacts=tuple(load_artifacts(run)),
         licence=licence_of(facts.get("licence")),
         revision=facts.get("revision"),

@@ -7,13 +7,23 @@ from luthier.errors import LuthierError
 from luthier.runs.directory import RunDirectory
 from luthier.schema.estimate import Estimate
 from luthier.schema.licence import Licence
-from luthier.schema.results import Artifact, Comparison, EvalResult
+from luthier.schema.results import Artifact, Comparison, EvalResult, Floor
 
 
 def load_results(run: RunDirectory, name: str, inputs: str | None = None) -> dict[str, EvalResult]:
     """The results of a judged model by split; empty where it was not judged."""
     values = run.stage_values(name, inputs) or {}
     return {split: EvalResult.model_validate(result) for split, result in values.items()}
+
+
+def load_floor_results(run: RunDirectory, inputs: str | None = None) -> list[EvalResult]:
+    """What was judged without any training: copies, commonest answers, prompting alone."""
+    return [EvalResult.model_validate(result) for result in run.stage_values("floors", inputs) or []]
+
+
+def load_floors(run: RunDirectory) -> list[Floor]:
+    """The tuned model against each floor."""
+    return [Floor.model_validate(floor) for floor in run.stage_values("floor_comparisons") or []]
 
 
 def load_comparisons(run: RunDirectory) -> list[Comparison]:

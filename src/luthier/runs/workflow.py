@@ -23,7 +23,7 @@ from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.measurements import keep_measurement
 from luthier.runs.prepare import read_data, read_tests
 from luthier.runs.recorder import Recorder
-from luthier.runs.stages import load_artifacts, load_results
+from luthier.runs.stages import load_artifacts, load_floor_results, load_results
 from luthier.schema.recipe import ExportChoice, Recipe
 from luthier.schema.results import EvalResult, TrainResult
 from luthier.schema.run import Job, Stage
@@ -192,6 +192,14 @@ def _save_results(work: Work, name: str, inputs: str, results: dict[str, EvalRes
 
 def _baseline(work: Work) -> None:
     _save_results(work, "baseline", work.judged, judge_base(work, "baseline", work.tests))
+    if spec_of(work.recipe.task).rows == "chats":
+        from luthier.runs.floors import judge_floors
+        from luthier.tasks.chat import ChatTask
+
+        task = work.task
+        assert isinstance(task, ChatTask)
+        floors = judge_floors(work, task.base_generator)
+        work.run.save_stage("floors", work.judged, [floor.model_dump(mode="json") for floor in floors])
 
 
 def _train(work: Work) -> None:
@@ -223,6 +231,11 @@ def _prove(work: Work, inputs: str) -> None:
     tuned = judge_tuned(work, "prove", work.tests)
     _save_results(work, "tuned", inputs, tuned)
     comparisons = [compare(baseline[name], tuned[name]) for name in baseline]
+    if floors := load_floor_results(work.run, work.judged):
+        from luthier.runs.floors import compare_floors
+
+        beaten = compare_floors(floors, tuned)
+        work.run.save_stage("floor_comparisons", inputs, [f.model_dump(mode="json") for f in beaten])
     work.run.save_stage("comparison", inputs, [c.model_dump(mode="json") for c in comparisons])
 
 

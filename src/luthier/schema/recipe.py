@@ -291,6 +291,11 @@ class EvaluationChoice(Record):
     """Use at most this many rows of each test split, chosen by seed."""
     batch_size: int | None = Field(None, ge=1)
     """Prompts that are answered at once; derived."""
+    floor_rows: int = Field(64, ge=0)
+    """Held-out rows of the first split that copy, commonest answer and examples in the prompt are judged
+    on (chat and text generation); 0 judges none."""
+    shots: int = Field(3, ge=0)
+    """Examples from train that the base model is shown as prompting alone; 0 leaves it out."""
     samples: int = Field(3, ge=0)
     """How many prompts are shown with both answers."""
 

@@ -97,6 +97,15 @@ class Comparison(Record):
         return next(d for d in self.differences if d.metric == self.primary)
 
 
+class Floor(Record):
+    """The tuned model against something that costs no training, on the same rows."""
+
+    label: str
+    """Copy, the commonest answer, the base model with examples in its prompt."""
+    comparison: Comparison
+    """The floor as baseline, the tuned model as tuned."""
+
+
 class TrainResult(Record):
     """What a finished training says of itself."""
 

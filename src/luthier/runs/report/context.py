@@ -14,7 +14,7 @@ from luthier.schema.licence import Licence
 from luthier.schema.measurement import Measurement
 from luthier.schema.plan import Plan
 from luthier.schema.recipe import Recipe
-from luthier.schema.results import Artifact, Comparison, EvalResult, TrainResult
+from luthier.schema.results import Artifact, Comparison, EvalResult, Floor, TrainResult
 from luthier.schema.run import Status
 
 
@@ -66,6 +66,8 @@ class ReportContext:
     """Split -> the untouched model's result."""
     tuned: Mapping[str, EvalResult] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
+    floors: tuple[Floor, ...] = ()
+    """The tuned model against what costs no training."""
     others: tuple[EvalResult, ...] = ()
     """What else answered the same splits: floors, few-shot prompting, GGUF files, served models."""
     artifacts: tuple[Artifact, ...] = ()

@@ -82,6 +82,7 @@ def banner(context: ReportContext) -> Banner:
         if worse:
             names = ", ".join(words.in_sentence(d.metric) for d in worse)
             said.append(f"Worse on {comparison.split} by another measure: {names}.")
+    said += [words.floor_sentence(floor) for floor in context.floors if floor.comparison.verdict != "better"]
     return Banner(kind, headline, tuple(s for s in said if s))
 
 

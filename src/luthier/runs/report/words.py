@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 from luthier.evaluation.metrics import METRICS
-from luthier.schema.results import Difference, Metric, Verdict
+from luthier.schema.results import Difference, Floor, Metric, Verdict
 
 VERDICTS: dict[Verdict, str] = {"better": "better", "worse": "worse", "inconclusive": "no clear difference"}
 LIKENESS = frozenset({"chrf", "bleu", "rouge_l"})
@@ -107,6 +107,20 @@ def sentence(difference: Difference, split: str) -> str:
         f"{signed(difference.delta.value, share=share)}{unit} "
         f"(95 % interval {signed(difference.delta.low, share=share)} to "
         f"{signed(difference.delta.high, share=share)})."
+    )
+
+
+def floor_sentence(floor: Floor) -> str:
+    """What costs no training, beside the tuned model on the same rows, in one sentence."""
+    d = floor.comparison.main
+    share = is_share(d.metric, d.baseline)
+    before, after = (score(d.metric, m.value, share=share) for m in (d.baseline, d.tuned))
+    ends = " to ".join(signed(end, share=share) for end in (d.delta.low, d.delta.high))
+    told = "does better than" if floor.comparison.verdict == "worse" else "cannot be told from"
+    label = floor.label.removeprefix("floor: ")
+    return (
+        f"Without any training, the {label} {told} the tuned model on {d.delta.n} rows of "
+        f"{floor.comparison.split}: {in_sentence(d.metric)} {before} against {after} (difference {ends})."
     )
 
 
