@@ -23,10 +23,14 @@ def load_task(
 def task_class(recipe: Recipe) -> type[ModelTask]:
     """The class of a purpose's task."""
     match recipe.task:
-        case "chat" | "text-generation":
+        case "chat":
             from luthier.tasks.chat import ChatTask
 
             return ChatTask
+        case "text-generation":
+            from luthier.tasks.generation import TextTask
+
+            return TextTask
         case "multi-class-classification" | "multi-label-classification":
             from luthier.tasks.classification import ClassificationTask
 
@@ -35,5 +39,9 @@ def task_class(recipe: Recipe) -> type[ModelTask]:
             from luthier.tasks.similarity import SimilarityTask
 
             return SimilarityTask
+        case "reranking":
+            from luthier.tasks.reranking import RerankingTask
+
+            return RerankingTask
         case _:
             raise Unsupported(f"{recipe.task} is not trained yet", hint="set task: chat")
