@@ -12,7 +12,7 @@ from luthier.planning.estimate import estimate_candidate
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.recommend import recommend
 from luthier.planning.recommend.shapes import Estimator
-from luthier.planning.recommend.words import make_request
+from luthier.planning.recommend.words import from_sentence, make_request
 from luthier.schema.load import read_yaml
 from luthier.schema.plan import Candidate, Plan
 
@@ -24,7 +24,7 @@ def answer(case: dict[str, Any], rough: Estimator) -> Plan:
     hardware = None if case["hardware"] is None else parse_hardware(case["hardware"])
     models = [model_card(name) for name in case["only"]] if "only" in case else None
     return recommend(
-        make_request(case["request"]),
+        from_sentence(case["sentence"]) if "sentence" in case else make_request(case["request"]),
         hardware,
         estimate=estimate_candidate if case.get("estimator") == "real" else rough,
         most=None,
@@ -69,6 +69,8 @@ def _check_first(case: dict[str, Any], plan: Plan) -> None:
 
 def _check_all(case: dict[str, Any], plan: Plan) -> None:
     found = {c.card.id: c for c in plan.candidates}
+    repositories = [c.weights for c in plan.candidates]
+    assert len(repositories) == len(set(repositories)), "the same weights twice"
     assert set(case.get("has", ())) <= set(found), [r for r in plan.rejected if r.model in case["has"]]
     assert not set(case.get("lacks", ())) & set(found)
     for c in plan.candidates:
@@ -95,6 +97,8 @@ def _check_words(case: dict[str, Any], plan: Plan) -> None:
     guides = {g.guide: g for g in plan.guides}
     for guide, words in case.get("answers", {}).items():
         assert words in guides[guide].answer, guides[guide]
+    for guide, words in case.get("rule_of_guide", {}).items():
+        assert words in guides[guide].rule, guides[guide]
     for guide, words in case.get("marks", {}).items():
         assert any(words in mark for mark in guides[guide].wrong), guides[guide]
     for name, words in case.get("warns", {}).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from luthier.catalog.index import gpu_like
 from luthier.planning.recommend.languages import multilingual
 from luthier.schema.hardware import Hardware
 from luthier.schema.plan import GuideAnswer
@@ -79,8 +80,11 @@ def _vram(hardware: Hardware | None) -> float | None:
     """GB of the smallest accelerator as sold, or None where there is none or nothing is known."""
     if hardware is None or not hardware.accelerators:
         return None
-    smallest = min(a.memory_total for a in hardware.accelerators)
-    return round(smallest / 0.97 / 2**30)
+    smallest = min(hardware.accelerators, key=lambda gpu: gpu.memory_total)
+    spec = gpu_like(smallest.name)
+    if spec is not None and abs(spec.memory_total - smallest.memory_total) < 0.05 * spec.memory_total:
+        return spec.nameplate / 2**30
+    return round(smallest.memory_total / 0.98 / 2**30)
 
 
 def guide_a(request: Request, hardware: Hardware | None) -> GuideAnswer:

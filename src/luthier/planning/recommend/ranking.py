@@ -92,7 +92,7 @@ def recommend(
     bench = _bench(request, machine, estimate, preset)
     tried = _try_all(cards, bench)
     ranked = sorted(
-        (t for t in tried if isinstance(t, _Pair)),
+        _one_each([t for t in tried if isinstance(t, _Pair)], request),
         key=lambda pair: (not _pinned(pair, request, known=known), pair.order),
     )
     rejected = tuple(t for t in tried if isinstance(t, Rejection))
@@ -112,6 +112,19 @@ def recommend(
         else relaxations(request, lambda looser: _fitting(cards, _bench(looser, machine, estimate, preset))),
         next_commands=_next(candidates, request, hardware),
     )
+
+
+def _one_each(pairs: Sequence[_Pair], request: Request) -> list[_Pair]:
+    """One pair for each repository: several models may share base weights, of which the best known counts."""
+    bases = ("published", "converted", "prior")
+    found: dict[str, _Pair] = {}
+    for pair in pairs:
+        chosen = choose_variant(pair.card, request)
+        repository = pair.card.id if chosen is None else chosen[1]
+        other = found.get(repository)
+        if other is None or bases.index(pair.proof.basis) < bases.index(other.proof.basis):
+            found[repository] = pair
+    return list(found.values())
 
 
 def _assumed() -> Hardware:

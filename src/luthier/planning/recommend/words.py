@@ -50,6 +50,7 @@ PURPOSE_WORDS: tuple[tuple[str, Purpose], ...] = (
         r"extract\w*|json|instruct\w*|translat\w*|rewrit\w*|explain\w*",
         "chat",
     ),
+    (r"\bsearch\w*|\brag\b|look\w* up", "similarity"),
 )
 """Patterns and the purpose that they mean, the more special first."""
 
