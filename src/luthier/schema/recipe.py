@@ -6,6 +6,7 @@ it came from (``training.batch_size: fits 21.3 of 24.0 GiB``).
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -80,8 +81,40 @@ class RerankingChoice(Record):
     """yes-no: what the model is told to judge; the usual web search sentence when not given."""
 
 
+class FromScratch(Record):
+    """A model that begins with random weights: which shape, which size, which tokenizer."""
+
+    family: Literal["llama", "qwen2", "qwen3"] = "llama"
+    """Architecture, as transformers names it."""
+    parameters: int = Field(ge=1_000)
+    """Size to come near to, embeddings counted; 30M and 1.5B are numbers too."""
+    tokenizer: str = "bpe"
+    """``bpe`` or ``characters``, made from the training text, or a folder with a tokenizer."""
+    vocabulary: int = Field(8_192, ge=256)
+    """Tokens of a bpe tokenizer, at most."""
+    context: int = Field(1_024, ge=8)
+    """Longest sequence that the model reads."""
+    hidden_size: int | None = Field(None, ge=16)
+    """Width; derived from the size."""
+    layers: int | None = Field(None, ge=1)
+    """Layers; derived from the size."""
+    heads: int | None = Field(None, ge=1)
+    """Attention heads; derived as one for each 64 of width."""
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> object:
+        """30M, 1.5B and 800k as people write them."""
+        if isinstance(value, str) and (match := re.fullmatch(r"\s*([\d.]+)\s*([kKmMbB])\s*", value)):
+            return round(float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()])
+        return value
+
+
 class ModelChoice(Record):
     """Which weights to start from."""
+
+    from_scratch: FromScratch | None = None
+    """Start from random weights of this shape instead; the id is then only a name."""
 
     id: str
     """A catalogue id, a Hugging Face Hub id or a directory with a saved model."""
@@ -93,6 +126,16 @@ class ModelChoice(Record):
     """Attention implementation; derived from the device."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run. Off unless asked for by name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """A model from scratch needs no id: it is called by its shape."""
+        if isinstance(value, dict) and isinstance(value.get("from_scratch"), dict) and not value.get("id"):
+            shape = value["from_scratch"]
+            name = f"{shape.get('family', 'llama')}-{shape.get('parameters', '')}-from-scratch"
+            return {**value, "id": name}
+        return value
 
 
 class Full(Record):
@@ -238,8 +281,10 @@ class TrainingChoice(Record):
     """Decay of the first moment."""
     beta2: float = Field(0.999, ge=0, lt=1)
     """Decay of the second moment."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape of the learning rate after warm-up; wsd stays at its peak and decays at the end."""
+    decay_share: float = Field(0.2, gt=0, le=1)
+    """wsd: share of all steps over which the rate falls to zero (Hägele et al. 2024, arXiv 2405.18392)."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from zero."""
     max_grad_norm: float = Field(1.0, gt=0)

@@ -31,6 +31,11 @@ def learning_rate(step: int, total: int, choice: TrainingChoice) -> float:
             return peak * (1 - done)
         case "constant":
             return peak
+        case "wsd":
+            # Warm-up, stable, decay: one minus the square root of the part of the decay that is done.
+            falling = math.ceil(total * choice.decay_share)
+            left = total - step
+            return peak if left > falling else peak * (1 - math.sqrt(1 - left / max(1, falling)))
 
 
 class Optimizer:
