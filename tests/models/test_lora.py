@@ -16,7 +16,7 @@ from luthier.models.lora import (
     merge,
     save_adapter,
 )
-from luthier.schema.recipe import Lora, QLora
+from luthier.schema.recipe import Lora
 
 # peft asks transformers for a property that the latter has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -244,8 +244,6 @@ def test_bf16_base_with_fp32_adapters(tiny):
 
 
 def test_what_is_not_done_is_said(tiny, tmp_path):
-    with pytest.raises(Unsupported, match="QLoRA"):
-        add_lora(tiny("llama"), QLora())
     with pytest.raises(FileProblem, match="adapter_config"):
         load_adapter(tiny("llama"), tmp_path)
     model = ours(tiny, "gemma3", KINDS["lora"])

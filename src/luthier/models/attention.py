@@ -2,12 +2,12 @@
 
 A batch of rows of different lengths, or of packed rows, is flattened to ``[1, tokens]`` without any
 padding; each document then attends to itself alone. On a CPU (and in fp32 on a GPU) that is one
-causal SDPA call a document; on CUDA in half precision it is torch's variable-length kernel.
+causal SDPA call a document; on CUDA in half precision it is a variable-length kernel: torch's own, or
+that of FlashAttention-4 where it is installed.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from luthier.models.varlen import varlen_attention
+
 NAME = "luthier_documents"
 _KINDS = frozenset({"full_attention", "sliding_attention"})
+_WIDEST_HEAD = 256
+_HEAD_STEP = 8
 
 
 def supports_documents(model: Any) -> bool:
@@ -32,6 +36,20 @@ def supports_documents(model: Any) -> bool:
     return bool(getattr(model, "_supports_attention_backend", False)) and kinds <= _KINDS and not sinks
 
 
+def why_not_varlen(model: Any) -> str | None:
+    """Why one kernel cannot take all documents at once on CUDA, in words; None where it can."""
+    config = model.config
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention scores are soft-capped"
+    if getattr(config, "attention_dropout", 0.0):
+        return "it drops attention weights in training"
+    heads = getattr(config, "num_attention_heads", None)
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    if width is None or width % _HEAD_STEP or width > _WIDEST_HEAD:
+        return f"its heads are {width} wide"
+    return None
+
+
 def register() -> None:
     """Make the implementation known to transformers under ``NAME``. Harmless when repeated."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -42,7 +60,7 @@ def register() -> None:
 
 @contextmanager
 def attending_to_documents(model: Any) -> Iterator[None]:
-    """Within the block the model expects ``document_lengths`` in its forward call."""
+    """Within the block the model expects ``document_arguments`` in its forward call."""
     register()
     config = model.config
     before = config._attn_implementation
@@ -58,6 +76,24 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
     del args, kwargs
 
 
+def document_arguments(
+    lengths: tuple[int, ...], *, device: torch.device, tensors: bool, longest: int | None = None
+) -> dict[str, Any]:
+    """What tells the attention where documents end, as keyword arguments of the model.
+
+    tensors: the ends as an int32 tensor [documents + 1], which one compiled graph takes whatever the
+    lengths are (CUDA in half precision, and compiled layers); else the lengths as they are. longest: a
+    bound on any document's length that stays the same over a run, for the same reason.
+    """
+    if not tensors:
+        return {"document_lengths": lengths}
+    ends = torch.tensor((0, *lengths)).cumsum(0, dtype=torch.int32)
+    return {
+        "document_ends": ends.to(device, non_blocking=True),
+        "document_longest": max(longest or 0, *lengths),
+    }
+
+
 def documents_attention(
     module: nn.Module,
     query: Tensor,
@@ -65,7 +101,9 @@ def documents_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    document_lengths: tuple[int, ...],
+    document_lengths: tuple[int, ...] | None = None,
+    document_ends: Tensor | None = None,
+    document_longest: int = 0,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -75,22 +113,42 @@ def documents_attention(
     """Causal attention within each document.
 
     query: [1, heads, tokens, head_dim]; key, value: [1, kv_heads, tokens, head_dim]; returns
-    [1, tokens, heads, head_dim]. document_lengths: tokens of each document, in order, adding up to
-    the whole. Signature and shapes are those of transformers' attention interface.
+    [1, tokens, heads, head_dim]. The other arguments are those of `document_arguments`. Signature and
+    shapes are those of transformers' attention interface.
     """
     del module, attention_mask, kwargs
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and half and not softcap and not dropout:
-        out = _varlen(query, key, value, lengths=document_lengths, scaling=scaling, window=sliding_window)
-    else:
-        lengths = list(document_lengths)
-        parts = zip(*(torch.split(states, lengths, 2) for states in (query, key, value)), strict=True)
-        pieces = [
-            _one(q, k, v, scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap)
-            for q, k, v in parts
-        ]
-        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-    return out, None
+    if document_ends is not None:
+        half = query.dtype in (torch.bfloat16, torch.float16)
+        if query.is_cuda and half and not softcap and not dropout:
+            out = varlen_attention(
+                query[0].transpose(0, 1),
+                key[0].transpose(0, 1),
+                value[0].transpose(0, 1),
+                document_ends,
+                document_longest,
+                scale=scaling,
+                window=sliding_window,
+            )
+            return out.unsqueeze(0), None
+        mask = _mask(document_ends, query.shape[2], sliding_window)
+        return _masked(query, key, value, mask, scaling=scaling, dropout=dropout, softcap=softcap), None
+    assert document_lengths is not None
+    lengths = list(document_lengths)
+    parts = zip(*(torch.split(states, lengths, 2) for states in (query, key, value)), strict=True)
+    pieces = [
+        _one(q, k, v, scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap)
+        for q, k, v in parts
+    ]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1), None
+
+
+def _mask(ends: Tensor, tokens: int, window: int | None) -> Tensor:
+    """Which places each place sees, document by document: [tokens, tokens], true where it sees."""
+    place = torch.arange(tokens, device=ends.device)
+    document = torch.searchsorted(ends, place, right=True)
+    back = place[:, None] - place[None, :]
+    mask = (back >= 0) & (document[:, None] == document[None, :])
+    return mask if window is None else mask & (back < window)
 
 
 def _one(
@@ -112,12 +170,26 @@ def _one(
         mask = back >= 0
         if window is not None:
             mask &= back < window
+    return _masked(query, key, value, mask, scaling=scaling, dropout=dropout, softcap=softcap)
+
+
+def _masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attention under a mask [tokens, tokens], or causal without one: [1, tokens, heads, head_dim]."""
     if softcap:
+        assert mask is not None
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         scores = softcap * torch.tanh(scores / softcap)
-        assert mask is not None
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = F.dropout(scores.float().softmax(-1).to(query.dtype), dropout)
         return (weights @ value).transpose(1, 2)
@@ -132,36 +204,3 @@ def _one(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2)
-
-
-def _varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    lengths: tuple[int, ...],
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    """All documents in one kernel: [1, tokens, heads, head_dim]."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    # Since torch 2.13 fewer key heads than query heads must be asked for; before they were just taken.
-    grouped: dict[str, Any] = {}
-    if query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        grouped["enable_gqa"] = True
-    ends = torch.tensor((0, *lengths), device=query.device).cumsum(0, dtype=torch.int32)
-    longest = max(lengths)
-    out = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        ends,
-        ends,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        **grouped,
-    )
-    return out.unsqueeze(0)  # type: ignore[union-attr]

@@ -21,11 +21,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from luthier.errors import FileProblem, RecipeError, Unsupported, did_you_mean
-from luthier.schema.recipe import Lora, QLora
+from luthier.models.linear import DENSE, adapted_linear
+from luthier.models.packed import PackedLinear, dense_base, keep_base, plain_linear
+from luthier.schema.recipe import Lora
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_LINEAR = (nn.Linear, PackedLinear)
 
 
 class _FrozenLinearWithLora(torch.autograd.Function):
@@ -69,10 +72,15 @@ class LoraLinear(nn.Module):
     """
 
     magnitude: nn.Parameter | None
+    weight: nn.Parameter
+    """The frozen weight where it is a plain matrix; else its parts are buffers (`models.packed`)."""
+    base_names: tuple[str, ...]
+    kind: str
+    base_dtype: torch.dtype
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: nn.Linear | PackedLinear,
         lora: Lora,
         *,
         generator: torch.Generator | None = None,
@@ -80,7 +88,7 @@ class LoraLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight = base.weight.requires_grad_(False)
+        keep_base(self, base)
         self.bias = None if base.bias is None else base.bias.requires_grad_(False)
         self.scale = scale_of(lora)
         self.dropout = lora.dropout
@@ -90,7 +98,7 @@ class LoraLinear(nn.Module):
         a = torch.empty(lora.rank, self.in_features)
         bound = 1 / math.sqrt(self.in_features)
         a.uniform_(-bound, bound, generator=generator)
-        device = base.weight.device
+        device = self.base_tensors()[0].device
         self.lora_A = nn.Parameter(a.to(device, dtype))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, lora.rank, device=device, dtype=dtype))
         self.magnitude = None
@@ -98,11 +106,20 @@ class LoraLinear(nn.Module):
             norm = self._squared_norm().sqrt()
             self.magnitude = nn.Parameter(norm.to(dtype))
 
+    def base_tensors(self) -> list[Tensor]:
+        """The tensors that hold the frozen weight, as `adapted_linear` takes them."""
+        return [getattr(self, name) for name in self.base_names]
+
+    def frozen_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The frozen weight as a plain matrix [out, in], or what its packed parts stand for."""
+        return dense_base(self.base_tensors(), self.kind, self.in_features, dtype or self.base_dtype)
+
     def _squared_norm(self) -> Tensor:
         """Squared norm of each row of the frozen weight: [out], fp32."""
         norms: Tensor | None = getattr(self, "_norms", None)
-        if norms is None or norms.device != self.weight.device:
-            norms = torch.linalg.vector_norm(self.weight.detach().float(), dim=1).square()
+        weight = self.base_tensors()[0]
+        if norms is None or norms.device != weight.device:
+            norms = torch.linalg.vector_norm(self.frozen_weight().detach().float(), dim=1).square()
             self._norms = norms
         return norms
 
@@ -110,7 +127,7 @@ class LoraLinear(nn.Module):
         """Norm of each row of ``W + scale B A`` without building it: [out], fp32, no gradient."""
         with torch.no_grad():
             a, b = self.lora_A.float(), self.lora_B.float()
-            cross = (self.weight.float() @ a.t() * b).sum(dim=1)
+            cross = (self.frozen_weight().float() @ a.t() * b).sum(dim=1)
             own = (b @ (a @ a.t()) * b).sum(dim=1)
             total = self._squared_norm() + 2 * self.scale * cross + self.scale**2 * own
             return total.clamp_min_(torch.finfo(torch.float32).tiny).sqrt_()
@@ -118,17 +135,26 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] to [..., out]."""
         if not self.enabled:
-            return F.linear(x, self.weight, self.bias)
+            return self._frozen(x, self.bias)
         dropping = self.dropout > 0 and self.training
         if self.magnitude is not None:
             return self._dora(x, dropping)
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if dropping:
             low = F.linear(F.dropout(x, self.dropout), a)
-            return F.linear(x, self.weight, self.bias) + F.linear(low, b) * self.scale
+            return self._frozen(x, self.bias) + F.linear(low, b) * self.scale
+        if self.kind != DENSE or x.is_cuda or torch.compiler.is_compiling():
+            scaled = (self.lora_A * self.scale).to(x.dtype)
+            return adapted_linear(x, self.base_tensors(), self.kind, self.bias, scaled, b)
         flat = x.reshape(-1, self.in_features)
         out: Tensor = _FrozenLinearWithLora.apply(flat, self.weight, self.bias, a, b, self.scale)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], self.out_features)
+
+    def _frozen(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x through the base alone."""
+        if self.kind == DENSE:
+            return F.linear(x, self.weight, bias)
+        return adapted_linear(x, self.base_tensors(), self.kind, bias, None, None)
 
     def _dora(self, x: Tensor, dropping: bool) -> Tensor:
         """Direction from W + scale B A, length from the trained magnitude.
@@ -138,11 +164,11 @@ class LoraLinear(nn.Module):
         """
         assert self.magnitude is not None
         share = (self.magnitude / self._adapted_norm()).to(x.dtype)
-        base = F.linear(x, self.weight)
+        base = self._frozen(x, None)
         seen, seen_base = x, base
         if dropping:
             seen = F.dropout(x, self.dropout)
-            seen_base = F.linear(seen, self.weight)
+            seen_base = self._frozen(seen, None)
         low = F.linear(F.linear(seen, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
         out = base + (share - 1) * seen_base + share * (low * self.scale)
         return out if self.bias is None else out + self.bias
@@ -150,10 +176,10 @@ class LoraLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> Tensor:
         """The weight with the adapter in it, computed in fp32, in the base's dtype: [out, in]."""
-        full = self.weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
+        full = self.frozen_weight(torch.float32) + self.scale * (self.lora_B.float() @ self.lora_A.float())
         if self.magnitude is not None:
             full *= (self.magnitude.float() / torch.linalg.vector_norm(full, dim=1)).unsqueeze(1)
-        return full.to(self.weight.dtype)
+        return full.to(self.base_dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={self.lora_A.shape[0]}, scale={self.scale:g}"
@@ -180,11 +206,6 @@ def add_lora(
     whole: paths of modules that are trained with all their weights and get no adapter (a fresh head).
     Raises RecipeError when a target names no linear layer.
     """
-    if isinstance(lora, QLora):
-        raise Unsupported(
-            "QLoRA needs a base quantised to four bits, which is not done yet",
-            hint="use method.name: lora, or a smaller model",
-        )
     paths = sorted(only) if only is not None else _targets(model, lora)
     paths = [path for path in paths if not _within(path, whole)]
     model.requires_grad_(False)
@@ -193,7 +214,7 @@ def add_lora(
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
         base = model.get_submodule(path)
-        assert isinstance(base, nn.Linear), path
+        assert isinstance(base, (nn.Linear, PackedLinear)), path
         _replace(model, path, LoraLinear(base, lora, generator=generator, dtype=dtype))
     return paths
 
@@ -207,7 +228,7 @@ def _targets(model: nn.Module, lora: Lora) -> list[str]:
     """Paths of the layers to adapt, in the model's own order."""
     find: Any = getattr(model, "get_output_embeddings", None)
     head = None if find is None else find()
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, _LINEAR)]
     if lora.targets == "all-linear":
         found = [name for name in linear if model.get_submodule(name) is not head]
         if not found:
@@ -265,12 +286,11 @@ def merge(model: nn.Module) -> int:
     """Replace every adapted layer by a plain linear one with the merged weight, in place; how many."""
     layers = list(adapted(model))
     for path, layer in layers:
-        plain: nn.Module = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-        plain.weight = nn.Parameter(layer.merged(), requires_grad=False)
-        if layer.bias is not None:
-            plain.bias = layer.bias
-        plain.train(layer.training)
-        _replace(model, path, plain)
+        _replace(model, path, plain_linear(layer.merged(), layer.bias, training=layer.training))
+    for path, packed in [pair for pair in model.named_modules() if isinstance(pair[1], PackedLinear)]:
+        assert isinstance(packed, PackedLinear)
+        weight = packed.frozen_weight()
+        _replace(model, path, plain_linear(weight, packed.bias, training=packed.training))
     return len(layers)
 
 
@@ -363,7 +383,7 @@ def load_adapter(model: nn.Module, directory: Path) -> Lora:
         for name in tensors
         if name.endswith(".lora_A.weight")
     )
-    known = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    known = {name for name, module in model.named_modules() if isinstance(module, _LINEAR)}
     if strange := sorted(paths - known):
         raise FileProblem(
             f"the adapter was made for another model: no linear layer {strange[0]}"

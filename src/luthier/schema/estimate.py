@@ -72,7 +72,7 @@ class TrainingShape(Record):
     """Mean tokens of a row, for time; None: as long as the longest."""
     trained_share: float = 1.0
     """Share of tokens that carry loss."""
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full", "offload"] = "none"
 
     @property
     def tokens(self) -> int:

@@ -6,7 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.models.attention import attending_to_documents, supports_documents
+import torch
+
+from luthier.models.attention import (
+    attending_to_documents,
+    document_arguments,
+    supports_documents,
+    why_not_varlen,
+)
 from luthier.models.heads import Head, head_is_right, head_of
 from luthier.training.losses import linear_cross_entropy
 from luthier.training.objective import Loss, MicroBatch, flatten, full_logits_loss, rounded, unpack
@@ -18,11 +25,14 @@ class CausalObjective:
 
     head: the model's head in closed form, then logits exist only at trained places and only a chunk
     at a time; None computes them through the model. documents: whether rows are flattened; else
-    they are padded.
+    they are padded. tensors: whether the model is told where documents end by a tensor (see
+    `models.attention.document_arguments`); longest: no document of the run is longer.
     """
 
     head: Head | None
     documents: bool
+    tensors: bool = False
+    longest: int | None = None
 
     def scope(self, model: Any) -> AbstractContextManager[None]:
         return attending_to_documents(model) if self.documents else nullcontext()
@@ -39,8 +49,10 @@ class CausalObjective:
                 inputs = {
                     "input_ids": flat.ids,
                     "position_ids": flat.positions,
-                    "document_lengths": flat.lengths,
                     "use_cache": False,
+                    **document_arguments(
+                        flat.lengths, device=flat.ids.device, tensors=self.tensors, longest=self.longest
+                    ),
                 }
                 if self.head is None:
                     kept = model(**inputs, logits_to_keep=flat.sources).logits[0].float()
@@ -74,9 +86,16 @@ def _plain(logits: Any, targets: Any) -> Any:
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
-def causal_objective(model: Any) -> CausalObjective:
-    """The leanest objective that the model allows, its head checked against the model's own logits."""
+def causal_objective(model: Any, *, compiled: bool = False, longest: int | None = None) -> CausalObjective:
+    """The leanest objective that the model allows, its head checked against the model's own logits.
+
+    compiled: whether the model's layers will be compiled. longest: tokens of the longest document.
+    """
     head = head_of(model)
     if head is not None and not head_is_right(model, head):
         head = None
-    return CausalObjective(head, supports_documents(model))
+    documents = supports_documents(model)
+    weight = next(model.parameters())
+    half = model.dtype in (torch.bfloat16, torch.float16)
+    one_kernel = weight.is_cuda and half and why_not_varlen(model) is None
+    return CausalObjective(head, documents, documents and (compiled or one_kernel), longest)

@@ -39,7 +39,8 @@ class ChatTask(ModelTask):
         )
 
     def objective(self) -> Objective:
-        return causal_objective(self.model)
+        choice = self.recipe.training
+        return causal_objective(self.model, compiled=bool(choice.compile), longest=choice.sequence_length)
 
     def source(self, splits: Splits) -> RowBatches:
         choice = self.recipe.training

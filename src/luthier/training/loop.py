@@ -20,6 +20,8 @@ from luthier.training import checkpoint
 from luthier.training.checkpoint import Position
 from luthier.training.faults import BAD_BATCHES, WINDOW, keep_batch, leaps, not_a_number, some
 from luthier.training.guard import Draws, cut, ran_out, units_of
+from luthier.training.layers import CompileClock, layers_as
+from luthier.training.manifest import CHECKPOINTS, is_whole, step_name, steps
 from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import Optimizer, learning_rate
@@ -27,7 +29,6 @@ from luthier.training.profile import StepProfile
 
 Metrics = dict[str, str | int | float | bool | None]
 Control = Callable[[], Literal["stop", "save"] | None]
-CHECKPOINTS = "checkpoints"
 WATCHED_STEPS = 4
 """Steps of each process whose phases are measured apart; the largest come first in a run."""
 
@@ -124,16 +125,15 @@ def fit(
         model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed
     )
     model.train()
-    if choice.activation_checkpointing == "full":
-        recompute(model, on=True)
     profile = StepProfile(choice.profile_steps, directory, device)
     try:
-        with objective.scope(model):
+        with layers_as(choice, model, run.note) as clock, objective.scope(model):
             if resume:
                 run.go_on()
             while not run.over:
                 profile.before(run.position.step + 1)
                 run.one_step()
+                run.compiled(clock)
                 run.profiled(profile.after(run.position.step))
                 run.after_step()
                 asked = control() if control is not None else None
@@ -148,21 +148,7 @@ def fit(
     finally:
         run.profiled(profile.close(run.position.step))
         run.optimizer.close()
-        if choice.activation_checkpointing == "full":
-            recompute(model, on=False)
         model.eval()
-
-
-def recompute(model: Any, *, on: bool) -> None:
-    """Keep only each layer's input and run the layer again in the backward pass, or stop doing so."""
-    # transformers renamed the pair in 5.2x and warns at the old names.
-    renamed = hasattr(model, "activation_checkpointing_enable")
-    if not on:
-        (model.activation_checkpointing_disable if renamed else model.gradient_checkpointing_disable)()
-    elif renamed:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 class _Run:
@@ -194,6 +180,7 @@ class _Run:
         self.optimizer = Optimizer(model, choice)
         self.position = Position(threads=torch.get_num_threads())
         self.saved_step: int | None = None
+        self.graphs = 0
         checkpoint.seed_everything(seed)
         self.memory = PhaseWatch(device)
         self.memory.phases["load"] = memory_now(device)
@@ -203,6 +190,16 @@ class _Run:
     def over(self) -> bool:
         """Whether all steps are done, or enough of them."""
         return self.position.step >= self.total or self.position.ended
+
+    def note(self, text: str) -> None:
+        """Say something to whoever reads the metrics."""
+        self.on_metrics({"kind": "note", "text": text})
+
+    def compiled(self, clock: CompileClock) -> None:
+        """Say what making kernels took, whenever it took something."""
+        if clock.graphs > self.graphs:
+            self.graphs = clock.graphs
+            self.note(f"compiled the layers into {clock.graphs} graphs, {clock.seconds:.0f} s in all")
 
     def profiled(self, path: Path | None) -> None:
         """Say where a trace was written."""
@@ -497,7 +494,7 @@ class _Run:
         """Put the selected weights into the model and say what came of it."""
         now = self.position
         selected = selected_step(now, self.choice)
-        folder = self.checkpoints / checkpoint.step_name(selected)
+        folder = self.checkpoints / step_name(selected)
         if selected != now.step:
             self.optimizer.load_weights(checkpoint.load_weights(folder))
         if now.first_loss is None or now.last_loss is None:
@@ -541,10 +538,10 @@ def selected_step(position: Position, choice: TrainingChoice) -> int:
 def selected_checkpoint(directory: Path, choice: TrainingChoice) -> Path:
     """The selected checkpoint of a run's folder. Raises CheckpointError where there is none."""
     folder = directory / CHECKPOINTS
-    for step in reversed(checkpoint.steps(folder)):
-        if checkpoint.is_whole(folder / checkpoint.step_name(step)):
-            position = checkpoint.load(folder / checkpoint.step_name(step)).position
-            return folder / checkpoint.step_name(selected_step(position, choice))
+    for step in reversed(steps(folder)):
+        if is_whole(folder / step_name(step)):
+            position = checkpoint.load(folder / step_name(step)).position
+            return folder / step_name(selected_step(position, choice))
     raise CheckpointError(
         "there is no whole checkpoint", file=folder, hint="train first: luthier train --resume"
     )

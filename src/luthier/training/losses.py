@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Logits held at once, in numbers: 16 million are 64 MiB in fp32, small beside any model's weights and
 # large enough for full speed of the matrix product.
 CHUNK_NUMBERS = 1 << 24
+# On CUDA a product of so few rows would leave most of the chip idle: 256 MiB in bf16, and four times
+# that where each chunk's share of the weight's gradient must be added up too.
+CUDA_CHUNK_NUMBERS = 1 << 27
+CUDA_CHUNK_NUMBERS_WITH_WEIGHT = 1 << 29
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -28,10 +35,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        rows = max(16, CHUNK_NUMBERS // weight.shape[0])
+        fused = weight.is_cuda and need_hidden and weight.dtype != torch.float32
+        rows = max(16, _numbers(fused, need_weight) // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
-            logits = (part @ weight.t()).float()
+            logits = part @ weight.t()
+            if fused:
+                grad = logits
+                total += _slope(multiplier, softcap)(logits, wanted)
+                _spread(grad, weight, part, grad_hidden, grad_weight, start)
+                continue
+            logits = logits.float()
             if multiplier != 1:
                 logits *= multiplier
             if softcap:
@@ -47,11 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad *= slope
             if multiplier != 1:
                 grad *= multiplier
-            grad = grad.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[start : start + rows])
-            if grad_weight is not None:
-                grad_weight += grad.t() @ part
+            _spread(grad.to(weight.dtype), weight, part, grad_hidden, grad_weight, start)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -68,6 +78,55 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _numbers(fused: bool, need_weight: bool) -> int:
+    """Logits held at once."""
+    if not fused:
+        return CHUNK_NUMBERS
+    return CUDA_CHUNK_NUMBERS_WITH_WEIGHT if need_weight else CUDA_CHUNK_NUMBERS
+
+
+def _spread(  # noqa: PLR0917 (private)
+    grad: Tensor,
+    weight: Tensor,
+    part: Tensor,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    start: int,
+) -> None:
+    """Hand the gradient of a chunk's logits on to hidden states and weight."""
+    if grad_hidden is not None:
+        torch.mm(grad, weight, out=grad_hidden[start : start + part.shape[0]])
+    if grad_weight is not None:
+        grad_weight += grad.t() @ part
+
+
+@cache
+def _slope(multiplier: float, softcap: float | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """A kernel that turns 16-bit logits into their gradient in place and returns the sum of the losses."""
+
+    def slope(logits: Tensor, wanted: Tensor) -> Tensor:
+        values = logits.float() * multiplier
+        bent: Tensor | float = 1.0
+        if softcap:
+            values = torch.tanh(values / softcap)
+            bent = 1 - values.square()
+            values = values * softcap
+        norm = values.logsumexp(dim=1, keepdim=True)
+        total = (norm - values.gather(1, wanted)).sum()
+        chosen = torch.arange(logits.shape[1], device=logits.device)[None] == wanted
+        logits.copy_(((values - norm).exp() - chosen.float()) * bent * multiplier)
+        return total
+
+    compiled = torch.compile(slope)
+
+    def run(logits: Tensor, wanted: Tensor) -> Tensor:
+        torch._dynamo.maybe_mark_dynamic(logits, 0)
+        torch._dynamo.maybe_mark_dynamic(wanted, 0)
+        return compiled(logits, wanted)
+
+    return run
 
 
 def linear_cross_entropy(

@@ -1,0 +1,245 @@
+"""Training speed and memory of one configuration after another, through Luthier's own loop, on CUDA.
+
+    python benchmarks/speed/step.py OUT.jsonl ROW [ROW ...]
+
+ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro (micro-
+batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs (fixed, packed),
+steps, profile. Each row builds its model unless the row before has the same, trains two steps to warm up and then
+``steps`` more, and reports the median step.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+import torch
+from shapes import SHAPES, build, flops
+
+from luthier.models.lora import add_lora
+from luthier.schema.recipe import Lora, TrainingChoice
+from luthier.tasks.causal import causal_objective
+from luthier.training.loop import fit
+
+DATASHEET = 989.4e12
+DEFAULTS = {
+    "model": "llama-3.1-8b", "method": "lora", "base": "", "tokens": "8192", "micro": "1", "keep": "none",
+    "layers": "", "compile": "1", "docs": "fixed", "length": "2048", "steps": "6", "profile": "0",
+    "adapter": "float32", "optimizer": "adamw",
+}  # fmt: skip
+WARM = 2
+
+
+class EnoughError(Exception):
+    """All steps that were wanted are done."""
+
+
+def lengths_of(row: dict[str, str]) -> list[int]:
+    """Documents of one micro-batch: all of one length, or log-normal ones of 400 tokens in the median."""
+    total, longest = int(row["tokens"]), int(row["length"])
+    if row["docs"] == "fixed":
+        return [longest] * (total // longest)
+    draw, found = random.Random(1), []
+    while (room := total - sum(found)) > 0:
+        found.append(min(room, longest, max(16, int(draw.lognormvariate(6.0, 1.0)))))
+    return found
+
+
+class Source:
+    """The same micro-batches at every step; ids differ."""
+
+    def __init__(self, row: dict[str, str], device: str) -> None:
+        lengths, vocab = lengths_of(row), SHAPES[row["model"]].vocab_size
+        generator = torch.Generator().manual_seed(0)
+        self.made = []
+        for _ in range(int(row["micro"])):
+            ids = torch.randint(0, vocab, (1, sum(lengths)), generator=generator)
+            positions = torch.cat([torch.arange(length) for length in lengths])[None]
+            names = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths, 1)])[None]
+            fields = {"input_ids": ids, "labels": ids, "position_ids": positions, "document_ids": names}
+            self.made.append(SimpleNamespace(**{k: v.to(device) for k, v in fields.items()}))
+
+    def steps(self, epoch: int) -> int:
+        return 1_000_000
+
+    def batches(self, epoch: int, step: int) -> list[Any]:
+        return self.made
+
+    def rows(self, epoch: int, step: int) -> list[str]:
+        return []
+
+
+def adapted(row: dict[str, str], device: str) -> Any:
+    packed = {"qlora": "nf4"}.get(row["method"], row["base"]) or None
+    model = build(row["model"], dtype=torch.bfloat16, device=device, packed=packed)
+    if row["method"] == "full":
+        return model.requires_grad_(True)
+    add_lora(model, Lora(rank=16), dtype=getattr(torch, row["adapter"]))
+    return model
+
+
+def measure(model: Any, row: dict[str, str], device: str) -> dict[str, Any]:
+    choice = TrainingChoice(
+        max_steps=1_000_000, learning_rate=1e-5, evaluate_every=1_000_000, on_spike="off",
+        activation_checkpointing=row["keep"], recomputed_layers=int(row["layers"]) if row["layers"] else None,
+        compile=bool(int(row["compile"])), optimizer=row["optimizer"],
+    )  # fmt: skip
+    objective = causal_objective(model, compiled=bool(choice.compile), longest=int(row["length"]))
+    events: list[dict[str, Any]] = []
+    wanted = WARM + int(row["steps"])
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    first: list[float] = []
+    shown: dict[str, Any] = {}
+    profiler: Any = None
+
+    def control() -> None:
+        nonlocal profiler
+        done = sum(event["kind"] == "step" for event in events)
+        if not first:
+            first.append(time.perf_counter() - began)
+        if done == wanted and int(row["profile"]):
+            kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+            profiler = torch.profiler.profile(activities=kinds)
+            profiler.__enter__()
+        elif done >= wanted:
+            if profiler is not None:
+                torch.cuda.synchronize()
+                profiler.__exit__(None, None, None)
+                shown.update(kernels(profiler))
+            raise EnoughError
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fit(
+                model, objective, Source(row, device), [], choice=choice, seed=1, directory=Path(folder),
+                recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,
+            )  # fmt: skip
+        except EnoughError:
+            pass
+    steps = [event for event in events if event["kind"] == "step"][WARM:wanted]
+    seconds = statistics.median(event["seconds"] for event in steps)
+    lengths = lengths_of(row) * int(row["micro"])
+    work = flops(row["model"], lengths, row["method"])
+    return {
+        "tokens_per_second": sum(lengths) / seconds,
+        "step_ms": seconds * 1e3,
+        "spread": [round(event["seconds"] * 1e3, 1) for event in steps],
+        "mfu_datasheet": work / seconds / DATASHEET,
+        "tflops": work / seconds / 1e12,
+        "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0,
+        "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else 0,
+        "first_step_s": first[0],
+        "loss": steps[-1]["loss"],
+        "notes": [event["text"] for event in events if event["kind"] == "note"],
+        **shown,
+    }
+
+
+KINDS = {
+    "products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk"),
+    "attention": ("flash", "fmha", "sdpa", "attn"),
+    "four-bit": ("dequant",),
+    "fused elementwise": ("triton",),
+    "optimiser": ("adam", "multi_tensor"),
+    "copies": ("memcpy", "memset"),
+}
+
+
+def kernels(profiler: Any) -> dict[str, Any]:
+    """Milliseconds on the GPU by kind of kernel, and the largest kernels."""
+    kinds: dict[str, float] = {}
+    single: dict[str, float] = {}
+    for event in profiler.key_averages():
+        spent = event.self_device_time_total / 1e3
+        if not spent or str(event.device_type).endswith("CPU"):
+            continue
+        name = event.key.lower()
+        order = ("attention", "four-bit", "products", "fused elementwise", "optimiser", "copies")
+        kind = next((kind for kind in order if any(word in name for word in KINDS[kind])), "other")
+        kinds[kind] = kinds.get(kind, 0) + spent
+        single[event.key[:90]] = single.get(event.key[:90], 0) + spent
+    largest = sorted(single.items(), key=lambda pair: -pair[1])[:25]
+    return {
+        "kernels_ms": {kind: round(spent, 1) for kind, spent in kinds.items()},
+        "largest_ms": {name: round(spent, 1) for name, spent in largest},
+    }
+
+
+def matrix_peak() -> dict[str, float]:
+    """Sustained rate of the card's bf16 products over about two seconds, and of a copy."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) * 0.02 for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(10):
+        a @ b
+    start.record()
+    for _ in range(1200):
+        a @ b
+    end.record()
+    torch.cuda.synchronize()
+    rate = 2 * 8192**3 * 1200 / (start.elapsed_time(end) / 1e3) / 1e12
+    x = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
+    y = torch.empty_like(x)
+    y.copy_(x)
+    start.record()
+    for _ in range(10):
+        y.copy_(x)
+    end.record()
+    torch.cuda.synchronize()
+    return {"tflops": rate, "copy_tb_s": 2 * x.numel() * 10 / (start.elapsed_time(end) / 1e3) / 1e12}
+
+
+def main() -> None:
+    out, given = Path(sys.argv[1]), sys.argv[2:]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def put(record: dict[str, Any]) -> None:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        brief = {key: value for key, value in record.items() if key not in ("largest_ms", "spread")}
+        print(
+            json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in brief.items()}), flush=True
+        )
+
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    if device == "cuda" and "nopeak" not in given:
+        put({"card": torch.cuda.get_device_name(), "versions": packages, "peak": matrix_peak()})
+    model, last = None, None
+    for text in given:
+        if text == "nopeak":
+            continue
+        row = DEFAULTS | dict(part.split("=", 1) for part in text.split(","))
+        try:
+            if (row["model"], row["method"], row["base"], row["adapter"]) != last:
+                model = None
+                gc.collect()
+                last = (row["model"], row["method"], row["base"], row["adapter"])
+                model = adapted(row, device)
+            put({"asked": text, **measure(model, row, device)})
+        except Exception as error:  # the other rows are wanted all the same
+            put({"asked": text, "error": f"{type(error).__name__}: {error}"[:1500]})
+            if os.environ.get("TRACE"):
+                import traceback
+
+                traceback.print_exc()
+            if model is not None:
+                model.zero_grad(set_to_none=True)
+
+
+if __name__ == "__main__":
+    main()

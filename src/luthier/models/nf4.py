@@ -1,0 +1,73 @@
+"""Weights in four bits: NF4 blocks of 64, their scales in eight bits too (arXiv 2305.14314, section 3).
+
+bitsandbytes writes and reads the blocks, on a CPU and on CUDA; this module keeps their parts as plain
+tensors, so that they move and are saved as any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.errors import Unsupported
+
+BLOCK = 64
+SCALE_BLOCK = 256
+NAMES = ("packed", "scales", "code", "scale_scales", "scale_code", "scale_offset")
+"""The parts: [numbers / 2, 1] uint8; [blocks] uint8 (fp32 without double quantisation); [16]; and, where
+scales are quantised too, [blocks / 256], [256] and one number."""
+
+
+def functional() -> Any:
+    """bitsandbytes' functions. Raises Unsupported where it is not installed or has no code for this device."""
+    try:
+        import bitsandbytes.functional
+    except Exception as error:
+        raise Unsupported(
+            f"four-bit weights need bitsandbytes, which cannot be used here ({error})",
+            hint='install it: pip install "luthier[qlora]", or use method.name: lora',
+        ) from error
+    return bitsandbytes.functional
+
+
+def quantise(weight: Tensor, *, double: bool = True) -> tuple[Tensor, ...]:
+    """The parts of a matrix, on its device."""
+    packed, state = functional().quantize_4bit(
+        weight, blocksize=BLOCK, compress_statistics=double, quant_type="nf4", quant_storage=torch.uint8
+    )
+    return parts_of(packed, state)
+
+
+def parts_of(packed: Tensor, state: Any) -> tuple[Tensor, ...]:
+    """The parts of a matrix that bitsandbytes has quantised, with its ``QuantState``."""
+    assert (state.quant_type, state.blocksize) == ("nf4", BLOCK)
+    parts: tuple[Tensor, ...] = (packed, state.absmax, state.code)
+    if state.nested:
+        assert state.state2.blocksize == SCALE_BLOCK
+        parts += (state.state2.absmax, state.state2.code, state.offset.reshape(1))
+    return parts
+
+
+def dequantised(parts: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
+    """The matrix [out, width] that the parts stand for."""
+    bnb = functional()
+    packed, scales, code, *double = parts
+    state = bnb.QuantState(
+        absmax=scales,
+        shape=torch.Size((packed.numel() * 2 // width, width)),
+        code=code,
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=dtype,
+    )
+    if double:
+        inner, inner_code, offset = double
+        state.offset, state.nested = offset[0], True
+        state.state2 = bnb.QuantState(
+            absmax=inner, code=inner_code, blocksize=SCALE_BLOCK, dtype=torch.float32
+        )
+    out: Tensor = bnb.dequantize_4bit(packed, state)
+    return out

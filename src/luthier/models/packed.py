@@ -1,0 +1,141 @@
+"""Linear layers whose frozen weight is held in fewer bits than it is computed with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from luthier.models import float8, nf4
+from luthier.models.linear import DENSE, FLOAT8, NF4, adapted_linear, weight_of
+
+Kind = Literal["nf4", "float8"]
+NAMES = {NF4: nf4.NAMES, FLOAT8: float8.NAMES}
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer in NF4 or in eight-bit floating point.
+
+    The parts of the weight are buffers (`nf4.NAMES`, `float8.NAMES`); bias: [out] in the compute type.
+    """
+
+    base_names: tuple[str, ...]
+    kind: str
+    base_dtype: torch.dtype
+
+    def __init__(  # noqa: PLR0917 (as nn.Linear takes the first)
+        self,
+        in_features: int,
+        out_features: int,
+        parts: Sequence[Tensor],
+        kind: str,
+        dtype: torch.dtype,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.kind, self.base_dtype = kind, dtype
+        self.base_names = NAMES[kind][: len(parts)]
+        for name, part in zip(self.base_names, parts, strict=True):
+            self.register_buffer(name, part)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def base_tensors(self) -> list[Tensor]:
+        """The parts of the weight, as `adapted_linear` takes them."""
+        return [getattr(self, name) for name in self.base_names]
+
+    def frozen_weight(self) -> Tensor:
+        """The weight as a plain matrix [out, in] in the compute type."""
+        return dense_base(self.base_tensors(), self.kind, self.in_features, self.base_dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in] to [..., out]."""
+        return adapted_linear(x, self.base_tensors(), self.kind, self.bias, None, None)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.kind}"
+
+
+def dense_base(parts: Sequence[Tensor], kind: str, width: int, dtype: torch.dtype) -> Tensor:
+    """A frozen weight as a plain matrix [out, width]."""
+    return weight_of(parts, kind, width, dtype)
+
+
+def keep_base(layer: nn.Module, base: nn.Linear | PackedLinear) -> None:
+    """Give a layer the frozen weight of another, in the form that it has."""
+    if isinstance(base, PackedLinear):
+        for name, part in zip(base.base_names, base.base_tensors(), strict=True):
+            layer.register_buffer(name, part)
+        names, kind, dtype = base.base_names, base.kind, base.base_dtype
+    else:
+        layer.weight = base.weight.requires_grad_(False)
+        names, kind, dtype = ("weight",), DENSE, base.weight.dtype
+    place: Any = layer
+    place.base_names, place.kind, place.base_dtype = names, kind, dtype
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None, *, training: bool) -> nn.Linear:
+    """A frozen nn.Linear around a weight [out, in]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    layer.train(training)
+    return layer
+
+
+def pack_linears(
+    model: nn.Module,
+    kind: Kind,
+    *,
+    double: bool = True,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+) -> int:
+    """Replace every linear layer but the output head by a packed one, one after another; how many.
+
+    prepare: applied to each weight before it is packed (moved to a device, say). The packed parts stay
+    where the weight was then.
+    """
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if type(module) is nn.Linear and module is not head
+    ]
+    for path, module in found:
+        weight = module.weight.detach()
+        weight = weight if prepare is None else prepare(weight)
+        parts = nf4.quantise(weight, double=double) if kind == NF4 else float8.quantise(weight)
+        packed = PackedLinear(module.in_features, module.out_features, parts, kind, weight.dtype, module.bias)
+        packed.train(module.training)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent) if parent else model, name, packed)
+        module.weight = None  # type: ignore[assignment]
+    return len(found)
+
+
+def adopt_bitsandbytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Replace bitsandbytes' four-bit layers by packed ones with the same parts; how many."""
+    import bitsandbytes
+
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, bitsandbytes.nn.Linear4bit)
+    ]
+    for path, module in found:
+        packed = PackedLinear(
+            module.in_features,
+            module.out_features,
+            nf4.parts_of(module.weight.data, module.weight.quant_state),
+            NF4,
+            dtype,
+            module.bias,
+        )
+        packed.train(module.training)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent) if parent else model, name, packed)
+    return len(found)

@@ -1,0 +1,258 @@
+"""How each layer of a model runs in training: compiled or not, and what it keeps for its backward pass.
+
+``none`` keeps what the backward pass reads. ``selective`` keeps the results of matrix products and of
+attention and computes the rest again, which costs no matrix product. ``full`` keeps a layer's input
+alone and runs the layer again. ``offload`` is ``full`` with the inputs in the host's memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from luthier.errors import Unsupported
+from luthier.schema.recipe import TrainingChoice
+
+Keeping = Literal["none", "selective", "full", "offload"]
+Say = Callable[[str], None]
+
+# Results that are kept by ``selective``: every matrix product and every kind of attention.
+_KEPT = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::_scaled_mm",
+    "aten::_grouped_mm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_flash_attention_forward",
+    "torch_attn::_varlen_attn",
+    "luthier::linear",
+    "luthier::varlen_attention",
+)
+_GRAPHS = 64
+"""Graphs of one layer at most: kinds of layers x modes."""
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The model's repeated layers in order, as transformers marks them; none where it marks none."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found: list[nn.Module] = []
+    paths: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and not any(
+            path.startswith(outer + ".") for outer in paths
+        ):
+            found.append(module)
+            paths.append(path)
+    return found
+
+
+@dataclass
+class CompileClock:
+    """Seconds that went into making kernels, and how many graphs there are."""
+
+    seconds: float = 0.0
+    graphs: int = 0
+
+
+@contextmanager
+def prepared(
+    model: nn.Module,
+    *,
+    keeping: Keeping = "none",
+    recomputed: int | None = None,
+    compiled: bool = False,
+    say: Say | None = None,
+    backend: str = "inductor",
+) -> Iterator[CompileClock]:
+    """Within the block the model's layers run as asked; afterwards as before.
+
+    keeping: what the backward pass finds kept (see above). recomputed: how many layers, from the first,
+    that holds for; all when None, and the others keep everything. compiled: one graph for all layers of
+    a kind, whatever the number of tokens; only where gradients are asked for, so that an evaluation
+    makes no graphs of its own. backend: torch.compile's. A model that marks no layers runs as it is,
+    which ``say`` is told.
+    """
+    layers = layers_of(model)
+    clock = CompileClock()
+    if not layers and (compiled or keeping != "none") and say is not None:
+        say(f"{type(model).__name__} marks no layers: nothing is compiled and nothing recomputed")
+    before = [layer._compiled_call_impl for layer in layers]
+    many = len(layers) if recomputed is None else min(recomputed, len(layers))
+    with _graphs(compiled):
+        for index, layer in enumerate(layers):
+            kept: Keeping = keeping if index < many else "none"
+            if compiled or kept != "none":
+                # The slot that nn.Module.compile fills: it is called in place of the layer's own forward,
+                # whichever way a version of transformers puts its own recomputation around that.
+                layer._compiled_call_impl = _Call(layer, kept, backend if compiled else None, clock)
+        try:
+            yield clock
+        finally:
+            for layer, was in zip(layers, before, strict=True):
+                layer._compiled_call_impl = was
+
+
+def layers_as(choice: TrainingChoice, model: nn.Module, say: Say) -> AbstractContextManager[CompileClock]:
+    """`prepared` as a recipe asks for it. Raises Unsupported where selective is asked of plain layers."""
+    keeping, compiled = choice.activation_checkpointing or "none", bool(choice.compile)
+    if keeping == "selective" and not compiled:
+        raise Unsupported(
+            "training.activation_checkpointing: selective needs compiled layers",
+            hint="set training.compile: true, or training.activation_checkpointing: full",
+        )
+    return prepared(model, keeping=keeping, recomputed=choice.recomputed_layers, compiled=compiled, say=say)
+
+
+@contextmanager
+def _graphs(compiled: bool) -> Iterator[None]:
+    """Room for a graph for each kind of layer and mode."""
+    if not compiled:
+        yield
+        return
+    with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=8 * _GRAPHS):
+        yield
+
+
+class _Call:
+    """What runs in a layer's place."""
+
+    def __init__(self, layer: nn.Module, keeping: Keeping, backend: str | None, clock: CompileClock) -> None:
+        self.plain: Callable[..., Any] = layer._call_impl
+        self.keeping, self.clock = keeping, clock
+        run: Callable[..., Any] = layer._call_impl
+        if keeping in ("selective", "full"):
+            run = partial(_recomputed, layer._call_impl, keeping == "selective")
+        if backend is not None:
+            run = torch.compile(run, backend=backend)
+        if keeping == "offload":
+            run = partial(_offloaded, run)
+        self.run, self.compiled = run, backend is not None
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.plain(hidden, *args, **kwargs)
+        if not self.compiled:
+            return self.run(hidden, *args, **kwargs)
+        if not hidden.requires_grad:
+            # Above frozen embeddings; one graph for all layers is worth this layer's gradient.
+            hidden = hidden.detach().requires_grad_(True)
+        _mark((hidden, args, kwargs), hidden.shape)
+        began, graphs = time.perf_counter(), _graph_count()
+        out = self.run(hidden, *args, **kwargs)
+        if made := _graph_count() - graphs:
+            self.clock.seconds += time.perf_counter() - began
+            self.clock.graphs += made
+        return out
+
+
+def _mark(values: Any, shape: torch.Size) -> None:
+    """Tell the compiler that the numbers of rows, tokens and documents vary, so that one graph serves all.
+
+    Not by ``dynamic=True``: that makes variables of the layers' own constants too.
+    """
+    mark: Any = torch._dynamo.maybe_mark_dynamic
+    if isinstance(values, Tensor):
+        for place, size in enumerate(values.shape):
+            if size > 1 and (size in shape[:2] or values.ndim == 1):
+                mark(values, place)
+    elif isinstance(values, dict):
+        _mark(tuple(values.values()), shape)
+    elif isinstance(values, tuple):
+        for value in values:
+            _mark(value, shape)
+
+
+def _graph_count() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"].get("unique_graphs", 0))
+
+
+def _recomputed(run: Callable[..., Any], selective: bool, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer keeping its input, or also the results of its products."""
+    if selective:
+        kwargs["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+
+def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    del ctx, args, kwargs
+    return (
+        CheckpointPolicy.MUST_SAVE if op.name().split(".")[0] in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    )
+
+
+class _Offloaded(torch.autograd.Function):
+    """A layer whose input waits in the host's memory until the backward pass runs the layer again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, anchor: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        del anchor
+        ctx.run, ctx.device = run, hidden.device
+        ctx.generators = torch.get_rng_state(), _cuda_state(hidden.device)
+        host = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=hidden.is_cuda)
+        host.copy_(hidden, non_blocking=True)
+        ctx.save_for_backward(host)
+        with torch.no_grad():
+            return run(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (host,) = ctx.saved_tensors
+        hidden = host.to(ctx.device, non_blocking=True).requires_grad_(True)
+        states = torch.get_rng_state(), _cuda_state(ctx.device)
+        _set_states(ctx.device, *ctx.generators)
+        try:
+            with torch.enable_grad():
+                out = ctx.run(hidden)
+        finally:
+            _set_states(ctx.device, *states)
+        torch.autograd.backward(out, grads[0])
+        return hidden.grad, None, None
+
+
+def _cuda_state(device: torch.device) -> Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_states(device: torch.device, host: Tensor, cuda: Tensor | None) -> None:
+    torch.set_rng_state(host)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)
+
+
+def _offloaded(run: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer keeping its input in the host's memory; layers return one tensor or a tuple of one."""
+    shape: list[bool] = []
+
+    def only(states: Tensor) -> Tensor:
+        out = run(states, *args, **kwargs)
+        shape[:] = [isinstance(out, tuple)]
+        first: Tensor = out[0] if isinstance(out, tuple) else out
+        return first
+
+    # The weights inside are leaves of their own: an input that asks for a gradient is what makes autograd
+    # call the backward pass, also for the first layer above frozen embeddings.
+    anchor = torch.empty(0, device=hidden.device, requires_grad=True)
+    apply: Any = _Offloaded.apply
+    out = apply(hidden, anchor, only)
+    return (out,) if shape[0] else out
