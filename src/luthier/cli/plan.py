@@ -278,6 +278,7 @@ def _of_recipe(
     as_json: bool,
 ) -> int:
     """Plan of a recipe with its own model and data, here or on described hardware."""
+    from luthier.catalog.purposes import check_supported
     from luthier.cli.story import show_plan
     from luthier.data.tokenizer import load_tokenizer
     from luthier.planning.audit import audit
@@ -285,17 +286,20 @@ def _of_recipe(
     from luthier.planning.measured import corrections_for
     from luthier.planning.resolve import resolve
     from luthier.planning.solver import Question, changes
-    from luthier.runs.model import obtain
-    from luthier.runs.prepare import rates, read_data
+    from luthier.runs.prepare import check_model, rates, read_data, with_labels
     from luthier.runs.probe import probe
+    from luthier.runs.scratch import bring_model
     from luthier.schema.load import load_recipe
 
     recipe = load_recipe(path, overrides)
-    folder = obtain(recipe.model, say=lambda words: err().print(words), offline=offline).path
+    check_supported(recipe)
+    folder = bring_model(recipe, say=lambda words: err().print(words), offline=offline).path
     machine = audit() if hardware is None else parse_hardware(hardware)
-    data = read_data(recipe, load_tokenizer(folder))
-    measured = rates(probe(machine)) if hardware is None else {}
     arch, config = shape_of(str(folder))
+    check_model(recipe, arch)
+    data = read_data(recipe, load_tokenizer(folder))
+    recipe = with_labels(recipe, data)
+    measured = rates(probe(machine)) if hardware is None else {}
     known = corrections_for(machine)
     found = resolve(
         recipe,

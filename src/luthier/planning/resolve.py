@@ -405,7 +405,7 @@ def _holds(when: Condition, recipe: Recipe, arch: Architecture, size: int, rows:
         and (not when.purposes or recipe.task in when.purposes)
         and (not when.kinds or kind in when.kinds)
         and (not when.families or any(family.startswith(name.lower()) for name in when.families))
-        and not when.goals
+        and (not when.goals or (recipe.model.from_scratch is not None and "from-scratch" in when.goals))
         and (not when.presets or "balanced" in when.presets)
         and (when.parameters_below is None or size < when.parameters_below)
         and (when.parameters_from is None or size >= when.parameters_from)

@@ -10,7 +10,8 @@ from luthier.data.render import render_rows
 from luthier.data.show import show_tokens
 from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import UsageError
-from luthier.runs.model import Say, obtain
+from luthier.runs.model import Say
+from luthier.runs.scratch import bring_model
 from luthier.schema.load import load_recipe, recipe_from
 from luthier.schema.protocols import TokenRow
 
@@ -31,7 +32,7 @@ def rendered_rows(
         )
     else:
         recipe = recipe_from({"model": {"id": model}, "data": {"train": str(source)}}, overrides)
-    found = obtain(recipe.model, say=say)
+    found = bring_model(recipe, say=say)
     tokenizer = load_tokenizer(found.path)
     chats, _shape, _files = read_chats(recipe.data, recipe.data.train, base=Path("/"))
     rows = render_rows(chats[:count], tokenizer, recipe.data.train_on)

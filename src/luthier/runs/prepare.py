@@ -27,8 +27,9 @@ from luthier.planning.measured import corrections_for
 from luthier.planning.pairs import settle_pairs
 from luthier.planning.resolve import Resolved, resolve
 from luthier.runs.directory import RunDirectory, runs_root
-from luthier.runs.model import Say, obtain
+from luthier.runs.model import Say
 from luthier.runs.probe import probe
+from luthier.runs.scratch import bring_model
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.protocols import Progress
@@ -75,7 +76,7 @@ def prepare(
     check_trackers(recipe.training.trackers)
     if recipe.export is not None and recipe.export.gguf:
         converter()  # an export that cannot be made is refused before hours are spent
-    model = obtain(recipe.model, say=say, progress=progress, offline=offline)
+    model = bring_model(recipe, say=say, progress=progress, offline=offline)
     for duty in hold_to_licence(recipe, "trained", named=model.licence):
         say(f"the licence asks: {duty}")
     if model.revision is not None and recipe.model.revision is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.errors import Unsupported
+from luthier.models.scratch import ensure_weights
 from luthier.schema.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def load_task(
     recipe: Recipe, model_directory: Path, tokenizer: FileTokenizer, *, device: str, cache: Path | None
 ) -> ModelTask:
     """The model of a resolved recipe in memory, ready to be judged and trained."""
+    ensure_weights(model_directory)
     return task_class(recipe)(recipe, model_directory, tokenizer, device=device, cache=cache)
 
 

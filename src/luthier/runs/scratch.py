@@ -1,0 +1,109 @@
+"""Make the folder of a model that begins from scratch: tokenizer from the data, shape from the size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.data.load import read_chats
+from luthier.data.tokenizer import load_tokenizer
+from luthier.data.vocabulary import character_tokenizer, save_tokenizer, train_bpe
+from luthier.errors import FileProblem, RecipeError
+from luthier.files import write_text
+from luthier.hub.cache import room
+from luthier.hub.snapshot import LocalModel
+from luthier.runs.model import Say, obtain
+from luthier.schema.protocols import Progress
+from luthier.schema.recipe import Full, Recipe
+from luthier.sizing.parameters import architecture_from_config, count_parameters
+from luthier.sizing.scratch import scratch_config
+
+MARK = "scratch.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def bring_model(
+    recipe: Recipe, *, say: Say, progress: Progress | None = None, offline: bool = False
+) -> LocalModel:
+    """The base model of a recipe: made from scratch, or brought as `runs.model.obtain` does."""
+    if recipe.model.from_scratch is not None:
+        return scratch_model(recipe, say=say)
+    return obtain(recipe.model, say=say, progress=progress, offline=offline)
+
+
+def scratch_model(recipe: Recipe, *, say: Say) -> LocalModel:
+    """The folder of a recipe's ``model.from_scratch``: made once for its settings, data and seed.
+
+    The worker writes the random weights when it first needs them. Errors: RecipeError for settings that
+    contradict each other, FileProblem for a tokenizer folder without one.
+    """
+    choice = recipe.model.from_scratch
+    assert choice is not None
+    if not isinstance(recipe.method, Full):
+        raise RecipeError(
+            f"a model from scratch is random: {recipe.method.name} would leave it so",
+            hint="set method.name: full",
+        )
+    if recipe.task not in ("text-generation", "chat"):
+        raise RecipeError(
+            f"model.from_scratch makes decoders that write text, not models for {recipe.task}",
+            hint="set task: text-generation, or name a base model",
+        )
+    texts = list(_texts(recipe)) if choice.tokenizer in ("bpe", "characters") else []
+    digest = hashlib.sha256(json.dumps([choice.model_dump(mode="json"), recipe.seed]).encode())
+    for text in texts:
+        digest.update(text.encode("utf-8", "replace") + b"\0")
+    folder = room("models") / f"scratch-{digest.hexdigest()[:16]}"
+    if not (folder / MARK).is_file():
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        _make(recipe, texts, part)
+        part.rename(folder)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    size = count_parameters(architecture_from_config(config)).total
+    say(
+        f"a {choice.family} of {size:,} parameters from scratch: {config['num_hidden_layers']} layers of "
+        f"{config['hidden_size']}, {config['vocab_size']:,} tokens ({choice.tokenizer})"
+    )
+    return LocalModel(path=folder, id=recipe.model.id, revision=None, licence=None)
+
+
+def _texts(recipe: Recipe) -> Iterator[str]:
+    rows, _, _ = read_chats(recipe.data, recipe.data.train, base=Path("/"))
+    for row in rows:
+        yield "".join(str(message["content"]) for message in row.messages)
+
+
+def _make(recipe: Recipe, texts: list[str], folder: Path) -> None:
+    choice = recipe.model.from_scratch
+    assert choice is not None
+    folder.mkdir(parents=True)
+    if choice.tokenizer == "bpe":
+        save_tokenizer(train_bpe(texts, choice.vocabulary), folder, context=choice.context)
+    elif choice.tokenizer == "characters":
+        save_tokenizer(character_tokenizer(texts), folder, context=choice.context)
+    else:
+        given = Path(choice.tokenizer).expanduser()
+        if not (given / "tokenizer.json").is_file():
+            raise FileProblem(
+                "there is no tokenizer.json",
+                file=given,
+                hint="model.from_scratch.tokenizer is bpe, characters or a folder with a tokenizer",
+            )
+        for name in TOKENIZER:
+            if (given / name).is_file():
+                shutil.copyfile(given / name, folder / name)
+    tokenizer = load_tokenizer(folder)
+    config = scratch_config(
+        choice,
+        vocabulary=tokenizer.vocab_size,
+        bos=tokenizer.prefix_ids[0] if tokenizer.prefix_ids else None,
+        eos=min(tokenizer.eos_ids, default=None),
+        pad=tokenizer.pad_id,
+    )
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / MARK, json.dumps({"seed": recipe.seed}) + "\n")
