@@ -21,6 +21,7 @@ from luthier.runs.directory import find_run, list_runs, runs_root
 from luthier.runs.process import ACTIVE, current_state, stop_worker
 from luthier.runs.stages import load_comparisons, load_estimate
 from luthier.schema.measurement import Measurement
+from luthier.schema.run import Origin
 
 app = App(name="runs", help="List and look after runs.", help_format="plaintext")
 
@@ -76,6 +77,8 @@ def show(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) 
         return
     state = current_state(found)
     story.heading(None, found.id, state)
+    if (origin := found.stage("origin", Origin)) is not None:
+        story.show_origin(origin)
     if (estimate := load_estimate(found)) is not None:
         story.show_plan(found.recipe, estimate)
     show_stage = Attendant(found, None)

@@ -250,6 +250,22 @@ def _against(measured: float, predicted: Range | None, words: Callable[[float], 
     return f"  (predicted {words(predicted.expected)}, {measured / predicted.expected - 1:+.0%})"
 
 
+def show_result(result: EvalResult) -> None:
+    """One model's scores on one split, each with its interval."""
+    out().print(
+        f"{result.model} on {result.split}: {len(result.rows)} rows in {duration(result.seconds)}",
+        highlight=False,
+    )
+    table = columns("metric", "score", "95 % interval", numbers=(1,))
+    for name, metric in result.metrics.items():
+        share = 0 <= metric.low <= metric.high <= 1
+        ends = f"{metric.low:.1%} to {metric.high:.1%}" if share else f"{metric.low:.3f} to {metric.high:.3f}"
+        table.add_row(Text(name, style="bold" if name == result.primary else ""), _short(metric), ends)
+    out().print(Padding(table, (0, 0, 0, 2)))
+    if result.cut_off:
+        out().print(f"  {result.cut_off} answers ended at the longest length allowed", style="dim")
+
+
 def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] = ()) -> None:
     """Baseline against tuned on every split, with the verdict, and against what costs no training."""
     table = columns(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from luthier.cli.console import err, print_json
 from luthier.errors import UsageError
+
+if TYPE_CHECKING:
+    from luthier.runs.directory import RunDirectory
+    from luthier.runs.prepare import Prepared
+    from luthier.schema.run import Origin
 
 
 def train(
@@ -16,6 +21,10 @@ def train(
     /,
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=True)],
     resume: str | None = None,
+    clone: str | None = None,
+    extend: str | None = None,
+    branch: str | None = None,
+    init_from: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     detach: Annotated[bool, Parameter(negative="")] = False,
     offline: Annotated[bool, Parameter(negative="")] = False,
@@ -31,6 +40,14 @@ def train(
         Settings that win over the recipe's: training.epochs=2 method.rank=32 ~key.
     resume
         Go on with this run from its last finished stage and checkpoint (id, beginning of one, or latest).
+    clone
+        Begin a new run with this run's recipe, and the settings that are given.
+    extend
+        Go on with this finished run, in a new one, for longer: --extend RUN training.epochs=5.
+    branch
+        Begin a new run from a checkpoint, RUN@STEP (or @last, @best), with other settings.
+    init_from
+        Start from the weights of this adapter: a folder in PEFT's format, or a run that shipped one.
     dry_run
         Derive every value, predict memory and time, and stop before anything is loaded.
     detach
@@ -43,29 +60,33 @@ def train(
     from luthier.cli import story
     from luthier.cli.attend import attend, run_json
     from luthier.runs.directory import find_run
-    from luthier.runs.prepare import create_run, prepare
     from luthier.runs.process import start_worker
-    from luthier.schema.load import load_recipe
 
+    words, recipe = _settings(recipe, overrides, any((resume, clone, extend, branch)))
+    if sum(name is not None for name in (resume, clone, extend, branch, recipe)) != 1:
+        raise UsageError(
+            "name one thing to train: a recipe, or one of --resume, --clone, --extend and --branch",
+            hint="luthier train recipe.yaml, or luthier train --resume RUN",
+        )
+    if init_from is not None and recipe is None:
+        raise UsageError("--init-from goes with a recipe", hint="luthier train recipe.yaml --init-from RUN")
+    run: RunDirectory
     if resume is not None:
-        if recipe is not None or overrides:
+        if words:
             raise UsageError(
                 "--resume takes the run's own recipe",
-                hint="drop the recipe and the settings, or start a new run without --resume",
+                hint=f"drop the settings, or branch off with them: luthier train --branch {resume}@last ...",
             )
         run = find_run(resume)
     else:
-        if recipe is None:
-            raise UsageError("name a recipe", hint="luthier train recipe.yaml, or luthier train --resume RUN")
-        prepared = prepare(
-            load_recipe(recipe, overrides), say=lambda words: err().print(words), offline=offline
-        )
+        prepared, origin = _prepared(recipe, words, clone, extend, branch, init_from, offline=offline)
         if dry_run:
             if json:
                 print_json(
                     {
                         "recipe": prepared.recipe.model_dump(mode="json"),
                         "estimate": prepared.resolved.estimate.model_dump(mode="json"),
+                        "origin": None if origin is None else origin.model_dump(mode="json"),
                     }
                 )
             else:
@@ -73,8 +94,10 @@ def train(
             return 0
         if not json:
             story.heading(None, "Plan", "every derived value with its source")
+            if origin is not None:
+                story.show_origin(origin)
             story.show_plan(prepared.recipe, prepared.resolved.estimate)
-        run = create_run(prepared)
+        run = _created(prepared, origin)
     err().print(f"run {run.id}", style="dim")
     if detach:
         start_worker(run)
@@ -84,3 +107,50 @@ def train(
     if json:
         run_json(run)
     return code
+
+
+def _settings(
+    recipe: Path | None, overrides: tuple[str, ...], from_run: bool
+) -> tuple[tuple[str, ...], Path | None]:
+    """With ``--clone RUN k=v`` the first word is a setting, not a recipe."""
+    if recipe is not None and from_run and ("=" in str(recipe) or str(recipe).startswith("~")):
+        return (str(recipe), *overrides), None
+    return overrides, recipe
+
+
+def _prepared(  # noqa: PLR0917 (private, called once)
+    recipe: Path | None,
+    words: tuple[str, ...],
+    clone: str | None,
+    extend: str | None,
+    branch: str | None,
+    init_from: str | None,
+    *,
+    offline: bool,
+) -> tuple[Prepared, Origin | None]:
+    """The recipe ready to run, and where it comes from if it is not from a file."""
+    from luthier.runs import lineage
+    from luthier.runs.prepare import prepare
+    from luthier.schema.load import load_recipe
+
+    def say(text: str) -> None:
+        err().print(text)
+
+    if clone is not None:
+        return lineage.clone(clone, words, say=say, offline=offline)
+    if extend is not None:
+        return lineage.extend(extend, words, say=say, offline=offline)
+    if branch is not None:
+        return lineage.branch(branch, words, say=say, offline=offline)
+    assert recipe is not None
+    loaded, origin = load_recipe(recipe, words), None
+    if init_from is not None:
+        loaded, origin = lineage.warm_start(loaded, init_from)
+    return prepare(loaded, say=say, offline=offline), origin
+
+
+def _created(prepared: Prepared, origin: Origin | None) -> RunDirectory:
+    from luthier.runs.lineage import start_from
+    from luthier.runs.prepare import create_run
+
+    return create_run(prepared) if origin is None else start_from(prepared, origin)

@@ -42,6 +42,29 @@ class Planned(Record):
     """Operations of one token, forward and backward; recomputation not counted."""
 
 
+class Changed(Record):
+    """A setting that differs from the parent's, as written in YAML; None where it was not set."""
+
+    before: str | None
+    after: str | None
+
+
+class Origin(Record):
+    """Where a run comes from."""
+
+    kind: Literal["clone", "extend", "branch", "warm-start"]
+    parent: str
+    """The parent run's id, or the adapter's folder."""
+    path: str
+    """Where that was."""
+    step: int | None = None
+    """The parent's step that training goes on from; None where it begins anew."""
+    changed: dict[str, Changed] = {}
+    """Dotted setting -> what was changed."""
+    rule: str = ""
+    """What the learning rate does at the joint."""
+
+
 class Correction(Record):
     """What the first steps say of the whole training, beside what was predicted. Seconds, bytes."""
 

@@ -39,7 +39,7 @@ def start_from_adapter(model: Any, folder: Path, *, whole: Sequence[str] = ()) -
     )  # fmt: skip
     if unlike:
         raise FileProblem(
-            f"the adapter does not fit this recipe's: {len(unlike)} of {len(own)} weights differ ({unlike[0]})",
+            f"the adapter does not fit: {len(unlike)} of {len(own)} weights differ ({unlike[0]})",
             file=path,
             hint="use the rank and the targets that it was made with, and the same base model",
         )
