@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "evaluate": ("luthier.cli.evaluate:evaluate", SHIP, "Judge base and tuned model on the same rows."),
     "export": ("luthier.cli.export:export", SHIP, "Adapter, merged weights and GGUF, checked."),
     "chat": ("luthier.cli.chat:chat", SHIP, "Talk to a run's GGUF."),
+    "generate": ("luthier.cli.generate:generate", SHIP, "Continue a text with a tuned or pretrained model."),
     "classify": ("luthier.cli.classify:classify", SHIP, "Label texts with a tuned classifier."),
     "deploy": ("luthier.cli.deploy:deploy", SHIP, "Ready for Ollama, LM Studio, llama.cpp or vLLM."),
     "deployments": ("luthier.cli.deploy:app", SHIP, "What was deployed, and how to take it back."),

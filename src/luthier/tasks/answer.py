@@ -15,7 +15,7 @@ from typing import Any
 from luthier.errors import LuthierError, UsageError
 
 
-def answers(kind: str, folder: Path, inputs: list[Any], settings: dict[str, Any]) -> list[Any]:  # noqa: ARG001
+def answers(kind: str, folder: Path, inputs: list[Any], settings: dict[str, Any]) -> list[Any]:
     """Answers to inputs in their order, from a model in this process.
 
     settings: what a kind takes besides. Errors: as the kind's own.
@@ -29,8 +29,12 @@ def answers(kind: str, folder: Path, inputs: list[Any], settings: dict[str, Any]
 
             found = SavedClassifier(folder, device=device)
             return found.classify([tuple(one) if isinstance(one, list) else one for one in inputs])
+        case "generate":
+            from luthier.tasks.generation import continue_texts
+
+            return continue_texts(folder, inputs, device=device, **settings)
         case _:
-            raise UsageError(f"{kind} is not a kind of answer", hint="classify")
+            raise UsageError(f"{kind} is not a kind of answer", hint="classify or generate")
 
 
 def main() -> int:

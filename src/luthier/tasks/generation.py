@@ -20,9 +20,11 @@ import torch
 
 from luthier.data.collate import collate
 from luthier.data.render import prompt_ids, render_rows
+from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import DataError
 from luthier.evaluation.totals import SET_METRICS, set_metric_of
 from luthier.models.generate import TorchGenerator
+from luthier.models.load import check_model_directory, load_causal, quiet
 from luthier.schema.protocols import ChatRow, Generated, Message, Progress, Splits, TokenRow
 from luthier.schema.results import EvalResult, ScoredRow
 from luthier.tasks.base import Rows, Told
@@ -141,6 +143,51 @@ class TextTask(ChatTask):
             batch_size=found.batch_size,
             scope=scope,
         )
+
+
+def continue_texts(
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    device: str,
+    max_new_tokens: int = 200,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Continuations of texts by a saved model, without a template, to the end of its context at most.
+
+    temperature: 0 takes the likeliest token each time; above that tokens are drawn, by seed.
+    """
+    settings = check_model_directory(folder)
+    stored = str(settings.get("dtype") or settings.get("torch_dtype") or "float32")
+    model = load_causal(folder, dtype="bfloat16" if stored == "bfloat16" else "float32", device=device)
+    tokenizer = load_tokenizer(folder)
+    ends = sorted(tokenizer.eos_ids)
+    torch.manual_seed(seed)
+    found = []
+    for text in texts:
+        ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
+        context = getattr(model.config, "max_position_embeddings", None)
+        room = max_new_tokens if context is None else min(max_new_tokens, context - len(ids))
+        if room < 1:
+            raise DataError(
+                f"the text has {len(ids)} tokens and the model's context {context}: no room to continue",
+                hint="give a shorter beginning",
+            )
+        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {}
+        with torch.inference_mode(), quiet():
+            out = model.generate(
+                torch.tensor([ids], device=device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
+                max_new_tokens=room,
+                pad_token_id=tokenizer.pad_id,
+                eos_token_id=ends or None,
+                **({"do_sample": False} | drawn),
+            )
+        new = out[0, len(ids) :].tolist()
+        stopped = bool(new) and new[-1] in tokenizer.eos_ids
+        found.append({"text": tokenizer.decode(new), "stopped": stopped})
+    return found
 
 
 def is_text(row: ChatRow) -> bool:

@@ -1,0 +1,63 @@
+"""``luthier generate``: continue a text with a tuned or pretrained model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from luthier.errors import UsageError
+
+
+def generate(
+    model: str,
+    /,
+    *prompts: str,
+    file: Path | None = None,
+    max_new_tokens: int = 200,
+    temperature: float = 0.0,
+    seed: int = 0,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Continue texts as they are, without a chat template.
+
+    Parameters
+    ----------
+    model
+        A run (id, beginning of one, path, or latest) or a folder with a saved model.
+    prompts
+        Texts to continue.
+    file
+        A file of texts: rows with a text column, or one text a line (.txt).
+    max_new_tokens
+        Longest continuation in tokens.
+    temperature
+        0 takes the likeliest token each time; above that tokens are drawn.
+    seed
+        Seed of the draws.
+    json
+        Print one JSON object.
+    """
+    from luthier.cli.console import print_json
+    from luthier.runs.answer import ask, model_folder
+
+    if file is not None:
+        if prompts:
+            raise UsageError("give texts or --file, not both")
+        from luthier.data.texts import read_texts
+
+        inputs = [one if isinstance(one, str) else one[0] for one in read_texts(file)]
+    else:
+        inputs = list(prompts)
+    if not inputs or any(not one for one in inputs):
+        raise UsageError("there is no text to continue", hint='luthier generate RUN "a beginning"')
+    folder = model_folder(model, "chat")
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    found = ask(folder, "generate", inputs, settings=settings)
+    if json:
+        print_json({"model": str(folder), "answers": found})
+        return
+    for prompt, answer in zip(inputs, found, strict=True):
+        sys.stdout.write(f"{prompt}{answer['text']}\n")
