@@ -1,33 +1,43 @@
-"""Write the tables of docs/models.md, licences.md, recommend.md and hyperparameters.md from the catalogue.
+"""Write what docs pages show of the catalogue, its rules and the advisor's own answers.
 
-Each table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the words around it are written
-by hand. ``python tools/catalog_docs.py`` rewrites them, ``--check`` only says which are out of date.
+Each generated part stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the words around it are
+written by hand. ``python tools/catalog_docs.py`` rewrites them, ``--check`` only says which are out of date.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from luthier.catalog.index import all_models, index, licences, model_card  # noqa: E402
+from luthier.cli.plan_words import about  # noqa: E402
 from luthier.planning.estimate import estimate_candidate  # noqa: E402
 from luthier.planning.hypothetical import parse_hardware  # noqa: E402
+from luthier.planning.recommend import recommend  # noqa: E402
 from luthier.planning.recommend.evidence import LADDERS, line_between, prior_for  # noqa: E402
-from luthier.planning.recommend.guides import A_MEMORY, B_MEMORY, C_GPUS  # noqa: E402
+from luthier.planning.recommend.guides import A_MEMORY, B_MEMORY, B_SCORES, C_GPUS  # noqa: E402
 from luthier.planning.recommend.methods import build_method  # noqa: E402
-from luthier.planning.recommend.score import WEIGHTS  # noqa: E402
+from luthier.planning.recommend.score import PATIENCE, WEIGHTS  # noqa: E402
 from luthier.planning.recommend.shapes import budget_of  # noqa: E402
+from luthier.planning.recommend.words import from_sentence, make_request  # noqa: E402
+from luthier.schema.load import read_yaml  # noqa: E402
 from luthier.schema.model import ModelCard  # noqa: E402
-from luthier.schema.plan import BatchShape  # noqa: E402
+from luthier.schema.plan import BatchShape, Plan  # noqa: E402
 from luthier.schema.request import MethodName  # noqa: E402
 from luthier.sizing.gguf import gguf_bytes  # noqa: E402
+from luthier.sizing.parameters import count_parameters, lora_parameters  # noqa: E402
 
-PAGES = ("models.md", "licences.md", "recommend.md", "hyperparameters.md")
+PAGES = ("models.md", "licences.md", "recommend.md", "hyperparameters.md", "guides.md", "requests.md")
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GB = 1e9
 A_MODELS = {
@@ -207,8 +217,199 @@ def ladders_table() -> str:
 
 def weights_table() -> str:
     parts = ("quality", "speed", "size", "ecosystem")
-    rows = [(name, *(f"{values[part]:g}" for part in parts)) for name, values in WEIGHTS.items()]
-    return table(("priority", *parts), rows)
+    rows = [
+        (name, *(f"{values[part]:g}" for part in parts), f"{PATIENCE[name] / 3600:g} h")
+        for name, values in WEIGHTS.items()
+    ]
+    return table(("priority", *parts, "waits for"), rows)
+
+
+def answered(values: dict[str, Any], hardware: str | None, *, only: Sequence[str] = ()) -> Plan:
+    """The advisor's answer to a request of plain values (or a sentence)."""
+    request = from_sentence(values["sentence"]) if "sentence" in values else make_request(values)
+    machine = None if hardware is None else parse_hardware(hardware)
+    return recommend(request, machine, most=1, models=[model_card(n) for n in only] or None)
+
+
+def first(plan: Plan) -> str:
+    """The first candidate in few words."""
+    best = plan.best
+    if best is None:
+        return "nothing fits"
+    seconds = best.estimate.seconds
+    when = "" if seconds is None else f", {about(seconds.expected)}"
+    return f"`{best.weights.rsplit('/', 1)[-1]}`, {best.method.name}{when}"
+
+
+BERTS = "bert-base-uncased, roberta-base"
+PURPOSES: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("chat", {"purpose": "chat"}, "Llama-3.1-8B-Instruct"),
+    ("text generation", {"purpose": "text-generation"}, "Llama-3.1-8B"),
+    ("similarity", {"purpose": "similarity"}, "bge-m3"),
+    ("similarity, in several languages", {"purpose": "similarity", "languages": "de,ja"}, "bge-m3"),
+    ("reranking", {"purpose": "reranking"}, "bge-reranker-v2-m3"),
+    ("multi-label classification", {"purpose": "multi-label-classification"}, BERTS),
+    ("multi-class classification", {"purpose": "multi-class-classification"}, BERTS),
+)
+USES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    ("agency, client work", "Llama 8B, then Qwen 7B", {"use": "commercial", "size": "general"}, "rtx 4090"),
+    ("edge and mobile", "Qwen 0.5B-3B or Gemma 3 1B", {"size": "edge", "target": "phone:8GB"}, "rtx 4090"),
+    ("edge, in a product", "Qwen 0.5B-3B", {"size": "edge", "use": "commercial"}, "rtx 4090"),
+    ("under 1B", "Qwen 0.5B, the only option", {"size": "under-1b"}, "rtx 4090"),
+    ("maximum quality", "Qwen2.5-72B, then Llama-3.3-70B", {"priority": "quality"}, "8xh100"),
+    ("multilingual", "Qwen 2.5 at the size that fits", {"languages": "de,ja,zh"}, "rtx 4090"),
+    ("code", "Qwen 7B or Llama 8B", {"vertical": "code"}, "rtx 4090"),
+    ("Apache-2.0 required", "Qwen 2.5 or Mistral", {"licence": "apache-2.0"}, "rtx 4090"),
+    ("largest community", "Llama", {"priority": "ecosystem"}, "rtx 4090"),
+    ("everything else", "Llama 8B", {}, "rtx 4090"),
+)
+TASKS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    ("first time", "Qwen3-0.6B, LoRA", {"stage": "first-run"}, "rtx 4090"),
+    ("domain adaptation", "SFT or LoRA", {"goal": "domain", "vertical": "medical"}, "h100"),
+    ("chat, instructions", "LoRA on an instruct model", {}, "rtx 4090"),
+    ("code", "LoRA on a code model", {"vertical": "code"}, "h100"),
+    ("multilingual", "SFT on a multilingual base", {"goal": "new-language", "languages": "sw"}, "4xh100"),
+    ("image and text", "PEFT on Gemma 3 or Qwen2.5-VL", {"features": "image"}, "rtx 4090"),
+    ("from scratch", "pretraining", {"purpose": "text-generation", "goal": "from-scratch"}, "h100"),
+    ("production", "LoRA on the largest that fits", {"stage": "production"}, "h100"),
+    ("research", "full SFT, FSDP2", {"stage": "research"}, "8xh100"),
+)
+
+
+def purposes_table() -> str:
+    rows = []
+    for name, values, example in PURPOSES:
+        plan = answered(values, "rtx 4090")
+        proof = "" if plan.best is None else plan.best.evidence.text.split(", about")[0]
+        rows.append((name, example, first(plan), proof))
+    return table(("purpose", "guide A's example", "first here, on an RTX 4090", "because of"), rows)
+
+
+def uses_table(uses: tuple[tuple[str, str, dict[str, Any], str], ...], guide: str) -> str:
+    """Use cases or tasks of a guide with its answer, ours and what facts say against the guide's."""
+    rows = []
+    for name, says, values, hardware in uses:
+        plan = answered(values, hardware)
+        marks = next(g.wrong for g in plan.guides if g.guide == guide)
+        rows.append((name, says, hardware, first(plan), "; ".join(marks)))
+    return table(("case", f"guide {guide}", "hardware", "first here", "against the guide"), rows)
+
+
+def scores_table() -> str:
+    """Guide B's scores beside those that the catalogue has a source for."""
+    benchmarks = ("MMLU", "HumanEval", "GSM8K", "HellaSwag")
+    rows = []
+    for name, model, scores in B_SCORES:
+        card = model_card(model)
+        cells: list[object] = [name, f"`{card.name}`"]
+        for benchmark, claimed in zip(benchmarks, scores, strict=True):
+            mine = [b for b in card.benchmarks if b.name.removesuffix("-CoT") == benchmark]
+            known = [f"{b.value:g} {b.stage}" for b in mine]
+            cells += ["" if claimed is None else f"{claimed:g}", ", ".join(known) or "none sourced"]
+        rows.append(cells)
+    heads = ["guide's name", "is", *(h for b in benchmarks for h in (f"{b}, guide", "sourced"))]
+    return table(heads, rows)
+
+
+def methods_table() -> str:
+    """Guide C's table of methods, each claim computed on models of three sizes."""
+    rows = []
+    for name in ("SmolLM2-135M-Instruct", "Qwen3-0.6B", "Llama-3.1-8B-Instruct", "Llama-3.3-70B-Instruct"):
+        card = model_card(name)
+        assert card.architecture is not None
+        count_of = count_parameters(card.architecture)
+        adapters = lora_parameters(card.architecture, 16)
+        weights = 2 * count_of.total / GB
+        memory = {m: need(card, m, 2048) for m in ("full", "lora", "qlora")}  # type: ignore[arg-type]
+        rows.append(
+            (f"`{card.name}`", f"{100 * adapters / count_of.total:.1f} %", f"{weights:.1f}",
+             *(f"{memory[m]:.1f} ({memory[m] / weights:.1f}x)" for m in ("full", "lora", "qlora")))
+        )  # fmt: skip
+    heads = ("model", "trained by LoRA, r 16", "16-bit weights", "full", "LoRA", "QLoRA")
+    return table(heads, rows)
+
+
+def thumbs_table() -> str:
+    """Guide C's bytes a billion parameters beside what the weights take."""
+    rows = []
+    names = ("SmolLM2-135M", "Qwen2.5-7B", "Llama-3.1-8B", "Qwen2.5-14B", "Llama-3.3-70B")
+    for name in (f"{short}-Instruct" for short in names):
+        card = model_card(name)
+        assert card.architecture is not None
+        count_of = count_parameters(card.architecture)
+        total = count_of.total
+        four = (0.516 * count_of.linear + 2 * (total - count_of.linear)) / GB
+        rows.append((f"`{card.name}`", f"{2 * total / GB:.2f}", f"{0.5 * total / GB:.2f}", f"{four:.2f}"))
+    heads = ("model", "bf16, 2 GB a billion", "4 bit by the guide, 0.5 GB a billion", "4 bit, computed")
+    return table(heads, rows)
+
+
+def golden_table() -> str:
+    """Every golden case: what a guide says, what facts say, and the first candidate today."""
+    golden = read_yaml(ROOT / "tests" / "planning" / "golden.yaml")
+    rules: dict[str, list[str]] = {}
+    for rule, names in golden["rules"].items():
+        for name in names:
+            rules.setdefault(name, []).append(str(rule))
+    rows = []
+    for case in golden["cases"]:
+        values = {"sentence": case["sentence"]} if "sentence" in case else case["request"]
+        plan = answered(values, case["hardware"], only=case.get("only", ()))
+        asked = ", ".join(f"{k}: {v}" for k, v in values.items())
+        asked += f" (of {', '.join(n.rsplit('/', 1)[-1] for n in case['only'])})" if "only" in case else ""
+        rows.append(
+            (case["name"], " ".join(rules.get(case["name"], ())), asked, case["hardware"] or "not known",
+             case.get("says", ""), case.get("fact", ""), first(plan))
+        )  # fmt: skip
+    return table(("case", "rules", "request", "hardware", "a guide says", "fact", "first here"), rows)
+
+
+REQUESTS: dict[str, str] = {
+    "support": 'recommend "answer customers in German in our tone" --hardware "rtx 4090" --rows 2000',
+    "laptop": "recommend --hardware laptop:16GB --rows 1000",
+    "categories": 'recommend "sort support mails into categories" --hardware laptop:16GB --rows 3000',
+    "phone": 'recommend "an assistant in English and Spanish" --hardware "rtx 3060" --target phone:8GB '
+    "--use commercial",
+    "swahili": "recommend --purpose text-generation --goal new-language --language sw --hardware 4xh100 "
+    "--rows 200000",
+    "manuals": 'recommend "search our manuals in German and Japanese" --hardware "rtx 3060" --use commercial',
+    "reranking": "recommend --purpose reranking --hardware cpu:16GB --rows 5000",
+    "completion": 'recommend "complete our Python code" --hardware "rtx 4090" --licence apache-2.0 --gguf',
+    "invoices": 'recommend "read invoices from photos into JSON" --hardware h100 --eu --use commercial '
+    "--rows 800",
+    "too-small": 'recommend --hardware "vram 6GB" --size expert --vertical legal',
+}
+"""Ten very different requests, shown on docs/requests.md."""
+SHOWN_PAIRS = 4
+
+
+def transcript(name: str) -> str:
+    """One request as it was run: the command, and the parts of its answer that tell most."""
+    words = shlex.split(REQUESTS[name])
+    env = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(ROOT / "src"), "LUTHIER_HOME": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier", *words], capture_output=True, text=True, env=env, check=False
+    )
+    assert done.returncode in (0, 3), done.stderr
+    kept = shortened((done.stdout + done.stderr).splitlines())
+    return f"```\nluthier {REQUESTS[name]}\n```\n\n```text\n" + "\n".join(kept) + "\n```\n"
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """An answer without settings, assumptions, rejected examples and what comes after the fourth pair."""
+    kept: list[str] = []
+    settings = False
+    for line in lines:
+        settings = line.startswith("  setting ") or (settings and bool(line.strip()))
+        pair = re.match(r" +(\d+)  \S+/\S+", line)
+        example = re.match(r"    (\S+/\S+: |and \d+ more$)", line)
+        if settings or example or (pair and int(pair[1]) > SHOWN_PAIRS):
+            continue
+        if line.startswith(("    assumed:", "Licence terms are", "  quality: ~")):
+            continue
+        kept.append(line if len(line) <= 160 else line[:159] + "…")
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip("\n")
+    return text.splitlines()
 
 
 def hyperparameters_table() -> str:
@@ -249,6 +450,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "hyperparameters": hyperparameters_table,
     "ecosystem": ecosystem_table,
+    "purposes": purposes_table,
+    "uses": partial(uses_table, USES, "B"),
+    "tasks": partial(uses_table, TASKS, "C"),
+    "scores": scores_table,
+    "methods": methods_table,
+    "thumbs": thumbs_table,
+    "golden": golden_table,
+    **{f"request-{name}": partial(transcript, name) for name in REQUESTS},
 }
 
 

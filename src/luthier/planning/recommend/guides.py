@@ -44,6 +44,22 @@ B_MEMORY: tuple[tuple[str, str, float, float, float], ...] = (
 """Guide B: (its name, model, inference FP16, inference Q4, LoRA training) in GB."""
 
 
+B_SCORES: tuple[tuple[str, str, tuple[float | None, ...]], ...] = (
+    ("Llama 8B", LLAMA_8B, (68.4, 62.2, 79.6, 82.0)),
+    ("Qwen 7B", "Qwen/Qwen2.5-7B-Instruct", (70.2, 65.8, 82.3, 80.5)),
+    ("Gemma 12B", "google/gemma-3-12b-it", (72.1, 61.4, 81.0, 83.2)),
+    ("Mistral 7B", "mistralai/Mistral-7B-Instruct-v0.3", (63.7, 52.1, 71.2, 81.4)),
+    ("Llama 3B", "meta-llama/Llama-3.2-3B-Instruct", (55.2, None, 58.4, None)),
+    ("Qwen 3B", "Qwen/Qwen2.5-3B-Instruct", (57.8, None, 62.1, None)),
+    ("Gemma 4B", "google/gemma-3-4b-it", (59.3, None, 60.7, None)),
+    ("Qwen 0.5B", "Qwen/Qwen2.5-0.5B-Instruct", (38.2, None, 31.5, None)),
+    ("Llama 70B", "meta-llama/Llama-3.3-70B-Instruct", (82.0, 81.7, 93.0, None)),
+    ("Qwen 72B", "Qwen/Qwen2.5-72B-Instruct", (83.4, 84.2, 94.5, None)),
+    ("Gemma 27B", "google/gemma-3-27b-it", (76.8, 72.3, 87.1, None)),
+)
+"""Guide B: (its name, model, MMLU, HumanEval, GSM8K, HellaSwag); they match no maker's table."""
+
+
 class GpuRow(NamedTuple):
     """A row of guide C's table: the largest sizes in billions by method, and its example."""
 
