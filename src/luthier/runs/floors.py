@@ -29,9 +29,11 @@ def judge_floors(work: Work, base: Callable[[], Generator]) -> list[EvalResult]:
     ``evaluation.floor_rows``.
     """
     choice = work.recipe.evaluation
-    if choice.floor_rows == 0 or not work.tests:
+    # Plain text has no answer that could be copied or be the commonest.
+    asking = {name: rows for name, rows in work.tests.items() if any(len(row.messages) > 1 for row in rows)}
+    if choice.floor_rows == 0 or not asking:
         return []
-    split, rows = next(iter(work.tests.items()))
+    split, rows = next(iter(asking.items()))
     asked: list[ChatRow] = list(choose(rows, min(choice.floor_rows, len(rows)), seed=work.recipe.seed))
     train = read_tests({"train": work.recipe.data.train}, work.recipe)["train"][:MOST_TRAIN]
 
