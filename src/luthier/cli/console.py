@@ -119,3 +119,21 @@ def byte_bar(name: str) -> Iterator[Told | None]:
             bars.update(task, completed=done, total=total)
 
         yield told
+
+
+@contextmanager
+def row_bar(name: str) -> Iterator[Told | None]:
+    """A progress bar over rows on a terminal; nothing elsewhere."""
+    if not interactive():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err(), transient=True) as bars:
+        task = bars.add_task(name, total=None)
+
+        def told(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield told

@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from luthier.errors import LuthierError, UsageError
+
+if TYPE_CHECKING:
+    from luthier.runs.directory import RunDirectory
+    from luthier.schema.protocols import ChatRow
+    from luthier.schema.results import Comparison, EvalResult
+
+Flag = Annotated[bool, Parameter(negative="")]
+
 
 def evaluate(
-    run: str,
+    what: str,
     /,
     *,
     data: tuple[Path, ...] = (),
+    against: str | None = None,
     name: str | None = None,
+    model: str | None = None,
+    gguf: str | None = None,
+    metrics: tuple[str, ...] = (),
+    max_rows: int | None = None,
+    max_new_tokens: int = 256,
     min_delta: float | None = None,
-    no_regression: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    no_regression: Flag = False,
+    json: Flag = False,
 ) -> int:
-    """Judge base and tuned model on the same rows: scores, difference with interval, verdict.
+    """Judge models on the same rows: scores, difference with interval, verdict.
 
-    Without --data the run's own test splits are judged (a baseline is never computed twice).
+    A run alone: its base against its tuned model, on its own test splits or on --data. Anything else
+    that answers chats (a model of the catalogue or the Hub, a folder, a .gguf file, an address such as
+    http://localhost:8000/v1) is judged on --data, and compared with --against.
 
     Parameters
     ----------
-    run
-        Id, beginning of one, path, or latest.
+    what
+        A run (id, beginning of one, path, latest), a registered version, a model, a folder, a .gguf
+        file, or the address of an OpenAI-compatible endpoint (its key in OPENAI_API_KEY).
     data
-        Other rows to judge on (one or more files).
+        Rows to judge on (one or more files).
+    against
+        What it is compared with, named in the same way: the baseline of the comparison.
     name
         What the split of --data is called; the first file's name when not given.
+    model
+        Which model of an endpoint answers; the only one when not given.
+    gguf
+        Which of a run's GGUF files answers, instead of the trained model.
+    metrics
+        Metrics by name, the first one primary; chosen from the rows when not given.
+    max_rows
+        Judge no more rows than this, chosen by seed.
+    max_new_tokens
+        Longest answer in tokens.
     min_delta
         Leave with exit code 5 unless the primary metric of every split gains at least this much, and
         the gain is beyond doubt, for use in CI.
@@ -38,31 +69,138 @@ def evaluate(
     json
         Print one JSON object.
     """
-    from luthier.cli import story
-    from luthier.cli.attend import attend
-    from luthier.cli.console import print_json
-    from luthier.runs.registry import resolve
-    from luthier.runs.stages import load_comparisons, load_extra, load_floors
-    from luthier.schema.run import Job
-
-    found = resolve(run)
-    if data:
+    run = None if against or model or gguf or _no_run(what) else _run(what)
+    if run is not None:
+        code, comparisons = _run_comparisons(run, data, name, json=json)
+        if code != 0:
+            return code
+    else:
+        if not data:
+            raise UsageError("no rows to judge on", hint="name a file: --data rows.jsonl")
         label = name or data[0].name.split(".")[0]
-        files = tuple(str(path.expanduser().resolve()) for path in data)
-        code = attend(found, Job(kind="evaluate", data=files, name=label), quiet=True)
-        comparisons = [load_extra(found, label)]
-    else:
-        comparisons = load_comparisons(found)
-        code = 0 if comparisons else attend(found, quiet=True)
-        comparisons = comparisons or load_comparisons(found)
-    if code != 0:
-        return code
-    if json:
-        print_json({"run": found.id, "comparisons": [c.model_dump(mode="json") for c in comparisons]})
-    else:
-        story.show_comparisons(comparisons, () if data else load_floors(found))
+        files = [str(path.expanduser()) for path in data]
+        from luthier.runs.judging import read_rows
+
+        rows = read_rows(files, most=max_rows)
+        results: list[EvalResult] = []
+        for target in [*([against] if against else []), what]:
+            first = results[0] if results else None
+            results.append(
+                _judged(
+                    target,
+                    rows,
+                    split=label,
+                    model=model if target.startswith("http") else None,
+                    gguf=gguf if target == what else None,
+                    metrics=tuple(first.metrics) if first else metrics,
+                    longest=max_new_tokens,
+                )
+            )
+        comparisons = _shown(results, json=json)
     if min_delta is not None or no_regression:
         from luthier.evaluation.floors import check_gate
 
         check_gate(comparisons, min_delta=min_delta, no_regression=no_regression)
     return 0
+
+
+def _no_run(what: str) -> bool:
+    """Whether a name can only mean something else than a run."""
+    path = Path(what).expanduser()
+    return "://" in what or path.suffix == ".gguf" or (path / "config.json").is_file()
+
+
+def _run(what: str) -> RunDirectory | None:
+    from luthier.runs.registry import resolve
+
+    try:
+        return resolve(what)
+    except UsageError:
+        if "/" in what:  # a model of the Hub
+            return None
+        from luthier.catalog.index import model_card
+
+        try:
+            model_card(what)
+        except LuthierError:
+            pass
+        else:
+            return None
+        raise
+
+
+def _run_comparisons(
+    run: RunDirectory, data: Sequence[Path], name: str | None, *, json: bool
+) -> tuple[int, Sequence[Comparison]]:
+    """Base against tuned model of a run, on its own splits or on other rows."""
+    from luthier.cli import story
+    from luthier.cli.attend import attend
+    from luthier.cli.console import print_json
+    from luthier.runs.stages import load_comparisons, load_extra, load_floors
+    from luthier.schema.run import Job
+
+    comparisons: Sequence[Comparison]
+    if data:
+        label = name or data[0].name.split(".")[0]
+        files = tuple(str(path.expanduser().resolve()) for path in data)
+        code = attend(run, Job(kind="evaluate", data=files, name=label), quiet=True)
+        if code != 0:
+            return code, ()
+        comparisons = [load_extra(run, label)]
+    else:
+        comparisons = load_comparisons(run)
+        code = 0 if comparisons else attend(run, quiet=True)
+        comparisons = comparisons or load_comparisons(run)
+    if code == 0:
+        if json:
+            print_json({"run": run.id, "comparisons": [c.model_dump(mode="json") for c in comparisons]})
+        else:
+            story.show_comparisons(comparisons, () if data else load_floors(run))
+    return code, comparisons
+
+
+def _judged(
+    what: str,
+    rows: Sequence[ChatRow],
+    *,
+    split: str,
+    model: str | None,
+    gguf: str | None,
+    metrics: tuple[str, ...],
+    longest: int,
+) -> EvalResult:
+    from luthier.cli.console import err, row_bar
+    from luthier.runs.judging import answering, judge
+
+    def say(words: str) -> None:
+        err().print(words, style="dim", highlight=False)
+
+    with (
+        answering(what, model=model, gguf=gguf, longest=longest, say=say) as generator,
+        row_bar(f"{generator.label} on {split}") as progress,
+    ):
+        return judge(
+            generator, rows, split=split, metrics=metrics or None, longest=longest, progress=progress
+        )
+
+
+def _shown(results: Sequence[EvalResult], *, json: bool) -> list[Comparison]:
+    """Scores of one model, or two compared."""
+    from luthier.cli import story
+    from luthier.cli.console import print_json
+    from luthier.evaluation.compare import compare
+
+    comparisons = [compare(results[0], results[1])] if len(results) == 2 else []
+    if json:
+        print_json(
+            {
+                "results": [result.model_dump(mode="json") for result in results],
+                "comparisons": [c.model_dump(mode="json") for c in comparisons],
+            }
+        )
+        return comparisons
+    for result in results:
+        story.show_result(result)
+    if comparisons:
+        story.show_comparisons(comparisons)
+    return comparisons

@@ -1,0 +1,134 @@
+"""A model behind an OpenAI-compatible endpoint, as a Generator."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from luthier.errors import Unreachable, UsageError
+from luthier.schema.protocols import Generated, Message, Progress
+
+AT_ONCE = 8
+TRIES = 5
+
+
+class Endpoint:
+    """Greedy answers of a served model. Use as a context manager.
+
+    address: up to and with ``/v1``. text_of: writes a message, its calls too, as held-out answers are
+    written. model: by name; the only one there when not given. Busy and failed
+    answers are asked for again, waiting longer each time. Errors: Unreachable, UsageError for what the
+    server refuses.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        text_of: Callable[[Message], str],
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 300.0,
+    ) -> None:
+        self._text_of = text_of
+        self.address = address.rstrip("/")
+        self._http = httpx2.Client(
+            base_url=self.address,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx2.Timeout(timeout, connect=10),
+        )
+        self.model = model or self._only_one()
+        self.label = f"{self.model} at {urlsplit(self.address).netloc}"
+        # Weights behind an address may change without notice: this names who answered, and is no digest
+        # of weights, so answers are not kept under it.
+        self.weights_digest = hashlib.sha256(f"{self.address}\n{self.model}".encode()).hexdigest()
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def _only_one(self) -> str:
+        names = [str(one["id"]) for one in self._ask("GET", "/models", None)["data"]]
+        if len(names) != 1:
+            raise UsageError(
+                f"{self.address} serves {len(names)} models", hint=f"name one: {', '.join(names[:20])}"
+            )
+        return names[0]
+
+    def generate(
+        self,
+        chats: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Sequence[dict[str, Any]] | None] | None = None,
+        max_new_tokens: int,
+        progress: Progress | None = None,
+    ) -> list[Generated]:
+        """Greedy answers in the order of chats, a few at a time."""
+
+        def answer(index: int) -> Generated:
+            body: dict[str, Any] = {
+                "model": self.model,
+                "messages": list(chats[index]),
+                "temperature": 0,
+                "max_tokens": max_new_tokens,
+            }
+            offered = None if tools is None else tools[index]
+            if offered:
+                body["tools"] = list(offered)
+            found = self._ask("POST", "/chat/completions", body)["choices"][0]
+            return Generated(self._text_of(found["message"]), (), found.get("finish_reason") != "length")
+
+        answers: list[Generated] = []
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                for done, found in enumerate(pool.map(answer, range(len(chats))), 1):
+                    answers.append(found)
+                    if progress is not None:
+                        progress(done, len(chats))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return answers
+
+    def _ask(self, verb: str, path: str, body: dict[str, Any] | None) -> Any:
+        trouble = ""
+        for tried in range(TRIES):
+            if tried:
+                time.sleep(min(30.0, 0.5 * 2**tried))
+            try:
+                response = self._http.request(verb, path, json=body)
+            except httpx2.HTTPError as error:
+                trouble = type(error).__name__
+                if isinstance(error, httpx2.ConnectError):
+                    break
+                continue
+            if response.is_success:
+                try:
+                    return response.json()
+                except ValueError:
+                    raise Unreachable(
+                        f"{self.address} answered with something else than JSON",
+                        hint="give the address up to and with /v1",
+                    ) from None
+            trouble = f"{response.status_code}: {_words(response)}"
+            if response.status_code not in (408, 409, 429) and response.status_code < 500:
+                hint = "set OPENAI_API_KEY" if response.status_code in (401, 403) else None
+                raise UsageError(f"{self.address} refused the request ({trouble})", hint=hint)
+        raise Unreachable(
+            f"{self.address} did not answer ({trouble})", hint="is the server up, and the address with /v1?"
+        )
+
+
+def _words(response: httpx2.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]

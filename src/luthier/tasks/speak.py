@@ -1,0 +1,67 @@
+"""A saved chat model that answers for another process: ``python -m luthier.tasks.speak FOLDER DTYPE``.
+
+JSON lines: one with label and digest once the model is loaded, then for each request of standard input
+(``{"chats", "tools", "max_new_tokens"}``) progress (``{"done", "total"}``) and one line with the
+answers. Ends with its input. A failure is one line with message, hint and exit code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from luthier.errors import LuthierError
+
+
+def _serve(folder: Path, dtype: Any, out: TextIO) -> None:
+    import torch
+
+    from luthier.data.tokenizer import load_tokenizer
+    from luthier.models.generate import TorchGenerator
+    from luthier.models.load import load_causal, weights_digest
+
+    def say(**values: Any) -> None:
+        out.write(json.dumps(values) + "\n")
+        out.flush()
+
+    tokenizer = load_tokenizer(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_causal(folder, dtype=dtype, device=device, attention="sdpa")
+    # The same weights in another type, or asked through another template, may answer otherwise.
+    named = f"{weights_digest(folder)}\n{dtype}\n{tokenizer.digest}"
+    digest = hashlib.sha256(named.encode()).hexdigest()
+    generator = TorchGenerator(model, tokenizer, label=folder.name, weights_digest=digest)
+    say(weights_digest=digest)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        answers = generator.generate(
+            asked["chats"],
+            tools=asked["tools"],
+            max_new_tokens=asked["max_new_tokens"],
+            progress=lambda done, total: say(done=done, total=total),
+        )
+        say(answers=[[a.text, list(a.token_ids), a.stopped] for a in answers])
+
+
+def main() -> int:
+    """Entry of the process."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries print where they please; what is meant goes to a copy of standard output.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        _serve(Path(sys.argv[1]), sys.argv[2], out)
+    except LuthierError as error:
+        failure = {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
+        out.write(json.dumps({"failure": failure}) + "\n")
+        out.flush()
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
