@@ -177,7 +177,7 @@ class ByWords:
         indices = np.full((len(self._queries), k), -1, dtype=np.int64)
         scores = np.zeros((len(self._queries), k), dtype=np.float32)
         for row in range(len(self._queries)):
-            total = self._scores(row)
+            total = self.scores(row)
             (order,) = _partial(total[None, :], k)
             order = order[np.lexsort((order, -total[order]))]
             indices[row] = np.where(total[order] > 0, order, -1)
@@ -185,9 +185,10 @@ class ByWords:
         return indices, scores
 
     def score(self, query: int, text: int) -> float:
-        return float(self._scores(query)[text])
+        return float(self.scores(query)[text])
 
-    def _scores(self, query: int) -> NDArray[np.float32]:
+    def scores(self, query: int) -> NDArray[np.float32]:
+        """Of one query and every text."""
         total = np.zeros(self._texts, dtype=np.float32)
         for word in sorted(set(_words(self._queries[query])) & self._postings.keys()):
             places, counts = self._postings[word]

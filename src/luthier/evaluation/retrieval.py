@@ -72,7 +72,7 @@ def ranked(scores: Sequence[float] | Floats, ids: Sequence[str]) -> list[str]:
 
 
 def ranking_scores(
-    relevance: Mapping[str, int], order: Sequence[str], metrics: Sequence[str] = RETRIEVAL
+    relevance: Mapping[str, float], order: Sequence[str], metrics: Sequence[str] = RETRIEVAL
 ) -> dict[str, float]:
     """Measures of one query: relevance is document id -> grade, order its documents, best first."""
     return {
@@ -81,20 +81,20 @@ def ranking_scores(
     }
 
 
-def _ndcg(relevance: Mapping[str, int], order: Sequence[str], k: int) -> float:
+def _ndcg(relevance: Mapping[str, float], order: Sequence[str], k: int) -> float:
     gains = [max(relevance.get(one, 0), 0) for one in order[:k]]
     best = sorted((grade for grade in relevance.values() if grade > 0), reverse=True)[:k]
     ideal = sum(grade / math.log2(place + 2) for place, grade in enumerate(best))
     return sum(gain / math.log2(place + 2) for place, gain in enumerate(gains)) / ideal if ideal else 0.0
 
 
-def _reciprocal(relevance: Mapping[str, int], order: Sequence[str], k: int) -> float:
+def _reciprocal(relevance: Mapping[str, float], order: Sequence[str], k: int) -> float:
     places = (place for place, one in enumerate(order[:k], 1) if relevance.get(one, 0) > 0)
     first = next(places, None)
     return 0.0 if first is None else 1 / first
 
 
-def _average_precision(relevance: Mapping[str, int], order: Sequence[str], k: int) -> float:
+def _average_precision(relevance: Mapping[str, float], order: Sequence[str], k: int) -> float:
     relevant = sum(grade > 0 for grade in relevance.values())
     found, total = 0, 0.0
     for place, one in enumerate(order[:k], 1):
@@ -104,12 +104,12 @@ def _average_precision(relevance: Mapping[str, int], order: Sequence[str], k: in
     return total / relevant if relevant else 0.0
 
 
-def _recall(relevance: Mapping[str, int], order: Sequence[str], k: int) -> float:
+def _recall(relevance: Mapping[str, float], order: Sequence[str], k: int) -> float:
     relevant = sum(grade > 0 for grade in relevance.values())
     return sum(relevance.get(one, 0) > 0 for one in order[:k]) / relevant if relevant else 0.0
 
 
-def _accuracy(relevance: Mapping[str, int], order: Sequence[str], k: int) -> float:
+def _accuracy(relevance: Mapping[str, float], order: Sequence[str], k: int) -> float:
     return float(any(relevance.get(one, 0) > 0 for one in order[:k]))
 
 
@@ -127,7 +127,7 @@ def ranking_result(
     *,
     queries: Mapping[str, str],
     documents: Mapping[str, str],
-    relevance: Mapping[str, Mapping[str, int]],
+    relevance: Mapping[str, Mapping[str, float]],
     metrics: Sequence[str],
     **words: Any,
 ) -> EvalResult:

@@ -55,7 +55,7 @@ def load_classifier(
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
                 label2id={label: index for index, label in enumerate(labels)},
-                problem_type="multi_label_classification" if multi else "single_label_classification",
+                problem_type=_problem(len(labels), multi=multi),
             )
             if getattr(config, "pad_token_id", None) is None:
                 config.pad_token_id = pad_id
@@ -89,6 +89,13 @@ def load_classifier(
             hint="the files are incomplete or of another kind of model: download it again",
         )
     return model.to(device).eval(), fresh_modules(model, missing)
+
+
+def _problem(labels: int, *, multi: bool) -> str:
+    """What transformers calls the loss of a head; one label is the score of a reranker."""
+    if multi:
+        return "multi_label_classification"
+    return "single_label_classification" if labels > 1 else "regression"
 
 
 def fresh_modules(model: Any, missing: Sequence[str]) -> tuple[str, ...]:
