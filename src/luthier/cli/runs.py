@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -15,12 +13,13 @@ from rich.text import Text
 
 from luthier.cli import story
 from luthier.cli.attend import Attendant, run_json
-from luthier.cli.console import err, out, print_json
+from luthier.cli.console import duration, err, memory, out, print_json, size
 from luthier.errors import UsageError
-from luthier.runs.directory import find_run, list_runs, runs_root
+from luthier.runs.directory import RunDirectory, find_run, list_runs, runs_root
 from luthier.runs.process import ACTIVE, current_state, stop_worker
-from luthier.runs.stages import load_comparisons, load_estimate
+from luthier.runs.stages import load_comparisons, load_estimate, load_results
 from luthier.schema.measurement import Measurement
+from luthier.schema.results import TrainResult
 from luthier.schema.run import Origin
 
 app = App(name="runs", help="List and look after runs.", help_format="plaintext")
@@ -146,7 +145,7 @@ def stop(run: str, /) -> None:
 
 @app.command
 def rm(run: str, /, *, yes: Annotated[bool, Parameter(name=("--yes", "-y"), negative="")] = False) -> None:
-    """Remove a run's folder with its checkpoints and artifacts.
+    """Remove a run's folder with its checkpoints and artifacts; never one that is deployed or protected.
 
     Parameters
     ----------
@@ -155,17 +154,166 @@ def rm(run: str, /, *, yes: Annotated[bool, Parameter(name=("--yes", "-y"), nega
     yes
         Do not ask.
     """
+    from luthier.runs.upkeep import bytes_of, demand_free, remove
+
     found = find_run(run)
-    if current_state(found) in ACTIVE:
-        raise UsageError(f"{found.id} is running", hint=f"stop it first: luthier runs stop {found.id}")
-    held = sum(p.stat().st_size for p in Path(found.path).rglob("*") if p.is_file())
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("removing a run asks first", hint="say --yes")
-        if input(f"remove {found.path} ({held / 1e6:.0f} MB)? [y/N] ").strip().lower() not in ("y", "yes"):
-            return
-    shutil.rmtree(found.path)
-    err().print(f"removed {found.id} ({held / 1e6:.0f} MB)")
+    demand_free(found)
+    if _agreed(f"remove {found.path} ({size(bytes_of(found.path))})?", yes=yes):
+        err().print(f"removed {found.id} ({size(remove(found))})")
+
+
+@app.command
+def archive(
+    run: str,
+    /,
+    *,
+    checkpoints: Annotated[bool, Parameter(negative="")] = False,
+    yes: Annotated[bool, Parameter(name=("--yes", "-y"), negative="")] = False,
+) -> None:
+    """Pack a run into one file and remove its folder; never one that is deployed or protected.
+
+    Parameters
+    ----------
+    run
+        Id, beginning of one, or path.
+    checkpoints
+        Pack the checkpoints too; without them the run can be read but not gone on with.
+    yes
+        Do not ask.
+    """
+    from luthier.runs import upkeep
+
+    found = find_run(run)
+    upkeep.demand_free(found)
+    before = upkeep.bytes_of(found.path)
+    if _agreed(f"pack {found.path} ({size(before)}) and remove the folder?", yes=yes):
+        path = upkeep.archive(found, checkpoints=checkpoints)
+        err().print(f"packed into {path} ({size(path.stat().st_size)} of {size(before)})", soft_wrap=True)
+        err().print(f"bring it back with: tar xzf {path} -C {path.parent.parent}", soft_wrap=True)
+
+
+@app.command
+def prune(
+    *runs: str,
+    selected_only: Annotated[bool, Parameter(negative="")] = False,
+    yes: Annotated[bool, Parameter(name=("--yes", "-y"), negative="")] = False,
+) -> None:
+    """Delete checkpoints of finished runs, all but the selected and the last one.
+
+    Parameters
+    ----------
+    runs
+        Ids; all runs when none is given.
+    selected_only
+        Keep the selected checkpoint alone: such a run cannot be extended.
+    yes
+        Do not ask.
+    """
+    from luthier.runs import upkeep
+
+    chosen = [find_run(name) for name in runs] or list_runs()
+    found = upkeep.prunable(chosen, selected_only=selected_only)
+    if not found:
+        out().print(
+            "nothing to delete: runs that could go on, are deployed or protected are left as they are"
+        )
+        return
+    table = story.columns("run", "checkpoints", "frees", numbers=(1, 2))
+    for one in found:
+        table.add_row(one.run.id, str(len(one.folders)), size(one.bytes))
+    out().print(Padding(table, (0, 0, 0, 2)))
+    if _agreed(f"delete them ({size(sum(one.bytes for one in found))})?", yes=yes):
+        for one in found:
+            upkeep.prune(one)
+        err().print(f"freed {size(sum(one.bytes for one in found))}")
+
+
+@app.command
+def protect(run: str, why: str = "", /, *, off: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Mark a run so that nothing removes, packs or thins it. Deployed runs are kept without a mark.
+
+    Parameters
+    ----------
+    run
+        Id, beginning of one, or path.
+    why
+        What to say when somebody tries.
+    off
+        Take the mark back.
+    """
+    from luthier.runs import upkeep
+
+    found = find_run(run)
+    if off:
+        upkeep.unprotect(found)
+    else:
+        upkeep.protect(found, why)
+    err().print(f"{found.id} is {'no longer ' if off else ''}protected")
+
+
+@app.command
+def compare(one: str, other: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Two runs side by side: settings that differ, then scores, loss, time and memory.
+
+    Parameters
+    ----------
+    one
+        Id, beginning of one, path, or latest.
+    other
+        The other run.
+    json
+        Print one JSON object.
+    """
+    from luthier.runs.lineage import changes
+
+    first, second = find_run(one), find_run(other)
+    changed = changes(first.recipe, second.recipe)
+    rows = {name: (first_value, second_value) for name, first_value, second_value in _outcomes(first, second)}
+    if json:
+        settings = {key: {"one": c.before, "other": c.after} for key, c in changed.items()}
+        print_json({"one": first.id, "other": second.id, "settings": settings, "outcomes": rows})
+        return
+    story.heading(None, "Settings", "those that differ" if changed else "all equal")
+    story.show_changes(changed, first.id, second.id)
+    story.heading(None, "Outcomes")
+    table = story.columns("", first.id, second.id, numbers=(1, 2))
+    for name, pair in rows.items():
+        table.add_row(name, *(value or "–" for value in pair))
+    out().print(Padding(table, (0, 0, 0, 2)))
+
+
+def _outcomes(*runs: RunDirectory) -> list[tuple[str, str, str]]:
+    """Scores of the tuned models and what the trainings came to, in words; empty where there is none."""
+    found: dict[str, list[str]] = {}
+    for place, run in enumerate(runs):
+        words: dict[str, str] = {}
+        for split, result in load_results(run, "tuned").items():
+            words |= {f"{split}: {name}": story.score(metric) for name, metric in result.metrics.items()}
+        train = run.stage("train", TrainResult)
+        if train is not None:
+            if train.best_validation_loss is not None:
+                words["best validation loss"] = f"{train.best_validation_loss:.4f}"
+            words |= {
+                "last loss": f"{train.last_loss:.4f}",
+                "steps": str(train.steps),
+                "training": duration(train.seconds),
+                "tokens/s": f"{train.tokens_per_second:,.0f}",
+                "peak memory": memory(train.peak_memory),
+                "trained parameters": f"{train.trainable_parameters:,}",
+            }
+        for name, value in words.items():
+            found.setdefault(name, [""] * len(runs))[place] = value
+    return [(name, *pair) for name, pair in found.items()]  # type: ignore[misc]
+
+
+def _agreed(question: str, *, yes: bool) -> bool:
+    """Whether the user wants it. Errors: UsageError where nobody can be asked."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("this asks first", hint="say --yes")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 app.command(ls, name="ls")
+app.command(compare, name="diff")
