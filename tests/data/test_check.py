@@ -344,6 +344,25 @@ def test_profile_of_labels() -> None:
     assert estimate_tokens("日本語" * 13) == 30
 
 
+def test_profile_of_rows_that_are_no_conversations(tmp_path: Path, make_tokenizer) -> None:
+    rows = [
+        {"text": f"The weather in town number {n} is fine and warm", "label": "ab"[n % 3 == 0]}
+        for n in range(60)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for tokenizer in (None, make_tokenizer("chatml")):
+        found = profile(("a.jsonl",), base=tmp_path, tokenizer=tokenizer)
+        assert (found.rows, found.format, found.labels) == (60, "multi-class", {"a": 40, "b": 20})
+        assert found.tokens.minimum > 5
+        assert found.answer_tokens.maximum == 0
+        assert found.languages == {"en": 1.0}
+    (tmp_path / "b.jsonl").write_text('{"query": "what is it", "positive": "a thing"}\n')
+    assert profile(("b.jsonl",), base=tmp_path).format == "pair"
+    (tmp_path / "c.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(DataError, match="cannot tell what the rows are"):
+        profile(("c.jsonl",), base=tmp_path)
+
+
 def test_shown_tokens_join_to_the_row(make_tokenizer) -> None:
     tokenizer = make_tokenizer("chatml")
     chat = ChatRow(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from luthier.data.columns import as_text
+from luthier.data.kinds import LABELLED, Kind, detect_kind
 from luthier.data.languages import guess_language
 from luthier.data.read import RawRow, read_rows
 from luthier.data.render import render_rows
-from luthier.data.shapes import map_rows
+from luthier.data.shapes import detect, map_rows
 from luthier.data.splits import choose
 from luthier.data.stats import lengths
 from luthier.errors import DataError, LuthierError
@@ -28,6 +30,7 @@ _TOKENS_PER_MESSAGE = 5
 _SAMPLE = 2_000
 """Rows looked at for tokens, languages and structure; their figures are scaled to all rows."""
 _MOST_LABELS = 200
+_LOOKED_AT = 50
 
 
 def profile(
@@ -44,13 +47,42 @@ def profile(
     Errors as read_rows and map_rows. Token totals are exact with a tokenizer and few rows, else
     estimated; ``basis`` says how.
     """
-    return profile_rows(
-        read_rows(sources, base=base, on_problem=_ignore),
-        tokenizer,
-        format=format,
-        columns=columns,
-        system=system,
-    )
+    rows = read_rows(sources, base=base, on_problem=_ignore)
+    first = list(islice(rows, _LOOKED_AT))
+    kind = None if format or columns else _kind(first)
+    if kind is not None:
+        return profile_kind(chain(first, rows), kind, tokenizer)
+    return profile_rows(chain(first, rows), tokenizer, format=format, columns=columns, system=system)
+
+
+def _kind(first: Sequence[RawRow]) -> Kind | None:
+    """What rows are that are no conversations; None where they are some, or nothing is known of them."""
+    try:
+        detect(first)
+    except DataError:
+        names = list(dict.fromkeys(chain.from_iterable(row.value for row in first)))
+        return detect_kind(names, first[0].value) if first else None
+    return None
+
+
+def profile_kind(rows: Iterable[RawRow], kind: Kind, tokenizer: TextTokenizer | None = None) -> DataProfile:
+    """Describe rows with labels, pairs, triplets and the like: their texts, and their labels."""
+    texts: list[ChatRow] = []
+    labels: Counter[str] = Counter()
+    for row in rows:
+        parts = [row.value.get(name) for name in kind.texts]
+        text = "\n".join(as_text(part) for part in parts if part is not None)
+        if not text.strip():
+            continue
+        messages = [{"role": "text", "content": text}]
+        texts.append(ChatRow(messages, row.file, row.line, f"{row.file}:{row.line}"))
+        label = row.value.get(kind.label) if kind.label else None
+        if kind.name in LABELLED and label is not None:
+            labels.update(map(str, label) if isinstance(label, list) else [str(label)])
+    found = profile_chats(texts, tokenizer, kind.name)
+    none = lengths([0] * len(texts))
+    known = dict(labels.most_common(_MOST_LABELS))
+    return found.model_copy(update={"answer_tokens": none, "labels": known, "structure": {}})
 
 
 def profile_rows(
