@@ -260,7 +260,7 @@ def show_result(result: EvalResult) -> None:
     for name, metric in result.metrics.items():
         share = 0 <= metric.low <= metric.high <= 1
         ends = f"{metric.low:.1%} to {metric.high:.1%}" if share else f"{metric.low:.3f} to {metric.high:.3f}"
-        table.add_row(Text(name, style="bold" if name == result.primary else ""), _short(metric), ends)
+        table.add_row(Text(name, style="bold" if name == result.primary else ""), score_words(metric), ends)
     out().print(Padding(table, (0, 0, 0, 2)))
     if result.cut_off:
         out().print(f"  {result.cut_off} answers ended at the longest length allowed", style="dim")
@@ -278,9 +278,9 @@ def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] 
             table.add_row(
                 comparison.split,
                 Text(difference.metric, style="bold" if primary else ""),
-                _short(difference.baseline),
-                Text(_short(difference.tuned), style="bold" if primary else ""),
-                _delta(difference),
+                score_words(difference.baseline),
+                Text(score_words(difference.tuned), style="bold" if primary else ""),
+                delta_words(difference),
                 str(difference.delta.n),
                 Text(words, style=colour),
             )
@@ -300,15 +300,15 @@ def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] 
         out().print(
             Text(f"  against {floor.label.removeprefix('floor: ')}: ")
             .append(words, style=colour)
-            .append(f" ({_short(main.baseline)} -> {_short(main.tuned)} on {main.delta.n} rows)")
+            .append(f" ({score_words(main.baseline)} -> {score_words(main.tuned)} on {main.delta.n} rows)")
         )
 
 
-def _short(metric: Metric) -> str:
+def score_words(metric: Metric) -> str:
     return f"{metric.value:.1%}" if 0 <= metric.low <= metric.high <= 1 else f"{metric.value:.3f}"
 
 
-def _delta(difference: Difference) -> str:
+def delta_words(difference: Difference) -> str:
     d = difference.delta
     if difference.tuned.high <= 1 and difference.baseline.low >= 0:
         return f"{d.value * 100:+.1f} points  [{d.low * 100:+.1f}, {d.high * 100:+.1f}]"

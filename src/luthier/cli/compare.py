@@ -1,0 +1,89 @@
+"""``luthier compare``: several runs judged on the same rows, ranked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from luthier.errors import UsageError
+
+if TYPE_CHECKING:
+    from luthier.evaluation.ranking import Ranked
+    from luthier.runs.directory import RunDirectory
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def compare(*runs: str, split: str | None = None, base: Flag = False, json: Flag = False) -> None:
+    """Rank runs that were judged on the same held-out rows: score, distance to the best, time, memory.
+
+    Parameters
+    ----------
+    runs
+        Two or more runs (id, beginning of one, path) or registered versions.
+    split
+        Held-out split; the first that all have when not given.
+    base
+        Rank the untouched base model of the first run among them.
+    json
+        Print one JSON object.
+    """
+    from luthier.cli.console import print_json
+    from luthier.evaluation.ranking import rank
+    from luthier.runs.registry import resolve
+    from luthier.runs.stages import load_results
+
+    if len(runs) < 2:
+        raise UsageError("one run alone cannot be ranked", hint="name two or more: luthier compare RUN RUN")
+    found = {run.id: run for run in map(resolve, runs)}
+    results = {name: load_results(run, "tuned") for name, run in found.items()}
+    for name, judged in results.items():
+        if not judged:
+            raise UsageError(f"{name} was not judged on held-out rows", hint=f"luthier evaluate {name}")
+    common = [s for s in next(iter(results.values())) if all(s in judged for judged in results.values())]
+    if split is not None and split not in common:
+        raise UsageError(f"not all of them have a split {split!r}", hint=f"they share: {', '.join(common)}")
+    if not common:
+        raise UsageError("the runs share no held-out split", hint="judge them on one file: --data")
+    chosen = split or common[0]
+    columns = {name: judged[chosen] for name, judged in results.items()}
+    if base:
+        first = next(iter(found.values()))
+        columns = {f"base of {first.id}": load_results(first, "baseline")[chosen], **columns}
+    ranked = rank(columns)
+    if json:
+        print_json({"split": chosen, "ranking": [one.model_dump(mode="json") for one in ranked]})
+    else:
+        _print(chosen, ranked, found)
+
+
+def _print(split: str, ranked: list[Ranked], runs: dict[str, RunDirectory]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from luthier.cli.console import duration, memory, out
+    from luthier.cli.story import VERDICTS, columns, delta_words, score_words
+    from luthier.schema.results import TrainResult
+
+    metric = ranked[0].metric
+    out().print(f"{metric} on {ranked[0].score.n} rows of {split}, best first", highlight=False)
+    table = columns("", "score", "to the best [95 % interval]", "", "training", "memory", numbers=(1, 4, 5))
+    for one in ranked:
+        trained = runs[one.name].stage("train", TrainResult) if one.name in runs else None
+        gap, verdict = "", Text("best", style="green")
+        if one.difference is not None:
+            words, _ = VERDICTS[one.difference.verdict]
+            gap, verdict = delta_words(one.difference), Text(words)
+        table.add_row(
+            one.name,
+            score_words(one.score),
+            gap,
+            verdict,
+            duration(trained.seconds) if trained else "",
+            memory(trained.peak_memory) if trained else "",
+        )
+    out().print(Padding(table, (0, 0, 0, 2)))
+    tied = [one.name for one in ranked if one.difference and one.difference.verdict == "inconclusive"]
+    if tied:
+        out().print(f"  cannot be told from the best on these rows: {', '.join(tied)}", highlight=False)
