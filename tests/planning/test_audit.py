@@ -148,3 +148,27 @@ def test_the_hub_is_never_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub_finding(0.5).level == "warning"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "switched off" in hub_finding(0.5).found
+
+
+@pytest.mark.parametrize(
+    ("card", "driver", "torch", "words"),
+    [
+        ("rtx 4090", "470.1", "2.13.0+cu128", "needs driver 525"),
+        ("rtx 4090", "550.2", "2.13.0+cu130", "needs driver 580"),
+        ("v100", "590.1", "2.13.0+cu130", "no kernels for compute capability 7.0"),
+        ("v100", "590.1", "2.13.0+cu126", None),
+        ("rtx 4090", "590.1", "2.13.0+cu130", None),
+    ],
+)
+def test_torch_matches_driver_and_card(card: str, driver: str, torch: str, words: str | None) -> None:
+    machine = parse_hardware(card)
+    gpu = machine.accelerators[0].model_copy(update={"driver": driver})
+    real = machine.model_copy(
+        update={"accelerators": (gpu,), "hypothetical": False, "versions": {"torch": torch}}
+    )
+    found = {finding.what: finding for finding in findings(real)}["torch build"]
+    if words is None:
+        assert found.level == "good"
+    else:
+        assert (found.level, words in found.found) == ("bad", True)
+        assert found.mend

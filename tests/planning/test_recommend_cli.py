@@ -233,3 +233,34 @@ def test_the_next_command_asks_the_same_again() -> None:
         assert flag in words, shown
     assert words[words.index("--hardware") + 1] == "rtx 3060"
     assert words[words.index("--target") + 1] == "phone:8GB"
+
+
+def rows_file(folder: Path, answers: list[str]) -> Path:
+    path = folder / "rows.jsonl"
+    question = "Wie ist das Wetter und was ist mit der Rechnung, die ich nicht für mich habe?"
+    rows = [{"prompt": f"{question} {i}", "completion": answer} for i, answer in enumerate(answers)]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_data_say_languages_and_structure(tmp_path: Path) -> None:
+    from luthier.cli.recommend import read_request
+
+    request = read_request(None, {}, data=rows_file(tmp_path, [f'{{"count": {i}}}' for i in range(80)]))
+    assert request.languages == ("de",)
+    assert request.features == ("json",)
+    assert request.rows == 80
+    assert any("german (100% of the rows)" in line for line in request.mapped)
+    told = read_request(None, {"languages": "en", "purpose": "similarity"}, data=tmp_path / "rows.jsonl")
+    assert (told.languages, told.features) == (("en",), ())
+
+
+def test_labels_in_the_data_are_noticed(tmp_path: Path) -> None:
+    from luthier.cli.recommend import read_request
+
+    answers = ["billing", "weather", "other"] * 30
+    request = read_request(None, {}, data=rows_file(tmp_path, answers))
+    plan = recommend(request, parse_hardware("rtx 3060"))
+    assert any("3 labels that repeat" in line for line in plan.advice)
+    free = read_request(None, {}, data=rows_file(tmp_path, [f"Antwort {i} von vielen" for i in range(90)]))
+    assert not any("labels" in line for line in recommend(free, parse_hardware("rtx 3060")).advice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -78,6 +79,13 @@ def _gpus(hardware: Hardware) -> list[Finding]:
             )
         ]
     found = [_gpu(gpu) for gpu in hardware.accelerators]
+    if any(gpu.kind == "mps" for gpu in hardware.accelerators):
+        found.append(
+            Finding(
+                what="Apple's GPU", found="not used for training", level="note",
+                means="Luthier trains on a Mac's processor; serving uses the GPU through llama.cpp",
+            )
+        )  # fmt: skip
     if not hardware.hypothetical and (runtime := _runtime(hardware)) is not None:
         found.append(runtime)
     return found
@@ -124,6 +132,8 @@ def _runtime(hardware: Hardware) -> Finding | None:
             means="the GPU stays idle: training would run on the CPU",
             mend="pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128",
         )
+    if "cuda" in kinds and (older := _too_old(hardware, version)) is not None:
+        return older
     if "rocm" in kinds and "+rocm" not in version:
         return Finding(
             what="torch build",
@@ -133,6 +143,39 @@ def _runtime(hardware: Hardware) -> Finding | None:
             mend="pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/rocm6.4",
         )
     return Finding(what="torch build", found=version, level="good", means="made for this kind of GPU")
+
+
+DRIVERS = {12: 525, 13: 580}
+"""CUDA's major version -> the oldest branch of drivers that runs it (NVIDIA's CUDA compatibility guide)."""
+CARDS = {12: (5, 0), 13: (7, 5)}
+"""CUDA's major version -> the oldest compute capability that it compiles for (CUDA's release notes)."""
+
+
+def _too_old(hardware: Hardware, version: str) -> Finding | None:
+    """A driver or a card that is older than the CUDA that torch was built with."""
+    named = re.search(r"\+cu(\d\d)\d", version)
+    major = 0 if named is None else int(named[1])
+    for gpu in hardware.accelerators:
+        branch = (gpu.driver or "").split(".")[0]
+        if branch.isdigit() and int(branch) < DRIVERS.get(major, 0):
+            return Finding(
+                what="torch build",
+                found=f"{version} needs driver {DRIVERS[major]} or newer, {gpu.driver} is installed",
+                level="bad",
+                means="CUDA does not start: training would run on the CPU",
+                mend="update NVIDIA's driver, or pip install --force-reinstall torch --index-url "
+                "https://download.pytorch.org/whl/cu126",
+            )
+        if gpu.compute_capability is not None and gpu.compute_capability < CARDS.get(major, (0, 0)):
+            has = ".".join(map(str, gpu.compute_capability))
+            return Finding(
+                what="torch build",
+                found=f"{version} has no kernels for compute capability {has} ({gpu.name})",
+                level="bad",
+                means="each product fails on this card",
+                mend="pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126",
+            )
+    return None
 
 
 def _disk(hardware: Hardware) -> list[Finding]:

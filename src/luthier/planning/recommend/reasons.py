@@ -109,6 +109,11 @@ def advice(request: Request) -> tuple[str, ...]:
             found.append(
                 f"{rows} rows change tone and format, not knowledge; more examples are worth more than size"
             )
+    if request.profile is not None and request.profile.labels and request.purpose == "chat":
+        found.append(
+            f"the answers are {len(request.profile.labels)} labels that repeat: a classifier (purpose "
+            "multi-class-classification) does this smaller, faster and with a probability for each"
+        )
     if request.goal == "domain" and request.purpose in ("chat", "text-generation"):
         found.append(
             "facts that change or must be cited are better retrieved than trained in: tune the manner, "

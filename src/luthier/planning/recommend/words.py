@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from luthier.errors import UsageError, did_you_mean
 from luthier.planning.recommend.languages import NAMES, language_code
+from luthier.schema.data import DataProfile
 from luthier.schema.licence import LicenceRule, Use
 from luthier.schema.recipe import Purpose
 from luthier.schema.request import (
@@ -84,12 +85,45 @@ FIELD_WORDS: tuple[tuple[str, str, Any], ...] = (
 )
 """Patterns, the field and its value."""
 
-AMBIGUOUS_NAMES = {"la", "no", "my", "is", "it", "id", "so", "be", "he", "am", "or", "as", "hi", "us"}
+SPOKEN_SHARE = 0.1
+"""Share of the data's rows from which a language must be handled."""
+STRUCTURES: tuple[tuple[str, float, str, Any, str], ...] = (
+    ("tools", 0.05, "features", "tools", "rows call tools"),
+    ("json-answers", 0.5, "features", "json", "answers are JSON"),
+    ("code-answers", 0.5, "vertical", "code", "answers are code"),
+)
+"""What the data hold, the share of rows from which it counts, and the field and value that it means."""
+
+
+def read_data_into(values: dict[str, Any]) -> dict[str, Any]:
+    """What the profile of the data says of fields that were not given; each is kept in ``mapped``."""
+    profile: DataProfile | None = values.get("profile")
+    if profile is None:
+        return values
+    found, mapped = dict(values), list(values.get("mapped", ()))
+    spoken = {code: share for code, share in profile.languages.items() if code in NAMES}
+    if "languages" not in values and (codes := [c for c, share in spoken.items() if share >= SPOKEN_SHARE]):
+        found["languages"] = tuple(codes)
+        named = ", ".join(f"{NAMES[code]} ({spoken[code]:.0%} of the rows)" for code in codes)
+        mapped.append(f"the data are in {named}")
+    generative = values.get("purpose", "chat") in ("chat", "text-generation")
+    for structure, least, field, value, words in STRUCTURES:
+        share = profile.structure.get(structure, 0.0)
+        if share < least or not generative or (field == "vertical" and field in values):
+            continue
+        several = field == "features"
+        found[field] = (*_several(found.get(field)), value) if several else value
+        mapped.append(f"{share:.0%} of the {words}: {field} {value}")
+    return {**found, "mapped": tuple(mapped)}
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(value or ())
 
 
 def make_request(values: dict[str, Any]) -> Request:
     """A request from plain values. Errors: UsageError with the nearest name, or what contradicts what."""
-    checked = dict(values)
+    checked = read_data_into(values)
     if "languages" in checked:
         words = checked["languages"]
         words = re.split(r"[,\s]+", words.strip()) if isinstance(words, str) else list(words)
