@@ -155,7 +155,7 @@ def test_fix_writes_a_file_without_findings(checked, tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()] == rows
     assert [
         json.loads(line)["line"] for line in (tmp_path / "clean.dropped.jsonl").read_text().splitlines()
-    ] == [11]
+    ] == [11, 12]
     again = check(("clean.jsonl",), base=tmp_path)
     assert (again.read, again.kept, [f for f in again.findings if f.level != "info"]) == (10, 10, [])
     with pytest.raises(UsageError, match="cannot replace its source"):

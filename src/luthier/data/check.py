@@ -1,51 +1,56 @@
-"""Everything that can be found wrong with data before a model is loaded, each with where and what to do."""
+"""Everything that can be found wrong with data before a model is loaded, each with where and what to do.
+
+Rows are looked at one by one (``looking``), in several processes where files are large; here is what only
+all rows together show, kept in a few bytes a row.
+"""
 
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice, pairwise
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
-from luthier.data.columns import as_text
+from luthier.data.beir import Beir, beir_of, read_beir
+from luthier.data.chunks import chunks
 from luthier.data.findings import Findings
-from luthier.data.kinds import LABELLED, Kind, detect_kind
-from luthier.data.languages import guess_language
-from luthier.data.messages import RowProblem, content_digest, half_letter
+from luthier.data.kinds import Kind, detect_kind
+from luthier.data.layouts import Layout, tell
+from luthier.data.looking import Facts, How, Looked, Piece, facts_of, words_of
+from luthier.data.messages import RowProblem
 from luthier.data.near import NearIndex
-from luthier.data.patterns import control_characters, markers, mojibake, personal_data, secrets
+from luthier.data.pool import ordered, processes, restored
 from luthier.data.read import RawRow, read_file
-from luthier.data.render import prompt_ids, prompt_of, render_rows
+from luthier.data.rows import ranks, rows_for
+from luthier.data.seen import Seen
 from luthier.data.shapes import Shape, by_file, detect, to_chat
-from luthier.data.sources import resolve
+from luthier.data.sources import Resolved, resolve
 from luthier.data.splits import prompt_key
 from luthier.data.stats import lengths
 from luthier.errors import DataError, LuthierError
-from luthier.schema.data import CheckReport, Lengths
-from luthier.schema.protocols import ChatRow, TextTokenizer
-from luthier.schema.recipe import TrainOn
+from luthier.schema.data import CheckReport
+from luthier.schema.protocols import TextTokenizer
+from luthier.schema.recipe import DataChoice, TrainOn
+from luthier.schema.rows import RowPurpose
 
 NEAR_ROWS = 50_000
 """Rows that are compared for near duplicates; the message says so where there are more."""
+_SEVERAL = 32 << 20
+"""Bytes of data from which on several processes look at them."""
 _LOOKED_AT = 50
-_BOUNDARIES = 50
-"""Rows whose prompt is rendered alone and compared with the row's beginning."""
-_ALL_LANGUAGES, _SOME_LANGUAGES = 2_000, 20
-"""The language of the first rows is guessed, then of every twentieth."""
 _RARE_LABEL = 8
-_LABEL_LETTERS = 60
 _MOST_LABELS = 2_000
-_REFUSALS = ("as an ai language model", "as a large language model", "i'm sorry, but as an ai")
 
 
 @dataclass(slots=True)
 class _Held:
     """What is known of the held-out rows."""
 
-    ids: set[str] = field(default_factory=set)
-    prompts: set[str] = field(default_factory=set)
+    ids: set[int] = field(default_factory=set)
+    prompts: set[int] = field(default_factory=set)
     near: NearIndex = field(default_factory=NearIndex)
 
 
@@ -55,17 +60,41 @@ class _State:
 
     findings: Findings
     held: _Held
-    places: dict[str, str] = field(default_factory=dict)
-    """Content digest -> where it first stood."""
-    answers: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Prompt -> digest of the row that first had it, and where."""
+    files: dict[str, int] = field(default_factory=dict)
+    """File -> its number."""
+    rows: Seen = field(default_factory=Seen)
+    """Content -> number of its first row."""
+    prompts: Seen = field(default_factory=Seen)
+    """What is asked -> number of its first row."""
+    places: array[int] = field(default_factory=lambda: array("Q"))
+    """Number of a row -> its file and line."""
+    marks: array[int] = field(default_factory=lambda: array("Q"))
+    """Number of a row -> its content, or the number of its labels."""
+    names: dict[str, int] = field(default_factory=dict)
+    """Labels of a row -> their number."""
     near: NearIndex = field(default_factory=NearIndex)
     near_places: list[str] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     short_answers: Counter[str] = field(default_factory=Counter)
+    sizes: array[int] = field(default_factory=lambda: array("L"))
+    dropped: Counter[str] = field(default_factory=Counter)
+    told: Callable[[LuthierError], None] | None = None
     kept: int = 0
     size: int = 0
+
+    def place(self, number: int) -> str:
+        """``file:line`` of a row."""
+        value = self.places[number]
+        return f"{list(self.files)[value >> 40]}:{value & ((1 << 40) - 1)}"
+
+    def broken(self, problem: LuthierError) -> None:
+        """A row that cannot be used."""
+        code = getattr(problem, "code", "broken-row")
+        self.dropped[code] += 1
+        self.findings.problem(code, problem)
+        if self.told is not None:
+            self.told(problem)
 
 
 def check(
@@ -79,79 +108,106 @@ def check(
     format: str | None = None,  # noqa: A002 - the recipe's own word
     columns: dict[str, str] | None = None,
     system: str | None = None,
+    purpose: RowPurpose = "chat",
+    label_delimiter: str | None = None,
+    deep: bool = True,
     on_row: Callable[[RawRow, bool], None] | None = None,
+    on_problem: Callable[[LuthierError], None] | None = None,
 ) -> CheckReport:
     """Check files, folders and globs, relative to base.
 
     held_out: rows to be judged on, looked for among the training rows. tokenizer: counts tokens and
-    tries the chat template. on_row is told of every row that can be used, and whether it belongs into
-    a cleaned file: it is no copy of an earlier row and does not stand in the held-out rows.
+    tries the chat template. purpose: what the rows are to train; other than for a chat, ``columns`` has
+    that task's roles. deep: whether texts are looked into, or only the structure. on_row is told of
+    every row that can be used, and whether it belongs into a cleaned file: it is no copy of an earlier
+    row and does not stand in the held-out rows; on_problem of every row that cannot be used.
     Raises FileProblem for files that cannot be opened, RecipeError for a wrong column role; all that
     is wrong with rows is a finding. ``read = kept + sum(dropped)``.
     """
     started = time.monotonic()
     findings = Findings()
-    resolved = resolve(sources, base=base)
+    beir = [found for one in sources if ranks(purpose) and (found := beir_of(one, base)) is not None]
+    left = tuple(one for one in sources if not (ranks(purpose) and beir_of(one, base)))
+    resolved = resolve(left, base=base) if left else Resolved(())
     for note in resolved.notes:
         findings.add("files", detail=note)
-    dropped: Counter[str] = Counter()
+    typed = purpose not in ("chat", "text-generation")
+    choice = DataChoice(train=sources, columns=columns or {}, system=system, label_delimiter=label_delimiter)
+    held = _held_typed(purpose, choice, held_out, base) if typed else _held_out(held_out, base, system)
+    state = _State(findings, held, {file.shown: number for number, file in enumerate(resolved.files)})
+    state.told = on_problem
+    limit = sequence_length or getattr(tokenizer, "max_length", None)
 
-    def broken(problem: LuthierError) -> None:
-        code = getattr(problem, "code", "broken-row")
-        dropped[code] += 1
-        findings.problem(code, problem)
+    def told(first: Sequence[RawRow]) -> Shape | Kind | Layout | None:
+        if typed:
+            return _tell_typed(purpose, first, columns, label_delimiter, findings)
+        return _tell(first, format, columns, findings)
 
-    state = _State(findings, _held_out(held_out, base, system))
-    chats: list[ChatRow] = []
-    kinds: list[str] = []
-    for file in resolved.files:
-        raw = read_file(file, on_problem=broken)
-        first = list(islice(raw, _LOOKED_AT))
-        if not first:
-            continue
-        shape = _tell(first, format, columns, findings)
-        kinds.append(shape.name if shape else "unknown")
-        if shape is None:
-            dropped["unknown-shape"] += len(first) + sum(1 for _ in raw)
-        elif isinstance(shape, Kind):
-            for row in chain(first, raw):
-                fit = _look_at_kind(row, shape, state, broken)
-                if fit is not None and on_row is not None:
-                    on_row(row, fit)
-        else:
-            for row in chain(first, raw):
-                try:
-                    chat = to_chat(row, shape, system=system)
-                except RowProblem as problem:
-                    broken(problem)
-                    continue
-                fit = _look(chat, state)
-                if on_row is not None:
-                    on_row(row, fit)
-                if tokenizer is not None:
-                    chats.append(chat)
-    kinds = list(dict.fromkeys(kinds))
+    shapes = _shapes(resolved, told)
+    how = How(
+        shapes,
+        system,
+        deep,
+        tokenizer,
+        limit,
+        train_on,
+        keep_rows=on_row is not None,
+        base=str(base),
+    )
+    large = sum(file.path.stat().st_size for file in resolved.files) > _SEVERAL
+    count = processes() if large and on_row is None else 1
+    for looked in ordered("luthier.data.looking:look_job", how, _pieces(resolved, state, deep), count=count):
+        _merge(looked, state, on_row)
+    kinds = list(dict.fromkeys(_kind_of(shape) for shape in shapes.values()))
+    names = [file.shown for file in resolved.files]
+    for folder in beir:
+        kinds.append("beir")
+        names += _take_beir(folder, state)
     if not kinds:
-        findings.add("empty", place=(resolved.files[0].shown, None))
+        findings.add("empty", place=(names[0], None))
     if len(kinds) > 1:
         findings.add("mixed-shapes", detail=", ".join(kinds))
     _conclude(state)
-    tokens: Lengths | None = None
-    histogram: tuple[tuple[int, int], ...] = ()
-    if tokenizer is not None and chats:
-        tokens, histogram = _measure(chats, tokenizer, sequence_length, train_on, findings)
+    bins: Counter[int] = Counter(1 << max(3, (size - 1).bit_length()) for size in state.sizes)
     return CheckReport(
-        files=tuple(file.shown for file in resolved.files),
+        files=tuple(names),
         format=", ".join(kinds) or "unknown",
-        read=state.kept + sum(dropped.values()),
+        read=state.kept + sum(state.dropped.values()),
         kept=state.kept,
-        dropped=dict(dropped),
+        dropped=dict(state.dropped),
         findings=findings.all(),
-        tokens=tokens,
-        histogram=histogram,
+        tokens=lengths(state.sizes) if state.sizes else None,
+        histogram=tuple(sorted(bins.items())),
         seconds=round(time.monotonic() - started, 3),
         megabytes=round(state.size / 1e6, 3),
     )
+
+
+def _shapes(
+    resolved: Resolved, told: Callable[[Sequence[RawRow]], Shape | Kind | Layout | None]
+) -> dict[str, Shape | Kind | Layout | None]:
+    """What the rows of each file are, by the first ones that can be read."""
+    found: dict[str, Shape | Kind | Layout | None] = {}
+    for file in resolved.files:
+        first = list(islice(read_file(file, on_problem=_skip), _LOOKED_AT))
+        if first:
+            found[file.shown] = told(first)
+    return found
+
+
+def _kind_of(shape: Shape | Kind | Layout | None) -> str:
+    if shape is None:
+        return "unknown"
+    return shape.kind if isinstance(shape, Layout) else shape.name
+
+
+def _pieces(resolved: Resolved, state: _State, deep: bool) -> Iterator[Piece]:
+    number = 0
+    for file in resolved.files:
+        for chunk in chunks(file, state.broken):
+            near = deep and (len(state.near_places) < NEAR_ROWS or bool(state.held.ids))
+            yield Piece(chunk, near, number)
+            number += 1
 
 
 def _tell(
@@ -167,6 +223,20 @@ def _tell(
         return kind
 
 
+def _tell_typed(
+    purpose: RowPurpose,
+    first: Sequence[RawRow],
+    columns: dict[str, str] | None,
+    delimiter: str | None,
+    findings: Findings,
+) -> Layout | None:
+    try:
+        return tell(purpose, first, columns=columns, delimiter=delimiter)
+    except DataError as problem:
+        findings.problem("unknown-shape", problem)
+        return None
+
+
 def _held_out(sources: tuple[str, ...], base: Path, system: str | None) -> _Held:
     """Digests of held-out rows, read in their own shape."""
     held = _Held()
@@ -179,136 +249,128 @@ def _held_out(sources: tuple[str, ...], base: Path, system: str | None) -> _Held
             chat = to_chat(row, shape, system=system)
         except RowProblem:
             continue
-        held.ids.add(chat.id)
-        held.prompts.add(prompt_key(chat))
-        held.near.add(_words_of(chat), number)
+        held.ids.add(int(chat.id[:16], 16))
+        held.prompts.add(int(prompt_key(chat)[:16], 16))
+        held.near.add(words_of(chat), number)
     return held
+
+
+def _held_typed(purpose: RowPurpose, choice: DataChoice, sources: tuple[str, ...], base: Path) -> _Held:
+    held = _Held()
+    if not sources:
+        return held
+    rows = rows_for(purpose, choice, sources, base=base, split="test", on_problem=_skip).rows
+    for number, row in enumerate(rows):
+        facts, texts = facts_of(row)
+        held.ids.add(facts.id)
+        if facts.key is not None:
+            held.prompts.add(facts.key)
+        held.near.add("\n".join(texts), number)
+    return held
+
+
+def _take_beir(folder: Beir, state: _State) -> tuple[str, ...]:
+    """A BEIR folder's training judgements. The files that were read."""
+    part = read_beir(folder, "train", state.broken)
+    for note in part.notes:
+        state.findings.add("files", detail=note)
+    for row in part.rows:
+        facts, texts = facts_of(row)
+        facts.size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+        _take(facts, state)
+    state.kept += part.kept - len(part.rows)  # what is read and kept are judgements, several a query
+    return part.files
 
 
 def _skip(problem: LuthierError) -> None:
     """Broken held-out rows are found when the held-out file itself is checked."""
 
 
-def _look(row: ChatRow, state: _State) -> bool:
-    """Find what is odd about one conversation. True where it belongs into a cleaned file."""
-    findings, where = state.findings, f"{row.file}:{row.line}"
+def _merge(looked: Looked, state: _State, on_row: Callable[[RawRow, bool], None] | None) -> None:
+    for one in looked.rows:
+        if isinstance(one, tuple):
+            state.broken(restored(one))
+            continue
+        fit = _take(one, state)
+        if on_row is not None and one.row is not None:
+            on_row(one.row, fit)
+
+
+def _take(row: Facts, state: _State) -> bool:
+    """What a row shows beside the rows before it. True where it belongs into a cleaned file."""
+    findings, place = state.findings, (row.file, row.line)
     state.kept += 1
-    _patterns((row.file, row.line), [str(message["content"]) for message in row.messages], state)
-    _order(row, findings)
-    answer = next((m for m in reversed(row.messages) if m["role"] == "assistant"), None)
-    if answer is not None:
-        _answer(row, str(answer["content"]), state)
-    first = state.places.setdefault(row.id, where)
-    if first != where:
-        findings.row("duplicate", row, sample=f"the same as {first}")
+    state.size += row.size
+    if row.language is not None:
+        state.languages[row.language] += 1
+    if row.short is not None and len(state.short_answers) <= _MOST_LABELS:
+        state.short_answers[row.short] += 1
+    if row.tokens is not None:
+        state.sizes.append(row.tokens)
+    for code, detail, sample in row.found:
+        if code.startswith("!"):  # what a template says of a row brings its own words
+            said = DataError(detail, file=row.file, line=row.line, hint=sample)
+            findings.problem(code[1:], said)
+        else:
+            findings.add(code, detail=detail, place=place, sample=sample)
+    number = len(state.places)
+    file = state.files.setdefault(row.file, len(state.files))
+    state.places.append(file << 40 | row.line)
+    if row.labels is not None:
+        return _take_labels(row, state, number)
+    state.marks.append(row.id)
+    first = state.rows.first(row.id, number)
+    if first != number:
+        findings.add("duplicate", place=place, sample=f"the same as {state.place(first)}")
         return False
-    key = prompt_key(row)
-    if answer is not None:
-        other, place = state.answers.setdefault(key, (row.id, where))
-        if other != row.id:
-            findings.row("same-prompt", row, sample=f"the same prompt as {place}")
-    if _leaks(row, key, state):
+    if row.key is not None:
+        other = state.prompts.first(row.key, number)
+        if state.marks[other] != row.id:
+            findings.add("same-prompt", place=place, sample=f"the same prompt as {state.place(other)}")
+    if _leaks(row, state):
         return False
     if len(state.near_places) < NEAR_ROWS:
-        near = state.near.add(_words_of(row), len(state.near_places))
-        state.near_places.append(where)
+        near = state.near.add_signature(row.signature, len(state.near_places))
+        state.near_places.append(f"{row.file}:{row.line}")
         if near is not None:
-            findings.row("near-duplicate", row, sample=f"near {state.near_places[near]}")
+            findings.add("near-duplicate", place=place, sample=f"near {state.near_places[near]}")
     return True
 
 
-def _leaks(row: ChatRow, key: str, state: _State) -> bool:
-    held = state.held
+def _take_labels(row: Facts, state: _State, number: int) -> bool:
+    """A row with labels: equal texts may have others elsewhere."""
+    place = (row.file, row.line)
+    assert row.labels is not None
+    if row.classes and len(state.labels) <= 50 * _MOST_LABELS:
+        state.labels.update(row.labels)
+    said = " ".join(row.labels) if len(row.labels) != 1 else row.labels[0]
+    label = state.names.setdefault(said, len(state.names))
+    state.marks.append(label)
+    key = row.id if row.key is None else row.key
+    first = state.prompts.first(key, number)
+    if first != number:
+        if state.marks[first] == label:
+            sample = f"the same as {state.place(first)}"
+            state.findings.add("duplicate", place=place, sample=sample)
+        else:
+            other = next(name for name, index in state.names.items() if index == state.marks[first])
+            both = f"{said} here, {other} at {state.place(first)}"
+            state.findings.add("conflicting-labels", place=place, sample=both)
+        return False
+    return not _leaks(row, state)
+
+
+def _leaks(row: Facts, state: _State) -> bool:
+    held, place = state.held, (row.file, row.line)
     if row.id in held.ids:
-        state.findings.row("leakage", row)
-    elif key in held.prompts:
-        state.findings.row("prompt-leakage", row)
-    elif held.ids and held.near.find(_words_of(row)) is not None:
-        state.findings.row("near-leakage", row)
+        state.findings.add("leakage", place=place)
+    elif row.key is not None and row.key in held.prompts:
+        state.findings.add("prompt-leakage", place=place)
+    elif held.ids and held.near.find_signature(row.signature) is not None:
+        state.findings.add("near-leakage", place=place)
     else:
         return False
     return True
-
-
-def _words_of(row: ChatRow) -> str:
-    return "\n".join(str(message["content"]) for message in row.messages if message["role"] != "system")
-
-
-def _order(row: ChatRow, findings: Findings) -> None:
-    roles = [message["role"] for message in row.messages]
-    turns = [role for role in roles if role != "system"]
-    if turns[0] == "text":
-        return
-    if turns[-1] in ("user", "tool"):
-        findings.row("no-last-answer", row)
-    if turns[0] == "assistant":
-        findings.row("answer-first", row)
-    if any(one == two and one in ("user", "assistant") for one, two in pairwise(turns)):
-        findings.row("same-role-twice", row)
-
-
-def _answer(row: ChatRow, answer: str, state: _State) -> None:
-    question = next((str(m["content"]) for m in reversed(row.messages) if m["role"] == "user"), "").strip()
-    if len(question) >= 20 and answer.lstrip().startswith(question):
-        state.findings.row("answer-repeats-prompt", row, sample=answer)
-    if answer.lower().lstrip().startswith(_REFUSALS):
-        state.findings.row("refusal", row, sample=answer)
-    if len(answer) <= _LABEL_LETTERS and len(state.short_answers) <= _MOST_LABELS:
-        state.short_answers[answer] += 1
-
-
-def _patterns(place: tuple[str, int], texts: Sequence[str], state: _State) -> None:
-    """Look for patterns in the texts of one row."""
-    findings = state.findings
-    text = "\n".join(texts)
-    state.size += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
-    if state.kept <= _ALL_LANGUAGES or state.kept % _SOME_LANGUAGES == 0:
-        state.languages[guess_language(text)] += 1
-    for kind, piece in secrets(text):
-        findings.add("secret", detail=kind, place=place, sample=piece)
-    for kind, piece in personal_data(text):
-        findings.add("personal-data", detail=kind, place=place, sample=piece)
-    for piece in markers(text):
-        findings.add("template-marker", place=place, sample=piece)
-    broken = mojibake(text)
-    if broken is not None:
-        findings.add("mojibake", place=place, sample=broken)
-    odd = control_characters(text)
-    if odd is not None:
-        findings.add("control-character", place=place, sample=repr(odd))
-
-
-def _look_at_kind(
-    row: RawRow, kind: Kind, state: _State, broken: Callable[[LuthierError], None]
-) -> bool | None:
-    """One row with labels, or a pair or triplet. True where it is no copy, None where it is broken."""
-    columns = kind.texts if kind.label is None else (*kind.texts, kind.label)
-    values = {column: row.value.get(column) for column in columns}
-    for column, value in values.items():
-        if value is None or (isinstance(value, str) and not value.strip()):
-            code = "missing-label" if column == kind.label else "empty-text"
-            hint = "fill it in, or remove the row"
-            broken(RowProblem(code, f"the column {column} is empty", file=row.file, line=row.line, hint=hint))
-            return None
-    texts = [as_text(values[column]) for column in kind.texts]
-    try:
-        content = content_digest(texts)
-    except UnicodeEncodeError:
-        broken(half_letter(row.file, row.line))
-        return None
-    state.kept += 1
-    place, where = (row.file, row.line), f"{row.file}:{row.line}"
-    label = values[kind.label] if kind.label else None
-    _patterns(place, texts, state)
-    if kind.name in LABELLED:
-        state.labels.update(map(str, label) if isinstance(label, list) else [str(label)])
-    first, place_of_first = state.answers.setdefault(content, (str(label), where))
-    if place_of_first != where and first == str(label):
-        state.findings.add("duplicate", place=place, sample=f"the same as {place_of_first}")
-    elif place_of_first != where:
-        both = f"{label} here, {first} at {place_of_first}"
-        state.findings.add("conflicting-labels", place=place, sample=both)
-    return place_of_first == where
 
 
 def _conclude(state: _State) -> None:
@@ -347,44 +409,3 @@ def _balance(labels: Counter[str], findings: Findings) -> None:
     even = total / len(ranked)
     if (most > 0.3 * total and most > 3 * even) or (most > 0.75 * total):
         findings.add("label-balance", detail=f"{top!r} makes up {most / total:.0%}")
-
-
-def _measure(
-    chats: Sequence[ChatRow],
-    tokenizer: TextTokenizer,
-    sequence_length: int | None,
-    train_on: TrainOn,
-    findings: Findings,
-) -> tuple[Lengths | None, tuple[tuple[int, int], ...]]:
-    """Token lengths, rows over the limit, what the template refuses, and prompts that split otherwise."""
-    problems: list[LuthierError] = []
-    rendered = list(render_rows(chats, tokenizer, train_on, on_problem=problems.append))
-    for problem in problems:
-        findings.problem(getattr(problem, "code", "template-refuses"), problem)
-    limit = sequence_length or getattr(tokenizer, "max_length", None)
-    for row in rendered:
-        if limit is not None and len(row.ids) > limit:
-            lost = int(row.trained[limit:].sum())
-            cut = f"{len(row.ids):,} tokens; truncation would cut {lost:,} trained ones"
-            findings.add("over-length", detail=f"{limit:,} tokens", place=(row.file, row.line), sample=cut)
-        if not row.trained.any():
-            findings.add("nothing-trained", place=(row.file, row.line))
-    if not problems:
-        _boundaries(chats, tokenizer, findings)
-    sizes = [len(row.ids) for row in rendered]
-    bins: Counter[int] = Counter(1 << max(3, (size - 1).bit_length()) for size in sizes)
-    return (lengths(sizes) if sizes else None), tuple(sorted(bins.items()))
-
-
-def _boundaries(chats: Sequence[ChatRow], tokenizer: TextTokenizer, findings: Findings) -> None:
-    """Where a prompt alone has other tokens than at the beginning of its row, training and use differ."""
-    for row in chats[:_BOUNDARIES]:
-        if row.messages[0]["role"] == "text":
-            return
-        asked = prompt_of(row)
-        if not asked:
-            continue
-        answered = replace(row, messages=row.messages[: len(asked) + 1])
-        ids = prompt_ids(asked, tokenizer, row.tools)
-        if next(render_rows([answered], tokenizer)).ids[: len(ids)].tolist() != ids:
-            findings.row("prompt-boundary", row, sample=tokenizer.decode(ids[-4:], skip_special=False))

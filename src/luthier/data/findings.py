@@ -92,6 +92,16 @@ CODES = {
         "warning", "texts hold letters in a wrong encoding", "read the source again in its own encoding"
     ),
     "control-character": Code("warning", "texts hold control characters", "remove them"),
+    "missing-image": Code(
+        "error",
+        "images are missing",
+        "put them where the rows point to, from the folder of their file, or remove the rows",
+    ),
+    "broken-image": Code(
+        "error",
+        "images are cut off or no images",
+        "download them again, or remove the rows",
+    ),
     "conflicting-labels": Code("warning", "equal texts have different labels", "decide for one label"),
     "languages": Code("info", "rows are in several languages"),
     "labels": Code("info", "answers are labels"),

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.data.check import check
 from luthier.data.read import RawRow
 from luthier.data.sources import resolve
-from luthier.errors import UsageError
+from luthier.errors import LuthierError, UsageError
 from luthier.schema.data import CheckReport
 
 
@@ -23,8 +23,7 @@ def fix(
 ) -> CheckReport:
     """Write the rows that can be used, each once and none of the held-out ones, as JSONL to ``out``.
 
-    Beside it, ``NAME.dropped.jsonl`` names each copy left out by file and line; rows that cannot be
-    read at all stand in the report. Rows stand as they were, in their order. settings: as for check.
+    Beside it, ``NAME.dropped.jsonl`` names each row left out by file, line and reason. Rows stand as they were, in their order. settings: as for check.
     Raises UsageError where out is one of the sources, and what check raises.
     """
     files = [file.path.resolve() for file in resolve(sources, base=base).files]
@@ -45,6 +44,10 @@ def fix(
                 left = {"file": row.file, "line": row.line, "reason": "copy of an earlier or a held-out row"}
                 dropped.write(json.dumps(left, ensure_ascii=False) + "\n")
 
-        report = check(sources, base=base, held_out=held_out, on_row=write, **settings)
+        def left_out(problem: LuthierError) -> None:
+            left = {"file": problem.file, "line": problem.line, "reason": problem.message}
+            dropped.write(json.dumps(left, ensure_ascii=False) + "\n")
+
+        report = check(sources, base=base, held_out=held_out, on_row=write, on_problem=left_out, **settings)
     unfinished.replace(out)
     return report

@@ -30,6 +30,7 @@ ROLES = {
 }
 """Role as written -> role as templates know it."""
 
+_PLAIN = ("user", "assistant", "system", "tool")
 _KEPT = ("name", "tool_call_id", "reasoning_content", "thinking", "reasoning", "weight", "train")
 
 
@@ -61,6 +62,8 @@ def normalise_messages(value: Any, *, file: str, line: int) -> list[Message]:
 def _message(turn: Any, number: int, file: str, line: int) -> Message:
     if not isinstance(turn, dict):
         raise RowProblem("bad-messages", f"message {number} is not an object", file=file, line=line)
+    if len(turn) == 2 and type(turn.get("content")) is str and turn.get("role") in _PLAIN:
+        return {"role": turn["role"], "content": turn["content"]}
     written = turn.get("role", turn.get("from"))
     role = ROLES.get(str(written).lower()) if written is not None else None
     if role is None:
@@ -218,11 +221,13 @@ def half_letter(file: str, line: int) -> RowProblem:
 
 def row_id(messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
     """Digest of a row's content, 96 bits: equal rows have equal ids. Raises UnicodeEncodeError."""
-    if tools or any(len(one) != 2 or not isinstance(one.get("content"), str) for one in messages):
-        return content_digest([messages, tools] if tools else messages)
-    total = hashlib.blake2b(digest_size=12)
+    if tools:
+        return content_digest([messages, tools])
+    parts: list[str] = []
     for message in messages:
+        content = message.get("content")
+        if len(message) != 2 or not isinstance(content, str):
+            return content_digest(messages)
         # Lengths before texts, so that no two conversations give the same bytes.
-        role, content = message["role"].encode(), message["content"].encode()
-        total.update(b"%d %d " % (len(role), len(content)) + role + content)
-    return total.hexdigest()
+        parts += (f"{message['role']} {len(content)} ", content)
+    return hashlib.blake2b("".join(parts).encode(), digest_size=12).hexdigest()

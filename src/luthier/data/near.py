@@ -47,12 +47,18 @@ class NearIndex:
 
     def find(self, text: str) -> int | None:
         """Key of an earlier text near this one."""
-        signature = self._signature(text)
+        return self.find_signature(self.signature(text))
+
+    def find_signature(self, signature: NDArray[np.uint32] | None) -> int | None:
+        """Like find, for a text's signature."""
         return None if signature is None else self._match(signature)
 
     def add(self, text: str, key: int) -> int | None:
         """Like find, and remember the text under key where nothing is near."""
-        signature = self._signature(text)
+        return self.add_signature(self.signature(text), key)
+
+    def add_signature(self, signature: NDArray[np.uint32] | None, key: int) -> int | None:
+        """Like add, for a text's signature."""
         if signature is None:
             return None
         found = self._match(signature)
@@ -75,7 +81,8 @@ class NearIndex:
                     return self._keys[place]
         return None
 
-    def _signature(self, text: str) -> NDArray[np.uint32] | None:
+    def signature(self, text: str) -> NDArray[np.uint32] | None:
+        """[64] minima; None for texts too short to be compared."""
         words = _shingled(text)
         if len(words) < _FEW_WORDS:
             return None
@@ -85,10 +92,6 @@ class NearIndex:
         mixed = (self._a * shingles + self._b) >> np.uint64(32)
         minima: NDArray[np.uint32] = mixed.min(axis=1).astype(np.uint32)
         return minima
-
-    def signature(self, text: str) -> NDArray[np.uint32] | None:
-        """Minima of a text's word 5-grams: [64]; None for texts of few words."""
-        return self._signature(text)
 
 
 _MOST_COMPARED = 64

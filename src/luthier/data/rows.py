@@ -82,8 +82,7 @@ def rows_for(
         dropped[getattr(problem, "code", "broken-row")] += 1
         (on_problem or problems.append)(problem)
 
-    ranked = purpose in ("similarity", "reranking")
-    folders = {source: beir_of(source, base) for source in sources} if ranked else {}
+    folders = {source: beir_of(source, base) for source in sources} if ranks(purpose) else {}
     plain = tuple(source for source in sources if not folders.get(source))
     parts = [
         read_beir(folder, split, broken) for source in sources if (folder := folders.get(source)) is not None
@@ -120,6 +119,11 @@ def rows_for(
     )
 
 
+def ranks(purpose: RowPurpose) -> bool:
+    """Whether a purpose reads rankings and pairs, BEIR folders among them."""
+    return purpose in ("similarity", "reranking")
+
+
 def _files(
     purpose: RowPurpose, data: DataChoice, sources: tuple[str, ...], base: Path, broken: Report
 ) -> Iterator[TaskRows]:
@@ -145,22 +149,22 @@ def _files(
         notes = ()
 
 
-def _mapped(rows: Iterable[RawRow], layout: Layout, data: DataChoice, broken: Report) -> Iterator[TaskRow]:
-    make: Callable[[RawRow, Layout], TaskRow]
+def row_maker(layout: Layout, system: str | None = None) -> Callable[[RawRow], TaskRow]:
+    """One row into its typed row; raises RowProblem, and UnicodeEncodeError for half letters."""
+    if layout.kind == "preference":
+        return lambda row: _preference_row(row, layout, system)
     if layout.kind in ("multi-class", "multi-label"):
-        make = _label_row
-    elif layout.kind == "scored-pairs":
-        make = _pair_row
-    elif layout.kind == "preference":
+        return lambda row: _label_row(row, layout)
+    if layout.kind == "scored-pairs":
+        return lambda row: _pair_row(row, layout)
+    return lambda row: _ranking_row(row, layout)
 
-        def make(row: RawRow, layout: Layout) -> TaskRow:
-            return _preference_row(row, layout, data.system)
 
-    else:
-        make = _ranking_row
+def _mapped(rows: Iterable[RawRow], layout: Layout, data: DataChoice, broken: Report) -> Iterator[TaskRow]:
+    make = row_maker(layout, data.system)
     for row in rows:
         try:
-            made = make(row, layout)
+            made = make(row)
         except RowProblem as problem:
             broken(problem)
         except UnicodeEncodeError:
