@@ -12,6 +12,8 @@ from luthier.errors import UsageError
 
 if TYPE_CHECKING:
     from luthier.catalog.shipped import ShippedRecipe
+    from luthier.schema.model import ModelCard
+    from luthier.schema.recipe import Recipe
 
 app = App(name="recipes", help="Recipes that come with Luthier.", help_format="plaintext")
 
@@ -99,7 +101,6 @@ def copy(name: str, to: Path = Path("recipe.yaml"), /) -> None:
 
 def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
     """What a recipe would need on the hardware that it names."""
-    from luthier.catalog.index import model_card
     from luthier.catalog.trains import why_not_trained
     from luthier.planning.hypothetical import parse_hardware
     from luthier.planning.recommend.shapes import devices_of, fit_recipe
@@ -107,7 +108,7 @@ def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
 
     loaded = load_recipe(recipe.path)
     machine = parse_hardware(recipe.hardware)
-    found, budget = fit_recipe(model_card(loaded.model.id), loaded, machine, rows=ROWS)
+    found, budget = fit_recipe(_card_of(loaded), loaded, machine, rows=ROWS)
     why = why_not_trained(loaded.task, loaded.method.name, devices=devices_of(machine))
     return {
         "name": recipe.name,
@@ -122,3 +123,26 @@ def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
         "not_trained": why,
         "seconds": None if found.seconds is None else found.seconds.expected,
     }
+
+
+def _card_of(recipe: Recipe) -> ModelCard:
+    """The catalogue's entry of a recipe's model, or one made for a model from scratch."""
+    from luthier.catalog.index import model_card
+    from luthier.schema.model import ModelCard as Card
+    from luthier.sizing.parameters import architecture_from_config
+    from luthier.sizing.scratch import scratch_config
+
+    choice = recipe.model.from_scratch
+    if choice is None:
+        return model_card(recipe.model.id)
+    size = 128 if choice.tokenizer == "characters" else choice.vocabulary
+    config = scratch_config(choice, vocabulary=size, bos=None, eos=0, pad=0)
+    return Card(
+        id=recipe.model.id,
+        family=choice.family,
+        org="from scratch",
+        kind="decoder",
+        purposes=(recipe.task,),
+        licence="your own",
+        architecture=architecture_from_config(config),
+    )
