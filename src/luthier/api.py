@@ -128,14 +128,28 @@ def export(
     run: str | RunDirectory, *, gguf: Sequence[str] = (), adapter: bool = False, merged: bool = False
 ) -> list[Artifact]:
     """Write adapter, merged weights or GGUF files of a trained run, each checked against it."""
+    from luthier.catalog.purposes import check_supported
     from luthier.runs.stages import load_artifacts
     from luthier.schema.load import export_from
     from luthier.schema.run import Job
 
     found = _found(run)
     wanted = export_from(adapter=adapter, merged=merged, gguf=tuple(gguf))
+    check_supported(found.recipe.model_copy(update={"export": wanted}))
     _do(found, Job(kind="export", export=wanted))
     return load_artifacts(found)
+
+
+def classify(model: str | Path, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+    """Labels of texts (or pairs) by a run or a saved classifier, each with every label's probability.
+
+    Returns one ``{"labels": [...], "probabilities": {label: share}}`` a text. Errors: UsageError where the
+    run was not tuned for classification.
+    """
+    from luthier.runs.answer import ask, model_folder
+
+    inputs = [list(text) if isinstance(text, tuple) else text for text in texts]
+    return ask(model_folder(str(model), "classify"), "classify", inputs)
 
 
 def setup_gguf(*, force: bool = False) -> Path:

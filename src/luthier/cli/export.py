@@ -33,6 +33,7 @@ def export(
     json
         Print one JSON object.
     """
+    from luthier.catalog.purposes import check_supported
     from luthier.cli import story
     from luthier.cli.attend import attend
     from luthier.cli.console import print_json
@@ -47,6 +48,7 @@ def export(
         )
     found = resolve(run)
     wanted = export_from(adapter=adapter, merged=merged, gguf=gguf)
+    check_supported(found.recipe.model_copy(update={"export": wanted}))
     if wanted.gguf:
         from luthier.llamacpp.setup import converter
 
