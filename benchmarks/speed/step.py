@@ -2,14 +2,15 @@
 
     python benchmarks/speed/step.py OUT.jsonl ROW [ROW ...]
 
-ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro (micro-
-batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs (fixed, packed),
-steps, profile. Each row builds its model unless the row before has the same, trains two steps to warm up and then
-``steps`` more, and reports the median step.
+ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro
+(micro-batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs
+(fixed, packed), steps, profile. Each row builds its model unless the row before has the same, trains two
+steps to warm up and then ``steps`` more, and reports the median step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -71,13 +72,13 @@ class Source:
             fields = {"input_ids": ids, "labels": ids, "position_ids": positions, "document_ids": names}
             self.made.append(SimpleNamespace(**{k: v.to(device) for k, v in fields.items()}))
 
-    def steps(self, epoch: int) -> int:
+    def steps(self, epoch: int) -> int:  # noqa: ARG002
         return 1_000_000
 
-    def batches(self, epoch: int, step: int) -> list[Any]:
+    def batches(self, epoch: int, step: int) -> list[Any]:  # noqa: ARG002
         return self.made
 
-    def rows(self, epoch: int, step: int) -> list[str]:
+    def rows(self, epoch: int, step: int) -> list[str]:  # noqa: ARG002
         return []
 
 
@@ -124,14 +125,11 @@ def measure(model: Any, row: dict[str, str], device: str) -> dict[str, Any]:
                 shown.update(kernels(profiler))
             raise EnoughError
 
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            fit(
-                model, objective, Source(row, device), [], choice=choice, seed=1, directory=Path(folder),
-                recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,
-            )  # fmt: skip
-        except EnoughError:
-            pass
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EnoughError):
+        fit(
+            model, objective, Source(row, device), [], choice=choice, seed=1, directory=Path(folder),
+            recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,
+        )  # fmt: skip
     steps = [event for event in events if event["kind"] == "step"][WARM:wanted]
     seconds = statistics.median(event["seconds"] for event in steps)
     lengths = lengths_of(row) * int(row["micro"])

@@ -114,10 +114,6 @@ def test_not_enough_memory(place: Path) -> None:
     assert "GiB" in words
 
 
-def test_qlora_is_refused_with_its_reason(place: Path) -> None:
-    assert "QLoRA" in fails(place, "train", "recipe.yaml", "method.name=qlora", code=2)
-
-
 def test_gguf_without_its_converter_stops_before_training(place: Path) -> None:
     assert "luthier setup gguf" in fails(place, "train", "recipe.yaml", "export.gguf=F16", code=1)
     assert not (place / "runs").exists()

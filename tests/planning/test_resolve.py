@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.errors import DoesNotFit, RecipeError, Unsupported
+from luthier.errors import DoesNotFit, RecipeError
 from luthier.planning.resolve import resolve
 from luthier.schema.data import Lengths
 from luthier.schema.data_profile import LengthProfile
@@ -100,7 +100,7 @@ def test_nothing_is_left_open_and_each_value_has_a_source() -> None:
     open_keys = [
         f"training.{name}"
         for name, value in done.training
-        if value is None and name != "max_steps"
+        if value is None and name not in ("max_steps", "patience", "recomputed_layers")
     ]  # fmt: skip
     assert open_keys == []
     assert done.model.dtype == "float32"
@@ -110,7 +110,7 @@ def test_nothing_is_left_open_and_each_value_has_a_source() -> None:
     assert done.evaluation.batch_size is not None
     assert done.name == "some-model-rows-lora"
     steps = ("epochs", "learning_rate", "batch_size", "micro_batch_size", "sequence_length")
-    rhythm = ("activation_checkpointing", "evaluate_every", "checkpoint_every")
+    rhythm = ("activation_checkpointing", "compile", "evaluate_every", "checkpoint_every")
     others = {
         "model.dtype",
         "model.attention",
@@ -181,11 +181,18 @@ def test_what_fits_is_solved_and_what_does_not_is_said() -> None:
 
 
 def test_contradictions_have_words() -> None:
-    with pytest.raises(Unsupported, match="QLoRA is not done yet"):
-        resolve(recipe(method=QLora()), arch=SMOL, hardware=LAPTOP, profile=PROFILE)
     odd = recipe(training=TrainingChoice(batch_size=8, micro_batch_size=3))
     with pytest.raises(RecipeError, match=r"not a multiple of training\.micro_batch_size 3"):
         resolve(odd, arch=SMOL, hardware=LAPTOP, profile=PROFILE)
     long = recipe(training=TrainingChoice(sequence_length=10_000))
     with pytest.raises(RecipeError, match="beyond the model's context of 8,192"):
         resolve(long, arch=SMOL, hardware=LAPTOP, profile=PROFILE)
+
+
+def test_qlora_takes_less_and_layers_are_compiled_on_a_gpu_only() -> None:
+    four = resolve(recipe(method=QLora()), arch=LLAMA_8B, hardware=RTX_4090, profile=PROFILE)
+    assert four.recipe.method.name == "qlora"
+    assert four.recipe.training.compile is (four.steps >= 50)
+    here = resolve(recipe(), arch=SMOL, hardware=LAPTOP, profile=PROFILE)
+    assert here.recipe.training.compile is False
+    assert here.recipe.sources["training.compile"] == "on a GPU with bf16 only"

@@ -21,6 +21,7 @@ from luthier.schema.recipe import (
     Recipe,
     TrainingChoice,
 )
+from luthier.tasks.base import MERGE
 from luthier.tasks.chat import ChatTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -100,7 +101,9 @@ def texts(generator):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-@pytest.mark.parametrize("method", [Lora(), Lora(dora=True), Full()], ids=["lora", "dora", "full"])
+@pytest.mark.parametrize(
+    "method", [Lora(), Lora(dora=True), Full(), QLora()], ids=["lora", "dora", "full", "qlora"]
+)
 def test_from_baseline_to_merged(tmp_path, family, method):
     model_directory = save_model(tmp_path / "base", family)
     chosen = recipe(model_directory, method, **({"learning_rate": 5e-3} if method.name == "full" else {}))
@@ -129,11 +132,16 @@ def test_from_baseline_to_merged(tmp_path, family, method):
         )
         config = json.loads((adapter / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "base"
+    elif method.name == "qlora":
+        adapter = again.save_adapter(tmp_path / "adapter")
+        assert (adapter / "adapter_model.safetensors").is_file()
     else:
         with pytest.raises(Unsupported, match="no adapter"):
             again.save_adapter(tmp_path / "adapter")
     merged = again.save_merged(tmp_path / "merged")
     alone = AutoModelForCausalLM.from_pretrained(merged)
+    if method.name == "qlora":
+        assert json.loads((merged / MERGE).read_text())["same_first_choice"] == 1.0
     torch.testing.assert_close(alone(ids).logits, expected, rtol=1e-4, atol=1e-4)
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (merged / name).read_bytes() == (model_directory / name).read_bytes()
@@ -144,9 +152,10 @@ def test_from_baseline_to_merged(tmp_path, family, method):
     again.free()
 
 
-def test_stopped_and_gone_on_in_a_new_process(tmp_path):
+@pytest.mark.parametrize("kind", [Lora, QLora])
+def test_stopped_and_gone_on_in_a_new_process(tmp_path, kind):
     model_directory = save_model(tmp_path / "base")
-    chosen = recipe(model_directory, Lora(rank=4, dropout=0.1), epochs=4, evaluate_every=3)
+    chosen = recipe(model_directory, kind(rank=4, dropout=0.1), epochs=4, evaluate_every=3)
     whole = ChatTask(chosen, model_directory, Words())
     events = []
     whole.fit(SPLITS, tmp_path / "whole", recipe_digest="r", on_metrics=events.append)
@@ -174,7 +183,7 @@ def test_stopped_and_gone_on_in_a_new_process(tmp_path):
 
 def test_what_cannot_be_done_is_said(tmp_path):
     model_directory = save_model(tmp_path / "base")
-    with pytest.raises(Unsupported, match="QLoRA"):
-        ChatTask(recipe(model_directory, QLora()), model_directory, Words())
+    with pytest.raises(Unsupported, match="eight-bit numbers"):
+        ChatTask(recipe(model_directory, Lora(base="float8")), model_directory, Words())
     with pytest.raises(RecipeError, match=r"training.learning_rate, training.batch_size has no value"):
         ChatTask(recipe(model_directory, learning_rate=None, batch_size=None), model_directory, Words())

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import torch
 
 from luthier.errors import FileProblem, ModelNotFound, Unsupported
-from luthier.schema.recipe import Dtype
+from luthier.models import nf4
+from luthier.models.packed import adopt_bitsandbytes
+from luthier.schema.recipe import Dtype, QLora
 
 CONFIG = "config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -63,13 +65,18 @@ def load_causal(
     device: torch.device | str = "cpu",
     attention: Literal["eager", "sdpa"] | None = None,
     trust_remote_code: bool = False,
+    four_bit: QLora | None = None,
 ) -> Any:
     """The model in that folder, in that type, on that device, ready to answer (dropout off).
 
     Every weight must come from the files: one that is missing would be made up at random, and is an
-    error. Code in the folder runs only with trust_remote_code.
+    error. Code in the folder runs only with trust_remote_code. four_bit: pack each linear layer but the
+    head as soon as it is read, so that the whole model never stands in memory in more bits.
     """
     settings = check_model_directory(directory)
+    packing: dict[str, Any] = {"device_map": None}
+    if four_bit is not None:
+        packing = _packing(four_bit, DTYPES[dtype], device)
     with quiet():
         from transformers import AutoModelForCausalLM
 
@@ -77,11 +84,11 @@ def load_causal(
             model, report = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=DTYPES[dtype],
-                device_map=None,
                 attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
                 output_loading_info=True,
+                **packing,
             )
         except Exception as error:
             raise explained(error, directory, settings, trust_remote_code) from error
@@ -95,7 +102,35 @@ def load_causal(
         raise FileProblem(
             f"weights have other shapes than config.json says: {sorted(wrong)[0]}", file=directory
         )
+    if four_bit is not None:
+        adopt_bitsandbytes(model, DTYPES[dtype])
+        _forget_quantiser(model)
     return model.to(device).eval()
+
+
+def _packing(method: QLora, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
+    """How transformers is asked to pack weights while it reads them."""
+    from transformers import BitsAndBytesConfig
+
+    nf4.functional()
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=method.quantisation,
+        bnb_4bit_use_double_quant=method.double_quantisation,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
+def _forget_quantiser(model: Any) -> None:
+    """Let transformers treat the model as any other: its packed layers are ours now."""
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    model.hf_quantizer, model.is_quantized, model.is_loaded_in_4bit = None, False, False
+    for name in ("quantization_method", "hf_device_map", "_is_hf_initialized_quantized"):
+        if name in model.__dict__:
+            delattr(model, name)
 
 
 def explained(

@@ -6,6 +6,7 @@ tensors, so that they move and are saved as any others.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,11 @@ scales are quantised too, [blocks / 256], [256] and one number."""
 
 
 def functional() -> Any:
-    """bitsandbytes' functions. Raises Unsupported where it is not installed or has no code for this device."""
+    """bitsandbytes' functions. Raises Unsupported where it is not installed or cannot be used."""
+    # On a CPU it warns of an optional kernel package while it is imported.
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         import bitsandbytes.functional
     except Exception as error:
@@ -30,6 +35,8 @@ def functional() -> Any:
             f"four-bit weights need bitsandbytes, which cannot be used here ({error})",
             hint='install it: pip install "luthier[qlora]", or use method.name: lora',
         ) from error
+    finally:
+        log.setLevel(level)
     return bitsandbytes.functional
 
 
@@ -55,9 +62,12 @@ def dequantised(parts: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tens
     """The matrix [out, width] that the parts stand for."""
     bnb = functional()
     packed, scales, code, *double = parts
+    numbers = packed.numel() * 2
+    # As rows of one block each: bitsandbytes 0.50 on a CPU reads rows of other lengths at the wrong places.
+    rows = (numbers // BLOCK, BLOCK) if numbers % BLOCK == 0 else (numbers // width, width)
     state = bnb.QuantState(
         absmax=scales,
-        shape=torch.Size((packed.numel() * 2 // width, width)),
+        shape=torch.Size(rows),
         code=code,
         blocksize=BLOCK,
         quant_type="nf4",
@@ -70,4 +80,4 @@ def dequantised(parts: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tens
             absmax=inner, code=inner_code, blocksize=SCALE_BLOCK, dtype=torch.float32
         )
     out: Tensor = bnb.dequantize_4bit(packed, state)
-    return out
+    return out.view(-1, width)

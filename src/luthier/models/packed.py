@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from luthier.errors import Unsupported
 from luthier.models import float8, nf4
 from luthier.models.linear import DENSE, FLOAT8, NF4, adapted_linear, weight_of
+from luthier.schema.recipe import Lora, QLora
 
-Kind = Literal["nf4", "float8"]
 NAMES = {NF4: nf4.NAMES, FLOAT8: float8.NAMES}
 
 
@@ -86,24 +87,51 @@ def plain_linear(weight: Tensor, bias: Tensor | None, *, training: bool) -> nn.L
     return layer
 
 
+def packing_of(model: nn.Module) -> str:
+    """How the model's frozen weights are packed, which its answers depend on; "" where they are not."""
+    return next(
+        (str(kind) for part in model.modules() if (kind := getattr(part, "kind", DENSE)) != DENSE), ""
+    )
+
+
+def demand_float8(device: torch.device | str) -> None:
+    """Raise Unsupported where the device has no products of eight-bit numbers."""
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+        return
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    raise Unsupported(
+        f"method.base: float8 needs matrix units for eight-bit numbers, which {name} has not",
+        hint="leave method.base out, or use method.name: qlora to save memory",
+    )
+
+
+def pack_base(model: nn.Module, method: Lora, *, leave: Sequence[str] = ()) -> int:
+    """Pack the linear layers as the method says, unless that is done; how many were packed now."""
+    if isinstance(method, QLora):
+        return pack_linears(model, NF4, double=method.double_quantisation, leave=leave)
+    return pack_linears(model, FLOAT8, leave=leave) if method.base == "float8" else 0
+
+
 def pack_linears(
     model: nn.Module,
-    kind: Kind,
+    kind: str,
     *,
     double: bool = True,
+    leave: Sequence[str] = (),
     prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> int:
     """Replace every linear layer but the output head by a packed one, one after another; how many.
 
-    prepare: applied to each weight before it is packed (moved to a device, say). The packed parts stay
-    where the weight was then.
+    leave: paths of modules that stay as they are. prepare: applied to each weight before it is packed
+    (moved to a device, say). The packed parts stay where the weight was then.
     """
     find: Any = getattr(model, "get_output_embeddings", None)
     head = None if find is None else find()
     found = [
         (path, module)
         for path, module in model.named_modules()
-        if type(module) is nn.Linear and module is not head
+        if type(module) is nn.Linear and module is not head and not _within(path, leave)
     ]
     for path, module in found:
         weight = module.weight.detach()
@@ -115,6 +143,10 @@ def pack_linears(
         setattr(model.get_submodule(parent) if parent else model, name, packed)
         module.weight = None  # type: ignore[assignment]
     return len(found)
+
+
+def _within(path: str, modules: Sequence[str]) -> bool:
+    return any(path == module or path.startswith(module + ".") for module in modules)
 
 
 def adopt_bitsandbytes(model: nn.Module, dtype: torch.dtype) -> int:

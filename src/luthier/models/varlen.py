@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Since torch 2.13 fewer key heads than query heads must be asked for; before, they were just taken.
 _GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier.catalog.index import index
 from luthier.catalog.purposes import spec_of
-from luthier.errors import RecipeError, Unsupported
+from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, device_of, estimate_training, evaluation_seconds
 from luthier.planning.solver import GIB, Question, does_not_fit, largest_step
@@ -20,7 +20,7 @@ from luthier.schema.estimate import Estimate, EvaluationShape, TrainingShape
 from luthier.schema.hardware import Hardware
 from luthier.schema.hyperparameter import Condition, Hyperparameter
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Dtype, Lora, QLora, Recipe
+from luthier.schema.recipe import Dtype, Lora, Recipe
 from luthier.sizing.gguf import gguf_bytes
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import add
@@ -30,6 +30,8 @@ EVALUATIONS = 10
 """Evaluations on the validation rows in one run."""
 ROUND_TO = 8
 """Sequence lengths are rounded up to a multiple of this."""
+STEPS_TO_COMPILE = 50
+"""Fewer optimiser steps than these do not win back the time that compiling takes."""
 ANSWER_TOKENS = {"cuda": 32_768, "cpu": 8_192}
 """Tokens of prompts and answers at once while a model is judged."""
 MOST_PROMPTS = 64
@@ -116,17 +118,13 @@ class _Resolver:
         return self.value(key)
 
     def run(self) -> Resolved:
-        if isinstance(self.given.method, QLora):
-            raise Unsupported(
-                "QLoRA is not done yet: there is no four-bit base in the trainer",
-                hint="use method.name=lora, or a smaller model (`luthier recommend`)",
-            )
         self._types()
         self._documented()
         length = self._length()
         shape = self._cut(length)
         tokens, steps = self._amount(shape)
         self._intervals(steps)
+        self._kernels(steps)
         evaluation = self._evaluation()
         self._name()
         recipe = self._recipe()
@@ -333,6 +331,14 @@ class _Resolver:
             "training.evaluate_every", tenth, f"about {EVALUATIONS} evaluations in {steps:,} steps"
         )
         self.derive("training.checkpoint_every", every, "with each evaluation")
+
+    def _kernels(self, steps: int) -> None:
+        """Whether layers are compiled: worth some ten to thirty seconds, once, on a GPU with bf16."""
+        if self.device == "cuda" and self.value("model.dtype") == "bfloat16" and steps >= STEPS_TO_COMPILE:
+            self.derive("training.compile", True, f"{steps:,} steps are worth the half minute it takes")
+        else:
+            why = "on a GPU with bf16 only" if self.device != "cuda" else f"{steps:,} steps are too few"
+            self.derive("training.compile", False, why)
 
     def _evaluation(self) -> EvaluationShape:
         """How many prompts are answered at once."""

@@ -160,6 +160,10 @@ class Lora(Record):
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)."""
     dora: bool = False
     """Decompose weights into magnitude and direction (Liu et al. 2024, arXiv 2402.09353)."""
+    adapter_dtype: Dtype = "float32"
+    """Type that the adapters are held and updated in; they compute in the model's."""
+    base: Literal["float8"] | None = None
+    """Hold the frozen weights in eight bits for products twice as fast (Hopper and newer cards)."""
     init_from: str | None = None
     """Folder of an adapter in PEFT's format whose weights training starts from."""
 
@@ -180,6 +184,8 @@ Method = Annotated[Full | Lora | QLora, Field(discriminator="name")]
 class DataChoice(Record):
     """Which rows to train, validate and test on, and how to read them."""
 
+    name: str | None = Field(None, pattern=r"^[\w][\w.-]*$")
+    """Name under which versions of these rows are kept (`luthier data versions NAME`)."""
     train: tuple[str, ...]
     """Files, folders, globs or ``hub:name[config]/split`` of training rows; ``{path, weight}`` weighs one."""
     weights: tuple[Annotated[float, Field(gt=0)], ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ import torch
 
 from luthier.errors import RecipeError, Unsupported
 from luthier.models.load import DTYPES, quiet, weights_digest
-from luthier.models.lora import add_lora, merge, save_adapter
+from luthier.models.lora import add_lora, save_adapter
+from luthier.models.merging import merge_and_compare
+from luthier.models.packed import demand_float8, pack_base
 from luthier.schema.protocols import Progress, Splits
-from luthier.schema.recipe import Full, Lora, QLora, Recipe
+from luthier.schema.recipe import Full, Lora, Recipe
 from luthier.schema.results import EvalResult, ParityCheck, TrainResult
 from luthier.tasks.warm import start_from_adapter
 from luthier.training import checkpoint
@@ -36,6 +39,9 @@ Rows = Mapping[str, Sequence[Any]]
 """Test split -> its rows, in the type of the purpose."""
 Told = Callable[[str], Progress]
 """From words (``tuned on test``) to something that is told of progress."""
+
+MERGE = "luthier_merge.json"
+"""Beside merged weights: how far they are from the model that was trained over a packed base."""
 
 # Besides the weights, what makes a saved model complete; copied as they are, byte for byte.
 TOKENIZER_FILES = (
@@ -120,12 +126,9 @@ class ModelTask(ABC):
         device: torch.device | str = "cpu",
         cache: Path | None = None,
     ) -> None:
-        if isinstance(recipe.method, QLora):
-            raise Unsupported(
-                "QLoRA needs a base quantised to four bits, which is not done yet",
-                hint="set method.name: lora, or choose a smaller model",
-            )
         _demand_resolved(recipe)
+        if isinstance(recipe.method, Lora) and recipe.method.base == "float8":
+            demand_float8(device)
         self.recipe, self.directory = recipe, model_directory
         self.tokenizer: FileTokenizer = tokenizer
         self.device = torch.device(device)
@@ -202,10 +205,12 @@ class ModelTask(ABC):
         self.trained_digest, self.merged = None, False
         self.whole = self.fresh_modules()
         if isinstance(self.recipe.method, Lora):
+            pack_base(self.model, self.recipe.method, leave=self.whole)
             add_lora(
                 self.model,
                 self.recipe.method,
                 seed=self.recipe.seed,
+                dtype=DTYPES[self.recipe.method.adapter_dtype],
                 whole=self.whole,
                 only=self.adapted_modules(),
             )
@@ -315,10 +320,12 @@ class ModelTask(ABC):
         copied byte for byte from the base.
         """
         assert self.trained_digest is not None, "load_trained comes first"
-        if not self.merged:
-            merge(self.model)
-            self.merged = True
         directory.mkdir(parents=True, exist_ok=True)
+        if not self.merged:
+            found = merge_and_compare(self.model)
+            if found is not None:
+                (directory / MERGE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            self.merged = True
         with quiet(), _named(self.model, self.recipe.model.id):
             self.model.save_pretrained(directory)
         for name in TOKENIZER_FILES:

@@ -16,7 +16,9 @@ from luthier.evaluation.generation import evaluate
 from luthier.models.generate import TorchGenerator
 from luthier.models.load import load_causal
 from luthier.models.lora import adapters_off
+from luthier.models.packed import packing_of
 from luthier.schema.protocols import Generator, Splits
+from luthier.schema.recipe import QLora
 from luthier.schema.results import EvalResult
 from luthier.tasks.base import ModelTask, Rows, Told
 from luthier.tasks.batches import RowBatches, validation_batches
@@ -36,6 +38,7 @@ class ChatTask(ModelTask):
             device=self.device,
             attention=choice.attention,
             trust_remote_code=choice.trust_remote_code,
+            four_bit=self.recipe.method if isinstance(self.recipe.method, QLora) else None,
         )
 
     def objective(self) -> Objective:
@@ -114,7 +117,8 @@ class ChatTask(ModelTask):
     ) -> TorchGenerator:
         # Answers are kept by this name: the same weights in another type, or asked through another
         # template, may answer otherwise.
-        asked = f"{digest}\n{self.recipe.model.dtype}\n{getattr(self.tokenizer, 'digest', '')}"
+        packed = packing_of(self.model)
+        asked = f"{digest}\n{self.recipe.model.dtype}\n{getattr(self.tokenizer, 'digest', '')}{packed}"
         return TorchGenerator(
             self.model,
             self.tokenizer,
