@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,6 @@ def test_sixteen_bit_rows_within_one_percent(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", [r for r in T4["rows"] if r["quantisation"]], ids=_name)
 def test_four_bit_rows_within_one_percent(row: dict[str, Any]) -> None:
-    pytest.importorskip("bitsandbytes", reason="the four-bit rows need bitsandbytes' own layers")
     if row["model"] == "deepseek-coder-1.3b":
         # What loading leaves unsplit differs from layer to layer there: only the whole trace sees it.
         found = replay(trace_plain(_step(row)).events).allocated / MIB
@@ -79,11 +80,53 @@ def test_four_bit_rows_within_one_percent(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize("row", T4["rows"], ids=_name)
 def test_whole_traces_within_one_percent_phase_by_phase(row: dict[str, Any]) -> None:
     if row["quantisation"]:
-        pytest.importorskip("bitsandbytes", reason="the four-bit rows need bitsandbytes' own layers")
-    found = whole(trace_plain(_step(row)), T4["models"][row["model"]]["num_hidden_layers"])
+        found = whole(trace_plain(_step(row)), T4["models"][row["model"]]["num_hidden_layers"])
     assert found.allocated / MIB == pytest.approx(row["allocated"], rel=0.0101)
     for phase, parts in found.phases.items():
         assert sum(parts.values()) / MIB == pytest.approx(row[phase], rel=0.015)
+
+
+def _stacks() -> Any:
+    """benchmarks/memory/stacks.py as a module."""
+    path = Path(__file__).parents[2] / "benchmarks" / "memory" / "stacks.py"
+    spec = importlib.util.spec_from_file_location("stacks", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["stacks"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+STACKS = _stacks()
+CHOSEN = {
+    # setting, method, checkpointing -> how near the trace is to the first such row
+    ("plain liger", "lora", "none"): 0.002,
+    ("plain liger", "lora", "full"): 0.002,
+    ("plain autocast", "full", "full"): 0.002,
+    ("plain autocast", "lora", "none"): 0.002,
+    ("trl", "lora", "full"): 0.002,
+    ("trl liger", "full", "none"): 0.002,
+    ("trl", "qlora", "full"): 0.002,
+    ("bare", "qlora", "full"): 0.002,
+    ("bare compiled", "lora", "none"): 0.005,
+    ("bare compiled", "full", "full"): 0.02,
+    ("bare compiled", "qlora", "full"): 0.02,
+}
+
+
+@pytest.mark.parametrize("chosen", CHOSEN, ids="-".join)
+def test_other_stacks_kernels_as_measured(chosen: tuple[str, str, str]) -> None:
+    """Liger, autocast, TRL's loss and compiled layers on an H100, first row of each kind."""
+    row = next(
+        row
+        for row in STACKS.stack_rows()
+        if (row.setting, row.method, row.checkpointing) == chosen and "call" not in row.values
+    )
+    step = STACKS.step_of(row)
+    few, more = (trace_plain(replace(step, layers=depth)) for depth in (2, 4))
+    found = extrapolated(few, more, (2, 4), row.config["num_hidden_layers"], expandable=True)
+    assert found.allocated == pytest.approx(row.measured, rel=CHOSEN[chosen])
 
 
 CONFIG = {

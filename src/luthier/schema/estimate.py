@@ -73,6 +73,10 @@ class TrainingShape(Record):
     trained_share: float = 1.0
     """Share of tokens that carry loss."""
     activation_checkpointing: Literal["none", "selective", "full", "offload"] = "none"
+    recomputed_layers: int | None = None
+    """How many layers that holds for; None: all. The others keep everything."""
+    compiled: bool = False
+    """Whether layers are compiled, which keeps less and needs more at once."""
 
     @property
     def tokens(self) -> int:

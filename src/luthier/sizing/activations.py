@@ -17,10 +17,20 @@ class Kernels:
     attention: Literal["flash", "efficient", "eager"] = "flash"
     """flash keeps queries, keys, values, output and one number a head; efficient the same with keys and
     values repeated for every query head; eager the matrix of scores."""
-    loss: Literal["chunked", "logits", "fused"] = "chunked"
-    """chunked: our own, at trained places only; logits: all of them, as transformers does; fused: Liger's."""
-    adapters: Literal["own", "peft"] = "own"
-    """own keeps one input a layer; PEFT casts a 16-bit input to the adapter's type for each module."""
+    loss: Literal["chunked", "logits", "fused", "tiles"] = "chunked"
+    """chunked: our own, at trained places only; logits: all of them, as transformers does; fused: Liger's;
+    tiles: TRL's, a tile of logits at a time and gradients gathered in fp32."""
+    layers: Literal["plain", "fused", "compiled"] = "plain"
+    """plain: transformers' own norms and MLP; fused: Liger's; compiled: a graph for each layer, whose
+    norms keep their input as it is and whose kernels hold several results of the MLP at once."""
+    recomputes_product: bool = False
+    """Whether the MLP's product is computed again rather than kept, as fused LoRA MLPs do."""
+    adapters: Literal["own", "bare", "peft"] = "own"
+    """own: one operation with the frozen layer; bare: two products and a scaling beside it; both keep one
+    input a layer. peft casts a 16-bit input to the adapter's type for each module."""
+    autocast: bool = False
+    """Whether products are narrowed to 16 bits, with a copy of each module's input and of each trained
+    weight; fp32 weights then have an fp32 stream between the layers."""
     adapter_bytes: int = 4
     masters: bool = True
     """Whether 16-bit trained weights have fp32 masters, and gradients beside those."""
@@ -76,9 +86,22 @@ class Layer:
         return LayerMemory(mixer + mlp, max(mlp_back, mixer_height - mixer - mlp))
 
     @property
+    def selected(self) -> float:
+        """Bytes of a token that stay where all but matrix products and attention is computed again."""
+        matrices = layer_matrices(self.arch, self.index)
+        products = sum(matrix.outputs * matrix.active for matrix in matrices) * self.element
+        low = sum(map(self._adapter, matrices)) if self.kernels.adapters != "peft" else 0.0
+        kind = layer_kinds(self.arch)[self.index]
+        if kind not in ("full", "sliding"):
+            return self.stream * self.arch.hidden_size + products + low
+        heads, _, width = heads_of(self.arch, kind)
+        attended = heads * (width * self.element + 4)
+        return self.stream * self.arch.hidden_size + products + low + attended
+
+    @property
     def _residual(self) -> float:
         """Bytes of a gradient of the stream between layers."""
-        return float(self.arch.hidden_size * self.element)
+        return float(self.arch.hidden_size * self.stream)
 
     def _is_trained(self, matrix: Matrix) -> bool:
         """Whether its input must be kept, because it or an adapter beside it is trained."""
@@ -92,21 +115,38 @@ class Layer:
     @property
     def _shares_inputs(self) -> bool:
         """Whether layers that read one tensor keep it once."""
-        own = self.kernels.adapters == "own" or self.kernels.adapter_bytes == self.element
+        if self.kernels.autocast:
+            return False
+        own = self.kernels.adapters != "peft" or self.kernels.adapter_bytes == self.element
         return own or isinstance(self.method, Full)
+
+    @property
+    def stream(self) -> int:
+        """Bytes of a number between the layers."""
+        return 4 if self.kernels.autocast and isinstance(self.method, Full) else self.element
 
     def _norm(self, width: int) -> float:
         """A norm keeps its input in fp32, and its output where its scale is trained."""
         if self.arch.layer_norm:
             return width * self.element + 8
+        if self.kernels.layers != "plain":
+            return width * self.stream + 4
+        if self.kernels.autocast and isinstance(self.method, Full):
+            return width * 8 + 4
         return width * 4 + 4 + (width * self.element if isinstance(self.method, Full) else 0)
 
     def _adapter(self, matrix: Matrix) -> float:
         """What the adapter of one linear layer keeps beside the input that layers share."""
         method = self.method
+        if self.kernels.autocast and isinstance(method, Full):
+            # Each module narrows its input for itself; what is narrow already is kept as it is.
+            copied = matrix.name.rsplit(".", 1)[-1] not in ("o_proj", "down_proj")
+            return float(matrix.inputs * self.element) if copied else 0.0
         if not isinstance(method, Lora) or not self._is_trained(matrix):
             return 0.0
-        if self._shares_inputs:
+        if self.kernels.autocast:
+            kept = float(self.element * (matrix.inputs + method.rank))
+        elif self._shares_inputs:
             kept = float(method.rank * self.element)
         else:
             kept = 4.0 * matrix.inputs + self.kernels.adapter_bytes * method.rank
@@ -164,18 +204,41 @@ class Layer:
         down = [m for m in matrices if m.name.endswith("down_proj")]
         readers = [m for m in matrices if m not in down]
         product = sum(self._input([m]) * m.active for m in down)
+        if self.kernels.recomputes_product:
+            product = 0.0
         kept = arch.norms_per_layer // 2 * self._norm(h) + sum(map(self._adapter, matrices))
         kept += self._input(readers) + product
         wide = sum(m.inputs * m.active for m in down)
-        # gate, its activation and up; without a gate the input of the activation.
-        kept += (3 if arch.gated_mlp else 1) * wide * e
-        copied = 4.0 * wide if not self._shares_inputs and any(map(self._is_trained, down)) else 0.0
-        at_down = wide * e + copied
-        # Then the product and PEFT's copy of it are gone, and its gradient becomes those of its factors.
-        at_product = (3 if arch.gated_mlp else 2) * wide * e - product - copied
-        back = max(at_down, at_product) + self._residual
+        # gate, its activation and up; without a gate the input of the activation. Fused kernels compute
+        # the activation again.
+        factors = 2 if self.kernels.layers != "plain" else 3
+        kept += (factors if arch.gated_mlp else 1) * wide * e
+        back = self._residual + self._mlp_height(wide * e, product, any(map(self._is_trained, down)), wide)
         if arch.experts is not None and self.index >= arch.experts.dense_layers:
             # Every token's copy for each of its experts, before and after them.
             kept += 2.0 * arch.experts.active * h * e
             back += 2.0 * arch.experts.active * h * e
         return kept, back
+
+    def _mlp_height(self, size: float, product: float, adapted: bool, wide: float) -> float:
+        """Beside what is kept at the height of the MLP's backward pass. size: bytes of one of its states."""
+        gated = self.arch.gated_mlp
+        peft = self.kernels.adapters == "peft" and isinstance(self.method, Lora) and adapted
+        if self.kernels.layers == "compiled":
+            # One kernel reads what the product's gradient comes from and writes those of its factors, in
+            # place of one of them; bare adapters have parts of their own and scaled copies.
+            apart = isinstance(self.method, Lora) and self.kernels.adapters != "own" and adapted
+            results = (4 if gated else 2) if apart else (2 if gated else 1)
+            return (results + (2 if apart else 1) - 1) * size - product
+        copied = 0.0
+        if peft and self.kernels.autocast:
+            copied = size
+        elif peft and not self._shares_inputs:
+            copied = 4.0 * wide
+        at_down = size + copied
+        if self.kernels.layers == "fused":
+            # The factors' gradients overwrite the factors.
+            return at_down + (size if adapted and isinstance(self.method, Lora) else 0.0)
+        # Then the product and PEFT's copy of it are gone, and its gradient becomes those of its factors.
+        at_product = (3 if gated else 2) * size - product - copied
+        return max(at_down, at_product)

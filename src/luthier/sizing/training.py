@@ -19,8 +19,14 @@ from luthier.sizing.parameters import ParameterCount, count_parameters, lora_par
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIB = 1 << 20
 CHUNK_NUMBERS = 1 << 24
-"""Logits that the chunked loss holds at once (training.losses has the same number)."""
+"""Logits that the chunked loss holds at once (training.losses has the same numbers)."""
+CUDA_CHUNK_NUMBERS = 1 << 27
+CUDA_CHUNK_NUMBERS_WITH_WEIGHT = 1 << 29
 LEAST_CHUNK_ROWS = 16
+TILE_TOKENS, TILE_WORDS = 4096, 32768
+"""Sides of the tile of logits in TRL's loss (1.16, ChunkedLogProbFunction)."""
+IN_FLIGHT = 2
+"""Layers' inputs on the device while the others are on the host (training.layers, mode offload)."""
 NF4_BLOCK = 64
 CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8_519_680}
 """Bytes of one cuBLAS handle's workspace, on Hopper and after, and before it (ATen's
@@ -102,7 +108,7 @@ def training_memory(
     count = count_parameters(arch)
     held = resident(arch, count, method, dtype, kernels)
     element = 4 if kernels.wide_residual else BYTES[dtype]
-    step = _Step(arch, method, shape, kernels, element, count, held)
+    step = _Step(arch, method, shape, kernels, element, count, held, cuda=cuda)
     lasting: dict[Part, int] = {
         "weights": held.weights,
         "adapters": held.adapters,
@@ -158,32 +164,49 @@ class _Step:
         element: int,
         count: ParameterCount,
         held: Resident,
+        *,
+        cuda: bool,
     ) -> None:
+        self.cuda = cuda
         self.arch, self.shape, self.kernels, self.element = arch, shape, kernels, element
         self.held, self.tokens = held, shape.tokens
         self.full = isinstance(method, Full)
         documents = shape.micro_batch_size * shape.documents
         span = shape.sequence_length // shape.documents
-        layers = [
-            (times, Layer(arch, index, method, kernels, element, span, documents).memory)
+        made = [
+            (times, Layer(arch, index, method, kernels, element, span, documents))
             for index, times in distinct_layers(arch)
         ]
+        layers = [(times, layer.memory) for times, layer in made]
         self.first = layers[0][1]
+        # What is kept of a checkpointed layer is its input, which some norms keep anyway.
+        self.stream = arch.hidden_size * (4 if kernels.autocast and isinstance(method, Full) else element)
+        self.keeps_stream = element == 4 or kernels.layers != "plain" or self.stream > arch.hidden_size * 2
         # Of the kinds of layers the one whose backward pass is highest stands for the last: safe, and
         # nearly always so, since every kind recurs near the end.
         self.last = max((memory for _, memory in layers), key=lambda memory: memory.transient + memory.kept)
         h = arch.hidden_size
         outside = 4 * h + h * element * (2 if self.full else 1)  # the final norm and its output
-        self.checkpoints = shape.activation_checkpointing == "full"
-        kept = (
-            arch.layers * h * element
-            if self.checkpoints
-            else sum(times * memory.kept for times, memory in layers)
-        )
+        mode = shape.activation_checkpointing
+        self.checkpoints = mode != "none" and shape.recomputed_layers != 0
+        whole = float(sum(times * memory.kept for times, memory in layers))
+        again = whole
+        if mode == "full":
+            again = float(arch.layers * self.stream)
+        elif mode == "offload":
+            again = float(min(arch.layers, IN_FLIGHT) * self.stream)
+        elif mode == "selective":
+            again = sum(times * layer.selected for times, layer in made)
+        self.selected = max(layer.selected for _, layer in made) if mode == "selective" else 0.0
+        share = 1.0
+        if shape.recomputed_layers is not None:
+            share = min(1.0, shape.recomputed_layers / arch.layers)
+        kept = again * share + whole * (1 - share)
         self.kept = self.tokens * (kept + outside)
         self.outside = self.tokens * outside
         self.embedding = count.embedding
         self.head = arch.vocab_size * h if arch.head else 0
+        self.last_norm = kernels.layers != "fused"  # compiled layers leave the one after them as it is
         self.trained = self.tokens * shape.trained_share
         self.alive = 0.0
         if kernels.keeps_logits and kernels.loss == "logits":
@@ -199,9 +222,11 @@ class _Step:
     def backward(self) -> list[_Moment]:
         """The head's gradient, the last layer, the first layer, and (all weights trained) the embedding."""
         last = self.last.transient + (self.last.kept if self.checkpoints else 0)
-        stream = self.arch.hidden_size * self.element if self.checkpoints else 0
-        if self.checkpoints and self.element == 4:
-            last -= stream  # an fp32 norm keeps its very input, which is the checkpoint
+        stream = self.stream if self.checkpoints else 0
+        if self.checkpoints and self.selected:
+            last -= min(self.last.kept, self.selected)
+        elif self.checkpoints and self.keeps_stream:
+            last -= stream
             stream = 0
         first = self.tokens * (stream + self.first.kept + self.first.transient) + self.outside
         finished = self.held.gradients
@@ -249,6 +274,15 @@ class _Step:
             return self.tokens * (vocab * (10 if e == 2 else 12) + h * (e + 4))
         if self.kernels.loss == "fused":
             return self._fused()
+        if self.kernels.loss == "tiles":
+            tile = min(self.tokens, TILE_TOKENS) * TILE_WORDS * 2
+            return float(tile + self.tokens * h * self.stream / h)
+        if self.cuda and e == 2:
+            # A kernel turns a chunk of 16-bit logits into their gradient; the next is made beside it.
+            numbers = CUDA_CHUNK_NUMBERS_WITH_WEIGHT if self.full else CUDA_CHUNK_NUMBERS
+            rows = min(self.trained, float(max(LEAST_CHUNK_ROWS, numbers // vocab)))
+            chunks = 2 * vocab * (rows + min(rows, self.trained - rows))
+            return chunks + 2.0 * self.trained * h * e + (self.head * 6 if self.full else 0)
         rows = min(self.trained, float(max(LEAST_CHUNK_ROWS, CHUNK_NUMBERS // vocab)))
         following = min(rows, self.trained - rows)
         # fp32 logits with logsumexp's temporary; from the second chunk on beside what the last one left.
@@ -259,15 +293,29 @@ class _Step:
     def _fused(self) -> float:
         """Liger's fused loss: chunks of logits, and the gradient of the hidden states."""
         increments = -(-self.arch.vocab_size // self.arch.hidden_size)
-        rows = 1 << max(0, (-(-self.tokens // increments) - 1).bit_length())
-        logits = rows * self.arch.vocab_size * (2 * self.element + 4)
-        return logits + 2.0 * self.tokens * self.arch.hidden_size * self.element + 4 * self.head * self.full
+        rows = min(self.tokens, 1 << max(0, (-(-self.tokens // increments) - 1).bit_length()))
+        logits = rows * self.arch.vocab_size * self.element
+        gradient = self.tokens * (self.arch.hidden_size * self.element + 4)
+        return float(logits + gradient + self.element * self.head * self.full)
+
+    def _tiles(self) -> float:
+        """TRL's loss in the backward pass: a tile, hidden states picked, their gradient in both types."""
+        h, wide = self.arch.hidden_size, 4 if self.stream > 2 * self.arch.hidden_size else self.element
+        tile = min(self.tokens, TILE_TOKENS) * TILE_WORDS * 2
+        states = self.tokens * h * (wide + 4 + wide) + 32.0 * self.tokens
+        return tile + states + (4 + wide) * self.head * self.full
 
     def _head(self) -> float:
         """Height at the head's gradient, before the last layer."""
         if not self.head:
             return 0.0
         hidden = self.trained * self.arch.hidden_size * self.element
+        if self.kernels.loss in ("fused", "tiles"):
+            # The last norm's backward pass is in fp32, beside the gradient of its output.
+            norm = self.tokens * self.arch.hidden_size * (self.element + (20 if self.last_norm else 0))
+            if self.kernels.loss == "tiles":
+                return max(self._tiles(), norm)
+            return float(norm) + self.element * self.head * self.full
         if self.kernels.loss == "logits":
             # Log-probabilities, the gradient of the loss and that of the softmax, each in fp32.
             numbers = self.arch.vocab_size * 12

@@ -6,20 +6,74 @@ each attention is one function of transformers' own interface that makes and kee
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from luthier.checks.trace.fourbit import widening_temporaries
+from luthier.checks.trace.recorder import Hidden
 
 EFFICIENT = "luthier_traced_efficient"
 FLASH = "luthier_traced_fused"
 EAGER = "luthier_traced_eager"
 aten = torch.ops.aten
 
-HIDDEN = {
+
+def _flash_temporaries(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+    """What the backward kernel takes for itself.
+
+    An fp32 accumulator for the queries' gradient, a number for each head and token, and keys' and
+    values' gradients for every query head before they are summed.
+    """
+    query, key = args[1], args[2]
+    accumulator = 4 * query.numel() + 4 * query.numel() // query.shape[-1]
+    wide = 0 if query.shape[-2] == key.shape[-2] else 2 * query.numel() * query.element_size()
+    return int(accumulator + wide)
+
+
+HIDDEN: dict[str, Hidden] = {
     # softmax_backward_cuda_out multiplies gradient and output into a temporary of its own.
     "aten::_softmax_backward_data": lambda args, _kwargs, _out: args[0].numel() * args[0].element_size(),
+    "luthier_traced::flash_backward": _flash_temporaries,
+    "luthier_traced::widen": widening_temporaries,
 }
+
+
+@cache
+def flash_operation() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Flash attention on [tokens, heads, width], keys and values with fewer heads, as one operation.
+
+    Keeps inputs, output and one fp32 number a head and token. An operation of its own, so that a
+    compiled graph neither looks into it nor computes it twice.
+    """
+
+    def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        del key, value
+        return torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
+
+    def backward(  # noqa: PLR0917 (an operation's arguments)
+        grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        del grad, out, sums
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+    flash = torch.library.custom_op("luthier_traced::flash", forward, mutates_args=())
+    flash_backward = torch.library.custom_op("luthier_traced::flash_backward", backward, mutates_args=())
+    flash.register_fake(forward)
+    flash_backward.register_fake(backward)
+
+    def keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs, *output)
+
+    def again(ctx: Any, grad: Tensor, _sums: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = flash_backward(grad, *ctx.saved_tensors)
+        return found
+
+    flash.register_autograd(again, setup_context=keep)
+    return flash
 
 
 def efficient_attention(
@@ -43,42 +97,16 @@ def efficient_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-class _Flash(torch.autograd.Function):
-    """Flash attention on [rows, heads, tokens, width], keys and values with fewer heads.
-
-    Keeps inputs, output and one fp32 number a head and token. The backward pass has an fp32
-    accumulator for the queries' gradient, and keys' and values' gradients for every query head before
-    they are summed.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query.transpose(1, 2)).contiguous()
-        sums = query.new_empty(query.shape[:3], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, sums)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        del grads
-        query, key, value, _, sums = ctx.saved_tensors
-        delta = torch.empty_like(sums)
-        accumulator = query.new_empty(query.shape, dtype=torch.float32)
-        out = torch.empty_like(query)
-        if query.shape[1] == key.shape[1]:
-            return out, torch.empty_like(key), torch.empty_like(value)
-        wide_key, wide_value = torch.empty_like(query), torch.empty_like(query)
-        found = out, torch.empty_like(key), torch.empty_like(value)
-        del delta, accumulator, wide_key, wide_value
-        return found
-
-
 def flash_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
 ) -> tuple[Tensor, None]:
     """Flash attention that knows grouped queries, in the model's layout."""
     del module, mask
-    return _Flash.apply(query, key, value), None  # type: ignore[no-untyped-call]
+    rows, heads, tokens, width = query.shape
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast narrows what rotation widened
+    flat = [states.transpose(1, 2).reshape(rows * tokens, -1, width) for states in (query, key, value)]
+    out, _sums = flash_operation()(*flat)
+    return out.view(rows, tokens, heads, width), None
 
 
 def eager_attention(
@@ -121,6 +149,7 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
+    flash_operation()
     for name, function in ((EFFICIENT, efficient_attention), (FLASH, flash_attention)):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, _no_mask)

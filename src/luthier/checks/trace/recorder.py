@@ -16,6 +16,9 @@ from luthier.checks.trace.events import Timeline
 Hidden = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
 """Bytes that the target's kernel takes for itself while an operation runs."""
 
+ALONE = 4
+"""References to a tensor that autograd alone holds while a sum of it is dispatched to Python."""
+_add = torch.ops.aten.add.Tensor
 _ask = torch.ops.aten._local_scalar_dense.default
 
 
@@ -23,7 +26,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the storages of every operation's outputs, and when they die.
 
     hidden: operation name -> bytes that it allocates unseen. flops: products are counted by torch's own
-    formulas. ``tag`` names what new storages are for.
+    formulas. ``tag`` names what new storages are for; while ``blind`` none is noted;
+    ``inside`` a graph sums are no gathering of gradients.
     """
 
     def __init__(self, timeline: Timeline, hidden: dict[str, Hidden] | None = None) -> None:
@@ -31,9 +35,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.timeline = timeline
         self.hidden = hidden or {}
         self.tag = "activations"
+        self.blind = False
+        self.inside = False
         self.operations = 0
         self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._blocks: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._owners: dict[int, int] = {}
 
     def add(self, tensor: Any, tag: str) -> None:
         """Note tensors that were there before."""
@@ -53,14 +60,39 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         if size == 0:
             return
-        block = self.timeline.allocate(size, tag)
+        self._own(storage, self.timeline.allocate(size, tag))
+
+    def _own(self, storage: Any, block: int) -> None:
+        """Free the block when this storage and all others that own it are gone."""
         self._blocks[storage] = block
-        timeline = self.timeline
+        owners, timeline = self._owners, self.timeline
+        owners[block] = owners.get(block, 0) + 1
 
         def dropped(_: object) -> None:
-            timeline.free(block)
+            owners[block] -= 1
+            if not owners[block]:
+                timeline.free(block)
 
         self._seen[storage] = weakref.ref(storage, dropped)
+
+    def _accumulate(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Let a sum of gradients overwrite the first of them, as autograd does where nobody else holds it.
+
+        While operations are recorded it adds out of place instead.
+        """
+        if self.inside or func is not _add or torch.is_grad_enabled() or len(args) != 2:
+            return
+        old, new = args
+        if not (isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)):
+            return
+        if old.shape != new.shape or old.dtype != new.dtype:
+            return
+        for mine in (old, new):
+            # A view keeps its base alive, and what is shared is left as it is.
+            block = self._blocks.get(mine.untyped_storage())  # type: ignore[no-untyped-call]
+            if block is not None and not mine._is_view() and mine._use_count() <= ALONE:  # type: ignore[attr-defined]
+                self._own(out.untyped_storage(), block)
+                return
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -72,6 +104,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return True
         out = func(*args, **kwargs)
         self.operations += 1
+        if self.blind:
+            return out
+        self._accumulate(func, args, out)
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._note(leaf.untyped_storage(), self.tag)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from luthier.checks.trace.events import Timeline
+from luthier.checks.trace.fused import own_loss
 from luthier.checks.trace.kernels import FLASH, HIDDEN, register
 from luthier.checks.trace.marks import mark_layers
 from luthier.checks.trace.plain import CUBLAS, StatesOnly
@@ -114,9 +115,12 @@ def _optimiser_step(  # noqa: PLR0917 (private, called once)
             use_cache=False,
         ).last_hidden_state[0, batch.sources]
         recorder.tag = "logits"
-        loss = linear_cross_entropy(
-            hidden, head.weight, batch.targets, multiplier=head.multiplier, softcap=head.softcap
-        )
+        if request.dtype == "bfloat16":
+            loss = own_loss(hidden, head.weight)
+        else:
+            loss = linear_cross_entropy(
+                hidden, head.weight, batch.targets, multiplier=head.multiplier, softcap=head.softcap
+            )
         del hidden
         recorder.tag = "activations"
         timeline.mark(f"backward{number}")

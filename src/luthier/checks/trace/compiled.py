@@ -1,0 +1,242 @@
+"""A compiled layer on tensors without data: the graph that Inductor would get, with its fusions.
+
+Dynamo and AOT autograd make the graph and decide what is kept for the backward pass, by the very rule
+that Inductor uses (min-cut rematerialisation). Of what is computed between two kernels that are not
+generated (products, attention, custom operations) only their inputs come into being.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from luthier.checks.trace.marks import replace_forward
+from luthier.checks.trace.recorder import Recorder
+
+_BOUGHT = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_scaled_mm")
+"""Operations that Inductor leaves to libraries."""
+
+
+def compile_layers(layers: Iterable[nn.Module], recorder: Recorder) -> None:
+    """Compile the forward method of each layer for the trace, in place; alike layers share a graph."""
+    known: dict[Any, Callable[..., Any]] = {}
+
+    def compiled(forward: Any) -> Any:
+        layer: nn.Module = forward.__self__
+        # torch.compile stands aside while operations are recorded: the graph is made and run by hand.
+        return lambda *args, **kwargs: _call(layer, forward, args, kwargs, recorder, known)
+
+    replace_forward(layers, compiled)
+
+
+def _call(  # noqa: PLR0917 (private, called once)
+    layer: nn.Module,
+    forward: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    recorder: Recorder,
+    known: dict[Any, Callable[..., Any]],
+) -> Any:
+    named = dict((*layer.named_parameters(), *layer.named_buffers()))
+    names, weights = list(named), list(named.values())
+    inputs, spec = tree_flatten((args, kwargs))
+    places = [number for number, value in enumerate(inputs) if isinstance(value, Tensor)]
+    flat = [*weights, *(inputs[place] for place in places)]
+    key = (type(layer), str(spec), *((tuple(t.shape), t.dtype, t.requires_grad) for t in flat))
+    if key not in known:
+        with _disable_current_modes():
+            known[key] = _graph_of(_Flat(layer, forward, names, inputs, places, spec), flat, recorder)
+    found = known[key](*flat)
+    return found[0]
+
+
+class _Flat(nn.Module):
+    """A layer as a function of its weights and of the tensors among its arguments."""
+
+    def __init__(  # noqa: PLR0917 (private, called once)
+        self,
+        layer: nn.Module,
+        forward: Any,
+        names: list[str],
+        inputs: list[Any],
+        places: list[int],
+        spec: TreeSpec,
+    ) -> None:
+        super().__init__()
+        self.call = partial(_with_weights, layer, forward, names, inputs, places, spec)
+
+    def forward(self, *flat: Tensor) -> tuple[Any]:
+        return (self.call(flat),)
+
+
+def _with_weights(  # noqa: PLR0917 (private, called once)
+    layer: nn.Module,
+    forward: Any,
+    names: list[str],
+    inputs: list[Any],
+    places: list[int],
+    spec: TreeSpec,
+    flat: tuple[Tensor, ...],
+) -> Any:
+    values = list(inputs)
+    for place, value in zip(places, flat[len(names) :], strict=True):
+        values[place] = value
+    args, kwargs = tree_unflatten(values, spec)
+    weights = dict(zip(names, flat, strict=False))
+    with _reparametrize_module(layer, weights):
+        return forward(*args, **kwargs)
+
+
+def _graph_of(module: _Flat, flat: list[Tensor], recorder: Recorder) -> Callable[..., Any]:
+    from torch._functorch.aot_autograd import aot_module_simplified
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor.decomposition import select_decomp_table
+
+    def interpret(graph: fx.GraphModule, _inputs: Any) -> Callable[[list[Any]], Any]:
+        hasten(graph)
+        passing = passing_nodes(graph)
+
+        def run(arguments: list[Any]) -> Any:
+            recorder.inside = True
+            try:
+                return _Interpreter(graph, recorder, passing).boxed_run(arguments)
+            finally:
+                recorder.inside = False
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    compiler: Any = interpret
+    found: Callable[..., Any] = aot_module_simplified(
+        cast("Any", module),
+        flat,
+        fw_compiler=compiler,
+        bw_compiler=compiler,
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    return found
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a graph node by node; what a generated kernel holds in registers is not noted.
+
+    What a kernel reads lives until the kernel has run, not until the first of the nodes that it was
+    fused from; one input that nobody reads afterwards is written over by the last result.
+    """
+
+    def __init__(self, graph: fx.GraphModule, recorder: Recorder, passing: set[fx.Node]) -> None:
+        super().__init__(graph)
+        self.recorder, self.passing = recorder, passing
+        self.user_to_last_uses = _last_uses(graph, passing)
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.recorder.blind
+        self.recorder.blind = n in self.passing
+        if n.op == "call_function" and n not in self.passing and not _is_bought(n) and not _is_view(n):
+            self._write_over(n)
+        try:
+            return super().run_node(n)
+        finally:
+            self.recorder.blind = before
+
+    def _write_over(self, node: fx.Node) -> None:
+        """Let go of one dying input as large as the result, before the result is made."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return
+        size = value.untyped_storage().nbytes()
+        dying = [n for n in self.user_to_last_uses.get(node, ()) if isinstance(self.env.get(n), Tensor)]
+        staying = {
+            held.untyped_storage()._cdata
+            for n, held in self.env.items()
+            if isinstance(held, Tensor) and n not in dying
+        }
+        for candidate in dying:
+            held: Tensor = self.env[candidate]
+            storage = held.untyped_storage()
+            if storage.nbytes() != size or storage._cdata in staying or candidate in self.passing:
+                continue
+            before, self.recorder.blind = self.recorder.blind, True
+            for alias in dying:
+                if self.env[alias].untyped_storage()._cdata == storage._cdata:
+                    self.env[alias] = torch.empty_like(self.env[alias])
+            self.recorder.blind = before
+            return
+
+
+def _last_uses(graph: fx.GraphModule, passing: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> those that nobody needs once it has run; what a passing node reads waits for its readers."""
+    place = {node: number for number, node in enumerate(graph.graph.nodes)}
+    kernel: dict[fx.Node, fx.Node] = {}
+    end = None
+    for node in reversed(graph.graph.nodes):
+        if node.op != "call_function" or _is_bought(node):
+            end = None
+        elif node not in passing and not _is_view(node):
+            end = end or node
+            kernel[node] = end
+    last: dict[fx.Node, fx.Node] = {}
+    for node in reversed(graph.graph.nodes):
+        found = node
+        for user in node.users:
+            until = last[user] if user in passing else kernel.get(user, user)
+            found = max(found, until, key=place.__getitem__)
+        last[node] = found
+    uses: dict[fx.Node, list[fx.Node]] = {}
+    for node, end in last.items():
+        if node.op == "output":
+            continue
+        uses.setdefault(end, []).append(node)
+    return uses
+
+
+def hasten(graph: fx.GraphModule) -> None:
+    """Move what is generated to where its inputs are there, as Inductor fuses it with what made them."""
+    level: dict[fx.Node, int] = {}
+    for place, node in enumerate(graph.graph.nodes):
+        inputs = max((level[n] for n in node.all_input_nodes), default=0)
+        fixed = node.op in ("placeholder", "output", "get_attr") or _is_bought(node) or not inputs
+        level[node] = (0 if node.op == "placeholder" else place) if fixed else inputs
+    order = sorted(level, key=level.__getitem__)  # stable: alike places stay in order
+    for before, node in pairwise(order):
+        before.append(node)
+
+
+def passing_nodes(graph: fx.GraphModule) -> set[fx.Node]:
+    """Nodes whose result never comes into being: read by generated kernels alone."""
+    real: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        reads_real = node.op == "output" or _is_bought(node) or (_is_view(node) and node in real)
+        if reads_real:
+            real.update(node.all_input_nodes)
+    return {
+        node
+        for node in graph.graph.nodes
+        if node.op == "call_function" and node not in real and not _is_bought(node)
+    }
+
+
+def _is_bought(node: fx.Node) -> bool:
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target.namespace not in ("aten", "prims") or target._opname in _BOUGHT
+
+
+def _is_view(node: fx.Node) -> bool:
+    target = node.target
+    if node.op != "call_function":
+        return False
+    if not isinstance(target, torch._ops.OpOverload):
+        return True  # getitem
+    returns = target._schema.returns
+    return bool(returns) and returns[0].alias_info is not None and not returns[0].alias_info.is_write
