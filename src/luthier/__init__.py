@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from luthier.version import __version__
 
 if TYPE_CHECKING:
-    from luthier.api import evaluate, export, plan, recommend, train
+    from luthier.api import classify, evaluate, export, plan, recommend, train
 
-__all__ = ["__version__", "evaluate", "export", "plan", "recommend", "train"]
+__all__ = ["__version__", "classify", "evaluate", "export", "plan", "recommend", "train"]
 
 
 def __getattr__(name: str) -> Any:

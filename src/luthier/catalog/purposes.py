@@ -104,3 +104,9 @@ def check_supported(recipe: Recipe) -> None:
             f"there is no GGUF export for {recipe.task}: {spec.no_gguf}",
             hint="set export.gguf to [] and take the merged weights, which transformers loads",
         )
+    scratch = recipe.model.from_scratch
+    if scratch is not None and scratch.tokenizer == "characters" and recipe.export and recipe.export.gguf:
+        raise Unsupported(
+            "there is no GGUF export for a tokenizer of characters: llama.cpp has no such tokenizer",
+            hint="set model.from_scratch.tokenizer: bpe, or export.gguf to []",
+        )
