@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "deployments": ("luthier.cli.deploy:app", SHIP, "What was deployed, and how to take it back."),
     "serve": ("luthier.cli.serve:serve", SHIP, "An OpenAI-compatible server over tuned models."),
     "report": ("luthier.cli.report:report", SHIP, "Write a run's report."),
+    "push": ("luthier.cli.push:push", SHIP, "Send a run's weights, card and papers to the Hub."),
     "registry": ("luthier.cli.registry:app", SHIP, "Tuned models by name, version and alias."),
     "runs": ("luthier.cli.runs:app", HOUSE, "List and look after runs."),
     "config": ("luthier.cli.config:app", HOUSE, "What a setting of a recipe means."),
