@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.padding import Padding
 
-from luthier.cli.console import out, print_json
+from luthier.cli.console import err, out, print_json
 from luthier.cli.story import columns, grid
 from luthier.errors import UsageError
 from luthier.schema.data import FileSplitReport, MiningReport
+
+if TYPE_CHECKING:
+    from luthier.data.mine import MakeSearch
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -111,6 +114,7 @@ def mine(
     margin: float | None = None,
     choose: Literal["top", "random"] = "top",
     seed: int = 17,
+    by: str | None = None,
     json: Flag = False,
 ) -> None:
     """Find hard negatives for pairs: texts that look like the answer and are not.
@@ -137,10 +141,12 @@ def mine(
         The hardest, or any of those looked at.
     seed
         Of the random choice.
+    by
+        An embedder that tells what is near: a run, a folder or a model's name; by words (BM25) without.
     json
         Print one JSON object.
     """
-    from luthier.data.mine import MiningRules
+    from luthier.data.mine import ByWords, MiningRules
     from luthier.data.mine_files import mine_files
 
     if not files:
@@ -159,12 +165,26 @@ def mine(
         to,
         base=Path.cwd(),
         corpus=tuple(map(str, corpus)),
+        make_search=ByWords if by is None else _by_model(by),
+        by="words (BM25)" if by is None else f"vectors of {by}",
         rules=rules,
     )
     if json:
         print_json(found.model_dump(mode="json"))
     else:
         _show_mined(found)
+
+
+def _by_model(name: str) -> MakeSearch:
+    """Compare by the vectors of an embedder, its queries and documents each with their own prompt."""
+    from luthier.data.mine import by_vectors
+    from luthier.runs.vectors import answering_model, vectors_of
+
+    folder, model_id = answering_model(name, "embed", say=lambda words: err().print(words, soft_wrap=True))
+    return by_vectors(
+        lambda texts: vectors_of(folder, texts, model_id=model_id, role="query"),
+        lambda texts: vectors_of(folder, texts, model_id=model_id, role="document"),
+    )
 
 
 def _show_mined(found: MiningReport) -> None:

@@ -162,6 +162,18 @@ def by_embedder(embedder: Embedder, *, progress: Progress | None = None) -> Make
     return make
 
 
+def by_vectors(
+    queries: Callable[[Sequence[str]], NDArray[np.float32]],
+    corpus: Callable[[Sequence[str]], NDArray[np.float32]],
+) -> MakeSearch:
+    """Compare by vectors of a model that reads queries and documents in different ways."""
+
+    def make(asked: Sequence[str], texts: Sequence[str]) -> Search:
+        return _ByVectors(queries(asked), corpus(texts))
+
+    return make
+
+
 class ByWords:
     """BM25 over whole words (Robertson and Zaragoza 2009), for mining without a model."""
 

@@ -33,8 +33,36 @@ def answers(kind: str, folder: Path, inputs: list[Any], settings: dict[str, Any]
             from luthier.tasks.generation import continue_texts
 
             return continue_texts(folder, inputs, device=device, **settings)
+        case "embed":
+            return _embed(folder, inputs, settings, device)
+        case "rerank":
+            from luthier.data.tokenizer import load_tokenizer
+            from luthier.tasks.reranking import load_saved_reranker
+
+            scorer = load_saved_reranker(folder, load_tokenizer(folder), device=device)
+            return [float(score) for score in scorer.score([(query, text) for query, text in inputs])]
         case _:
-            raise UsageError(f"{kind} is not a kind of answer", hint="classify or generate")
+            raise UsageError(f"{kind} is not a kind of answer", hint="classify, generate, embed or rerank")
+
+
+def _embed(folder: Path, texts: list[str], settings: dict[str, Any], device: str) -> list[Any]:
+    """Vectors into the file ``settings["out"]`` (NumPy's own format); the answer is their shape."""
+    import numpy as np
+
+    from luthier.data.tokenizer import load_tokenizer
+    from luthier.tasks.vectors import load_embedder
+
+    embedder = load_embedder(
+        folder,
+        load_tokenizer(folder),
+        model_id=settings["model_id"],
+        device=device,
+        role=settings.get("role"),
+        dims=settings.get("dims"),
+    )
+    vectors = embedder.encode(texts)
+    np.save(settings["out"], vectors)
+    return list(vectors.shape)
 
 
 def main() -> int:
