@@ -209,6 +209,7 @@ def main() -> None:
         "memory": total,
         "context_at_start": total - free,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "configs": CONFIGS,
         "rows": rows,
     }
     Path(sys.argv[1]).write_text(json.dumps(document, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from luthier.errors import Unsupported
@@ -13,6 +14,7 @@ from luthier.schema.model import Architecture, ModelCard
 from luthier.schema.plan import BatchShape
 from luthier.schema.recipe import Full, Method
 from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, Kernels
+from luthier.sizing.calibration import CONTEXT_HOPPER, RESERVED
 from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
 from luthier.sizing.parameters import count_parameters
@@ -21,11 +23,10 @@ from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase
 
 Device = Literal["cpu", "cuda"]
 
-CONTEXT = {(7, 5): 141 * MIB}
-"""CUDA context by compute capability where it was measured (T4: 79 published runs, all alike)."""
+CONTEXT = {(7, 5): 141 * MIB, (9, 0): CONTEXT_HOPPER}
+"""Bytes outside torch's allocator by compute capability where they were measured (T4: 79 published runs, all
+alike; H100: our own)."""
 CONTEXT_ELSEWHERE = 500 * MIB
-RESERVED = Range(low=1.0, expected=1.04, high=1.08)
-"""Reserved over allocated memory with expandable segments: our H100 rows of 2026-11-22."""
 FORMULA_BAND = 0.05
 """Half-width of the formula's band on a GPU, as a share."""
 HOST_BAND = 0.10
@@ -36,9 +37,10 @@ def device_of(hardware: Hardware) -> Device:
     return "cuda" if any(gpu.kind in ("cuda", "rocm") for gpu in hardware.accelerators) else "cpu"
 
 
-def kernels_for(device: Device, dtype: str) -> Kernels:
-    """The kernels that the trainer uses there."""
-    return OURS if device == "cuda" and dtype != "float32" else OURS_ONE_BY_ONE
+def kernels_for(device: Device, dtype: str, *, compiled: bool = False) -> Kernels:
+    """The kernels that the trainer uses there. compiled: whether its layers are."""
+    found = OURS if device == "cuda" and dtype != "float32" else OURS_ONE_BY_ONE
+    return replace(found, layers="compiled") if compiled else found
 
 
 def estimate_training(
@@ -66,7 +68,7 @@ def estimate_training(
     assumed: tuple[str, ...] = ()
     if arch.extra_parameters and isinstance(method, Full):
         assumed = ("towers stay frozen: only the text backbone is trained",)
-    used = kernels or kernels_for(device, dtype)
+    used = kernels or kernels_for(device, dtype, compiled=shape.compiled)
     gpu = hardware.accelerators[0] if device == "cuda" and hardware.accelerators else None
     hopper = gpu is not None and (gpu.compute_capability or (0, 0)) >= (9, 0)
     memory = training_memory(
@@ -91,7 +93,7 @@ def estimate_training(
         method,
         length=length,
         trained_share=shape.trained_share,
-        checkpointing=shape.activation_checkpointing == "full",
+        checkpointing=shape.activation_checkpointing in ("full", "offload"),
         head_everywhere=used.loss == "logits",
     )
     rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype)
@@ -176,9 +178,9 @@ def _gpu_memory(memory: TrainingMemory, gpu: Accelerator | None) -> tuple[tuple[
     )
     tensors = Range(low=peak * (1 - FORMULA_BAND), expected=peak, high=peak * (1 + FORMULA_BAND))
     process = Range(
-        low=tensors.low * RESERVED.low + context,
-        expected=tensors.expected * RESERVED.expected + context,
-        high=tensors.high * RESERVED.high + context,
+        low=tensors.low * RESERVED[0] + context,
+        expected=tensors.expected * RESERVED[1] + context,
+        high=tensors.high * RESERVED[2] + context,
     )
     return phases, tensors, process
 

@@ -5,19 +5,9 @@ from __future__ import annotations
 from luthier.schema.estimate import Part, Phase, TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Method
+from luthier.sizing.calibration import HEAP_WASTE, RUNTIME
 from luthier.sizing.layers import heads_of, layer_kinds
 from luthier.sizing.training import MIB, TrainingMemory
-
-# Resident set of interpreter, torch and transformers with the code that a first step touches, model not
-# counted. Measured on Linux x86-64 with torch 2.13 and transformers 5.23 (benchmarks/memory/cpu.json).
-RUNTIME = 405 * MIB
-
-HEAP_WASTE = {"lora": 0.65, "lora-checkpointing": 0.85, "full": 0.5}
-"""Holes that the C library's heap leaves, as a share of a layer's passing tensors, summed over the layers.
-
-torch asks for aligned blocks, and glibc before 2.38 cannot put one into a hole of just its size, so that
-every layer leaves holes behind. Mean of the measured runs in benchmarks/memory/cpu.json; newer C libraries
-and other systems need less, so that this errs on the safe side there."""
 
 KERNELS_FOR_A_LENGTH = 8 * MIB
 """What stays behind for each new set of row lengths in bf16: SmolLM2-135M on a processor with AMX, 40 and
@@ -54,7 +44,24 @@ def on_host(
 
 
 def heap_waste(arch: Architecture, method: Method, shape: TrainingShape, element: int = 4) -> int:
-    """Bytes of heap that hold nothing at the height of a step."""
+    """Bytes of heap that hold nothing at the height of a step.
+
+    torch asks for aligned blocks, and glibc before 2.38 cannot put one into a hole of just its size, so
+    that every layer leaves holes behind. Newer C libraries and other systems need less: this errs on
+    the safe side there.
+    """
+    return round(HEAP_WASTE[case_of(method, shape)] * passing_bytes(arch, shape, element))
+
+
+def case_of(method: Method, shape: TrainingShape) -> str:
+    """Which share of the passing tensors is wasted: by method, and for adapters by checkpointing."""
+    if isinstance(method, Full):
+        return "full"
+    return "lora-checkpointing" if shape.activation_checkpointing == "full" else "lora"
+
+
+def passing_bytes(arch: Architecture, shape: TrainingShape, element: int) -> int:
+    """Bytes of the tensors that pass through the layers and are not kept, summed over the layers."""
     passing = 0
     for kind in layer_kinds(arch):
         passing += 7 * arch.hidden_size
@@ -63,7 +70,4 @@ def heap_waste(arch: Architecture, method: Method, shape: TrainingShape, element
             passing += 4 * (heads + kv_heads) * width
         elif kind == "linear":
             passing += 8 * arch.hidden_size
-    case = "full" if isinstance(method, Full) else "lora"
-    if case == "lora" and shape.activation_checkpointing == "full":
-        case = "lora-checkpointing"
-    return round(HEAP_WASTE[case] * passing * shape.tokens * element)
+    return passing * shape.tokens * element

@@ -39,13 +39,15 @@ _GPU_EFFICIENCY: dict[tuple[int, int], tuple[Range, str]] = {
     (9, 0): (_band(0.24, 0.32, 0.43), "our H100 rows of 2026-11-22 and NeMo AutoModel's published ones"),
 }
 _GPU_PRIOR = _band(0.18, 0.30, 0.42)
-# A step on a CPU is its matrix products and what lies between them. The products reach 85 % of the rate
-# measured in the same process; the rest goes as fast as products at 210 GFLOP/s would, whatever the type
-# and however many the cores (hardly any of it spreads over them): a processor with bf16 units runs the
-# products eight times as fast and the step less than twice. Fitted to 12 steps of 3 models in fp32 on
-# one core (benchmarks/memory/cpu.json: 0.53 to 0.79 of the rate) and to SmolLM2-135M on two in both types.
-_CPU_PRODUCTS = 0.85
-_CPU_BETWEEN = 210e9
+# A step on a CPU is its matrix products and what lies between them: the rest goes as fast as products at a
+# certain rate would, whatever the type and however many the cores (hardly any of it spreads over them), so
+# that a processor with bf16 units runs the products eight times as fast and the step less than twice.
+# Fitted to 12 steps of 3 models in fp32 on one core (benchmarks/memory/cpu.json: 0.53 to 0.79 of the rate)
+# and to SmolLM2-135M on two in both types; the committed rows alone, all at one rate, do not tell them apart.
+CPU_PRODUCTS = 0.85
+"""Share of the measured matrix rate that a step's products reach."""
+CPU_BETWEEN = 210e9
+"""FLOP/s of products that what lies between them is worth."""
 # FLOP/s of one core in fp32, where nothing was measured: two fused units of that width at 2.5 GHz, of
 # which large products reach about 60 %.
 _CPU_CORE = {"avx512f": 96e9, "avx2": 48e9, "neon": 24e9, "asimd": 24e9}
@@ -72,7 +74,7 @@ def cpu_rate(processor: Processor, *, measured: float | None = None, dtype: str 
     """Rate of all usable cores; a prior by instruction set where nothing was measured."""
     if measured is not None:
         said = f"measured {dtype} matrix rate {measured / 1e9:.0f} GFLOP/s"
-        share = 1 / (1 / _CPU_PRODUCTS + measured / _CPU_BETWEEN)
+        share = 1 / (1 / CPU_PRODUCTS + measured / CPU_BETWEEN)
         return Rate(measured, _band(0.65 * share, share, 1.25 * share), said, _CPU_BANDWIDTH)
     sets = set(processor.instruction_sets)
     core = next((rate for name, rate in _CPU_CORE.items() if name in sets), _CPU_SLOWEST)

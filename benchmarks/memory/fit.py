@@ -1,0 +1,239 @@
+"""Fit the constants of the memory and time model to the measured rows, a part of them never looked at.
+
+``python benchmarks/memory/fit.py`` reads cpu.json and gpu.json beside it, leaves out a quarter of the rows by
+the digest of their settings, fits, and writes ``src/luthier/sizing/calibration.py`` and ``calibration.md``
+with the errors of seen and held-out rows. ``--check`` writes nothing and fails where what is shipped differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from luthier.schema.estimate import TrainingShape
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import Full, Lora, Method
+from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE
+from luthier.sizing.flops import training_flops
+from luthier.sizing.host import case_of, passing_bytes
+from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.speed import CPU_BETWEEN, CPU_PRODUCTS
+from luthier.sizing.training import TrainingMemory, training_memory
+
+HERE = Path(__file__).parent
+TARGET = HERE.parents[1] / "src" / "luthier" / "sizing" / "calibration.py"
+MIB = 1 << 20
+HELD_OUT = 4
+"""One row in so many is held out."""
+
+
+def held_out(*settings: object) -> bool:
+    """Whether a row is never fitted, by the digest of its settings alone."""
+    text = "luthier calibration|" + "|".join(map(str, settings))
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % HELD_OUT == 0
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """One measured CPU step. Bytes and processor seconds."""
+
+    name: str
+    memory: TrainingMemory
+    case: str
+    passing: int
+    measured: int
+    ready: int
+    """Once model, adapters and optimiser are there, before the first step."""
+    flops: float
+    seconds: float
+    unseen: bool
+
+    @property
+    def loaded(self) -> int:
+        """Weights and adapters, by the formula."""
+        parts = self.memory.phases[0].parts
+        return parts.get("weights", 0) + parts.get("adapters", 0)
+
+    def predicted(self, runtime: int, waste: dict[str, float]) -> float:
+        return max(
+            phase.total + runtime + (0 if phase.name == "load" else waste[self.case] * self.passing)
+            for phase in self.memory.phases
+        )
+
+
+def host_rows() -> tuple[list[HostRow], float]:
+    """The CPU rows and the matrix rate that they were measured at."""
+    data = json.loads((HERE / "cpu.json").read_text())
+    found = []
+    for row in data["rows"]:
+        arch = architecture_from_config(data["models"][row["model"]])
+        method: Method = Lora(rank=row["rank"]) if row["method"] == "lora" else Full()
+        shape = TrainingShape(
+            micro_batch_size=row["micro_batch"],
+            sequence_length=row["sequence"],
+            documents=row["documents"],
+            trained_share=row["trained_share"],
+            activation_checkpointing=row["checkpointing"],
+        )
+        found.append(_host_row(row, arch, method, shape))
+    return found, float(data["matrix_rate"])
+
+
+def _host_row(row: dict[str, Any], arch: Architecture, method: Method, shape: TrainingShape) -> HostRow:
+    settings = [row[key] for key in ("model", "method", "rank", "micro_batch", "sequence", "checkpointing")]
+    flops = training_flops(
+        arch,
+        method,
+        length=shape.sequence_length / shape.documents,
+        trained_share=shape.trained_share,
+        checkpointing=shape.activation_checkpointing == "full",
+    )
+    return HostRow(
+        name=f"{row['model']} {row['method']} {row['micro_batch']} x {row['sequence']}",
+        memory=training_memory(arch, method, shape, dtype="float32", kernels=OURS_ONE_BY_ONE, cuda=False),
+        case=case_of(method, shape),
+        passing=passing_bytes(arch, shape, 4),
+        measured=max(row["forward"] + row["backward"] + row["optimizer"]) * MIB,
+        ready=row["ready"] * MIB,
+        flops=flops.total * shape.tokens,
+        seconds=median(row["cpu_seconds"]) if row.get("timed", True) else 0.0,
+        unseen=held_out(*settings),
+    )
+
+
+def fit_host(rows: list[HostRow]) -> tuple[int, dict[str, float]]:
+    """Runtime: what a process holds once the model is loaded, that taken off. The heap's waste by case.
+
+    The wastes are those with the least squares of relative errors.
+    """
+    runtime = round(median(row.ready - row.loaded for row in rows) / (5 * MIB)) * 5 * MIB
+    sums: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        height = max(phase.total for phase in row.memory.phases if phase.name != "load")
+        off, share = (row.measured - height - runtime) / row.measured, row.passing / row.measured
+        above, below = sums.get(row.case, (0.0, 0.0))
+        sums[row.case] = (above + off * share, below + share * share)
+    return runtime, {case: max(0.0, round(a / b, 2)) for case, (a, b) in sorted(sums.items())}
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """One measured GPU step of our trainer. Bytes."""
+
+    name: str
+    formula: float
+    allocated: float
+    reserved: float
+    outside: float
+    unseen: bool
+
+
+def device_rows() -> list[DeviceRow]:
+    data = json.loads((HERE / "gpu.json").read_text())
+    found = []
+    for row in data["rows"]:
+        arch = architecture_from_config(data["configs"][row["model"]])
+        method: Method = Full() if row["method"]["name"] == "full" else Lora.model_validate(row["method"])
+        shape = TrainingShape.model_validate(row["shape"])
+        again = shape.activation_checkpointing == "full"
+        formula = training_memory(arch, method, shape, dtype="bfloat16", kernels=OURS, hopper=True)
+        settings = (row["model"], method.name, shape.micro_batch_size, shape.sequence_length, again)
+        found.append(
+            DeviceRow(
+                name=f"{row['model']} {method.name} {shape.micro_batch_size} x {shape.sequence_length}",
+                formula=formula.peak.total,
+                allocated=row["allocated"],
+                reserved=row["reserved"],
+                outside=row["outside_torch"],
+                unseen=held_out(*settings),
+            )
+        )
+    return found
+
+
+def errors(pairs: list[tuple[float, float]]) -> tuple[int, float, float]:
+    """Rows, mean and largest relative error of (predicted, measured) pairs."""
+    off = [said / had - 1 for said, had in pairs]
+    return len(off), fmean(map(abs, off)) if off else 0.0, max(off, key=abs, default=0.0)
+
+
+def main(words: list[str]) -> int:
+    host, rate = host_rows()
+    device = device_rows()
+    seen = [row for row in host if not row.unseen]
+    runtime, waste = fit_host(seen)
+    trained = [row for row in device if not row.unseen]
+    ratios = sorted(row.reserved / row.allocated for row in trained)
+    reserved = (1.0, round(median(ratios), 3), round(max(ratios) * 1.02, 3))
+    context = round(median(row.outside for row in trained) / MIB) * MIB
+    text = source(runtime, waste, reserved, context)
+    if "--check" in words:
+        if TARGET.read_text() != text:
+            print("sizing/calibration.py is not what this script fits: run it without --check")
+            return 1
+        return 0
+    share = 1 / (1 / CPU_PRODUCTS + rate / CPU_BETWEEN)
+    parts: dict[str, dict[bool, list[tuple[float, float]]]] = {
+        "CPU, resident set": {
+            u: [(row.predicted(runtime, waste), row.measured) for row in host if row.unseen == u]
+            for u in (False, True)
+        },
+        "CPU, processor time (nothing fitted here)": {
+            u: [(r.flops / rate / share, r.seconds) for r in host if r.unseen == u and r.seconds]
+            for u in (False, True)
+        },
+        "H100, tensors (nothing fitted)": {
+            u: [(r.formula, r.allocated) for r in device if r.unseen == u] for u in (False, True)
+        },
+        "H100, process": {
+            u: [(r.formula * reserved[1] + context, r.reserved + r.outside) for r in device if r.unseen == u]
+            for u in (False, True)
+        },
+    }
+    TARGET.write_text(text)
+    (HERE / "calibration.md").write_text(report(parts))
+    print(report(parts))
+    return 0
+
+
+def source(runtime: int, waste: dict[str, float], reserved: tuple[float, float, float], context: int) -> str:
+    """The module that is shipped."""
+    shares = ", ".join(f'"{case}": {value}' for case, value in waste.items())
+    return f'''"""Constants fitted to measured rows, written by benchmarks/memory/fit.py: do not edit."""
+
+RUNTIME = {runtime // MIB} << 20
+"""Bytes of interpreter, torch and transformers, model not counted."""
+HEAP_WASTE = {{{shares}}}
+"""Holes that the C library's heap leaves, as a share of a layer's passing tensors, summed over the layers."""
+RESERVED = {reserved}
+"""Reserved over allocated memory with expandable segments: lowest, expected, highest."""
+CONTEXT_HOPPER = {context // MIB} << 20
+"""Bytes outside torch's allocator on an H100: context, cuBLAS, kernels."""
+'''
+
+
+def report(parts: dict[str, dict[bool, list[tuple[float, float]]]]) -> str:
+    """Errors of seen and held-out rows, as Markdown."""
+    lines = [
+        "# Fitted constants: how right they are",
+        "",
+        "A quarter of the rows is held out by the digest of their settings and never fitted.",
+        "",
+        "| what | rows | seen or held out | mean error | largest |",
+        "|---|---|---|---|---|",
+    ]
+    for what, both in parts.items():
+        for unseen, pairs in both.items():
+            count, mean, largest = errors(pairs)
+            said = "held out" if unseen else "seen"
+            lines.append(f"| {what} | {count} | {said} | {mean:.1%} | {largest:+.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

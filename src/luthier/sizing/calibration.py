@@ -1,0 +1,10 @@
+"""Constants fitted to measured rows, written by benchmarks/memory/fit.py: do not edit."""
+
+RUNTIME = 415 << 20
+"""Bytes of interpreter, torch and transformers, model not counted."""
+HEAP_WASTE = {"full": 0.65, "lora": 0.68, "lora-checkpointing": 0.78}
+"""Holes that the C library's heap leaves, as a share of a layer's passing tensors, summed over the layers."""
+RESERVED = (1.0, 1.013, 1.063)
+"""Reserved over allocated memory with expandable segments: lowest, expected, highest."""
+CONTEXT_HOPPER = 761 << 20
+"""Bytes outside torch's allocator on an H100: context, cuBLAS, kernels."""
