@@ -54,7 +54,7 @@ PURPOSES: dict[Purpose, PurposeSpec] = {
             "reranking",
             "rerank",
             "pairs",
-            ("cross-encoder", "encoder", "decoder"),
+            ("cross-encoder", "encoder", "decoder", "bi-encoder"),
             "cross-encoder",
             section="reranking",
             no_gguf=_NO_GGUF.format(what="the ranking head"),
