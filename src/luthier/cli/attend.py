@@ -23,7 +23,7 @@ TITLES = {
     "baseline": ("Baseline", "the untouched model on the held-out rows"),
     "train": ("Train", ""),
     "prove": ("Prove", "the tuned model on the same rows"),
-    "ship": ("Ship", "written, loaded in llama.cpp and checked against the trained model"),
+    "ship": ("Ship", "written, read back as others will and checked against the trained model"),
     "report": ("Report", ""),
 }
 

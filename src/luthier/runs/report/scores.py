@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from luthier.evaluation.compare import slices
-from luthier.evaluation.metrics import METRICS
+from luthier.evaluation.names import named
 from luthier.runs.report import words
 from luthier.runs.report.charts import Interval, Tick, nice_ticks, on_track
 from luthier.runs.report.context import ReportContext
@@ -195,7 +195,8 @@ def _metric_row(c: Comparison, d: Difference) -> MetricRow:
 def definitions(context: ReportContext) -> list[Fact]:
     """What each metric shown means."""
     names = dict.fromkeys(d.metric for c in context.comparisons for d in c.differences)
-    return [Fact(METRICS[n].label, METRICS[n].definition) for n in names if n in METRICS]
+    known = [found for name in names if (found := named(name)) is not None]
+    return [Fact(found.label, found.definition) for found in known]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from luthier.evaluation.metrics import METRICS
+from luthier.evaluation.names import named
 from luthier.schema.results import Difference, Floor, Metric, Verdict
 
 VERDICTS: dict[Verdict, str] = {"better": "better", "worse": "worse", "inconclusive": "no clear difference"}
@@ -61,7 +61,8 @@ def figure(value: float, digits: int = 4) -> str:
 
 def metric_name(name: str) -> str:
     """The metric's name for people."""
-    return METRICS[name].label if name in METRICS else name
+    known = named(name)
+    return name if known is None else known.label
 
 
 def in_sentence(name: str) -> str:
@@ -69,14 +70,15 @@ def in_sentence(name: str) -> str:
     label = metric_name(name)
     return (
         label
-        if name in LIKENESS or name not in METRICS or label[:2].isupper()
+        if name in LIKENESS or named(name) is None or label[:2].isupper()
         else label[0].lower() + label[1:]
     )
 
 
 def is_share(name: str, metric: Metric) -> bool:
     """Whether a metric runs from 0 to 1 and is shown times 100."""
-    return name in METRICS or (metric.low >= 0 and metric.high <= 1)
+    known = named(name)
+    return known.share if known is not None else metric.low >= 0 and metric.high <= 1
 
 
 def score(name: str, value: float, *, share: bool = True) -> str:

@@ -1,0 +1,42 @@
+"""What every metric of every purpose is called, and what it means."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from luthier.evaluation.metrics import METRICS
+from luthier.evaluation.retrieval import CORRELATION_METRICS, RANKING_METRICS
+from luthier.evaluation.totals import SET_METRICS
+
+
+class Named(NamedTuple):
+    """A metric for people. share: whether it runs from 0 to 1 and is shown times 100."""
+
+    label: str
+    definition: str
+    share: bool = True
+
+
+OWN = {
+    "accuracy": Named("Accuracy", "Share of the rows that were given their label."),
+    "label_f1": Named(
+        "F1 of labels",
+        "F1 of the labels given to a row against the expected ones, the mean over rows; a row that has no "
+        "label and is given none counts as right.",
+    ),
+    "labels_exact": Named("All labels right", "Share of rows that were given exactly the expected labels."),
+}
+
+
+def named(metric: str) -> Named | None:
+    """Label and meaning of a metric; None where nothing is known of it."""
+    if metric in METRICS:
+        return Named(METRICS[metric].label, METRICS[metric].definition)
+    if metric in SET_METRICS:
+        known = SET_METRICS[metric]
+        return Named(known.label, known.definition, share=(known.lowest, known.highest) == (0.0, 1.0))
+    if metric in RANKING_METRICS:
+        return Named(*RANKING_METRICS[metric])
+    if metric in CORRELATION_METRICS:
+        return Named(*CORRELATION_METRICS[metric], share=False)
+    return OWN.get(metric)
