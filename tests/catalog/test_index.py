@@ -165,7 +165,8 @@ def test_the_embedded_models() -> None:
         ("Tesla T4", "t4"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),
-        ("NVIDIA GeForce RTX 4070 Ti", None),
+        ("NVIDIA GeForce RTX 4070 Ti", "rtx-4070-ti"),
+        ("NVIDIA GeForce RTX 4090 Ti", None),
         ("NVIDIA GeForce RTX 4060 Laptop GPU", None),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from luthier.catalog.index import all_models, model_card
-from luthier.errors import Unsupported, UsageError
+from luthier.errors import UsageError
 from luthier.planning.estimate import estimate_candidate
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.recommend import recommend
@@ -190,8 +190,23 @@ def test_a_recipe_is_ready_to_load(tmp_path: object) -> None:
     assert loaded.export is not None
     assert loaded.export.gguf == ("Q8_0", "Q4_K_M")
     assert "training.learning_rate" in loaded.sources
-    with pytest.raises(Unsupported):
-        to_recipe(plan.best, Request(goal="from-scratch"))
+
+
+def test_from_scratch_begins_at_the_size_that_its_tokens_can_teach() -> None:
+    request = Request(purpose="text-generation", goal="from-scratch", rows=400_000)
+    plan = recommend(request, parse_hardware("rtx 4090"), models=[model_card("SmolLM2-135M-Instruct")])
+    assert plan.best is not None
+    made = to_recipe(plan.best, request)
+    assert made.model.from_scratch is not None
+    tokens = 400_000 * plan.best.batch.tokens_per_row
+    assert made.model.from_scratch.parameters == int(tokens / 20)
+    assert made.model.from_scratch.family == "llama"
+    assert made.method.name == "full"
+    few = to_recipe(
+        plan.best.model_copy(update={"batch": plan.best.batch.model_copy(update={"rows": 10})}), request
+    )
+    assert few.model.from_scratch is not None
+    assert few.model.from_scratch.parameters == 1_000_000
 
 
 @pytest.mark.parametrize(("billions", "model"), [(8, "Llama-3.1-8B-Instruct"), (14, "Qwen2.5-14B-Instruct")])

@@ -7,6 +7,7 @@ from typing import Any
 
 from luthier.catalog.trains import NOT_TRAINED
 from luthier.errors import Unsupported
+from luthier.planning.recommend.evidence import TOKENS_PER_PARAMETER
 from luthier.schema.plan import Candidate
 from luthier.schema.recipe import (
     DataChoice,
@@ -26,11 +27,10 @@ TRAINING = ("epochs", "learning_rate", "batch_size", "warmup_share", "schedule",
 def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) -> Recipe:
     """The recipe of one candidate: its settings with their sources; what is left out is derived in training.
 
-    data: files of training rows. Errors: Unsupported for training from scratch.
+    data: files of training rows. Errors: Unsupported where training from scratch is not done.
     """
-    extra: dict[str, Any] = {}
-    if request.goal == "from-scratch":
-        extra = _from_scratch()
+    scratch = request.goal == "from-scratch"
+    model = _from_scratch(candidate) if scratch else ModelChoice(id=candidate.weights)
     settings = {setting.name: setting for setting in candidate.settings}
     training = {name: settings[name].value for name in TRAINING if name in settings}
     sources = {f"training.{name}": settings[name].source for name in training}
@@ -42,29 +42,43 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
             sources[f"method.{name}"] = settings[name].source
     training["sequence_length"] = candidate.batch.sequence_length
     sources["training.sequence_length"] = candidate.batch.source
-    sources["model.id"] = candidate.evidence.text
+    sources["model.from_scratch" if scratch else "model.id"] = candidate.evidence.text
     gguf = ("Q8_0", "Q4_K_M") if request.gguf or candidate.card.gguf.supported else ()
     generative = request.purpose in ("chat", "text-generation")
     return Recipe.model_validate(
         {
             "task": request.purpose,
-            "model": ModelChoice(id=candidate.weights).model_dump(exclude_none=True),
+            "model": model.model_dump(exclude_none=True),
             "method": values,
             "data": DataChoice(train=tuple(data) or (PLACEHOLDER,)).model_dump(exclude_none=True),
             "training": TrainingChoice.model_validate(training).model_dump(exclude_none=True),
             "export": ExportChoice(gguf=gguf if generative else ()).model_dump(),
             "licence": _asked_of_licence(request),
             "sources": sources,
-            **extra,
         }
     )
 
 
-def _from_scratch() -> dict[str, Any]:
-    """What a recipe says besides when weights start at random. Errors: Unsupported while none may."""
+SMALLEST = 1_000_000
+"""Parameters that a model from scratch has at least, however few the tokens."""
+FAMILIES = ("llama", "qwen2", "qwen3")
+"""Shapes that the trainer begins from random weights."""
+
+
+def _from_scratch(candidate: Candidate) -> ModelChoice:
+    """A new model of the candidate's kind, no larger than its tokens can teach and than it is itself.
+
+    Errors: Unsupported where the trainer does not begin from random weights.
+    """
     if (why := NOT_TRAINED.get("from-scratch")) is not None:
         raise Unsupported(why, hint="choose goal new-language or domain, which start from weights")
-    return {}
+    batch, shape = candidate.batch, candidate.card.architecture
+    taught = int(batch.rows * batch.tokens_per_row / TOKENS_PER_PARAMETER)
+    kind = shape.model_type if shape is not None and shape.model_type in FAMILIES else "llama"
+    size = max(SMALLEST, min(taught, candidate.card.total or taught))
+    return ModelChoice.model_validate(
+        {"from_scratch": {"family": kind, "parameters": size, "context": batch.sequence_length}}
+    )
 
 
 def _asked_of_licence(request: Request) -> dict[str, Any] | None:
