@@ -28,6 +28,7 @@ def serve(
     context: int | None = None,
     slots: int = 4,
     gguf: str | None = None,
+    adapter: tuple[str, ...] = (),
     embedding: Flag = False,
     allowed_host: tuple[str, ...] = (),
     json: Flag = False,
@@ -51,6 +52,9 @@ def serve(
         Requests that each model answers at once.
     gguf
         Which type of a run's GGUF files answers; the smallest when not given.
+    adapter
+        NAME=RUN: the adapter of a run, put on one base that all share; may be given again. The base is
+        the one .gguf file named, or the runs' own base model, converted once; requests choose by NAME.
     embedding
         The models make embeddings.
     allowed_host
@@ -64,8 +68,11 @@ def serve(
     from luthier.serving.listen import open_port, rules_for
     from luthier.serving.listen import serve as listen
 
-    chosen = [_chosen(words, gguf) for words in models or ("latest",)]
-    names = [one.name for one in chosen]
+    if adapter:
+        chosen = [_with_adapters(models, adapter)]
+    else:
+        chosen = [_chosen(words, gguf) for words in models or ("latest",)]
+    names = [name for one in chosen for name in (one.name, *(a for a, _ in one.adapters))]
     if len(set(names)) < len(names):
         raise UsageError(
             f"two models would be called {max(names, key=names.count)}", hint="name them: a=RUN1 b=RUN2"
@@ -79,7 +86,8 @@ def serve(
     address = f"http://{host}:{listener.getsockname()[1]}"
     facts: dict[str, Any] = {
         "url": f"{address}/v1",
-        "models": {n: p.model_dump(mode="json") for n, p in zip(names, plans, strict=True)},
+        "models": {one.name: p.model_dump(mode="json") for one, p in zip(chosen, plans, strict=True)},
+        "names": names,
     }
     if dry_run:
         listener.close()
@@ -114,6 +122,8 @@ class _Chosen:
     path: Path
     trained: int | None = None
     facts: tuple[tuple[str, Any], ...] = ()
+    adapters: tuple[tuple[str, Path], ...] = ()
+    """Names and files of adapters on this base."""
 
 
 def _chosen(words: str, gguf: str | None) -> _Chosen:
@@ -130,6 +140,34 @@ def _chosen(words: str, gguf: str | None) -> _Chosen:
     recipe = run.recipe
     facts = (("run", run.id), ("file", file.name), ("base", recipe.model.id))
     return _Chosen(name or recipe.name or run.id, file, recipe.training.sequence_length, facts)
+
+
+def _with_adapters(models: tuple[str, ...], adapters: tuple[str, ...]) -> _Chosen:
+    """One base with the adapters of several runs."""
+    from luthier.runs.adapters import adapter_file, base_file, one_base
+    from luthier.runs.registry import resolve
+
+    def say(words: str) -> None:
+        err().print(words, style="dim", highlight=False)
+
+    if len(models) > 1:
+        raise UsageError("adapters stand on one base", hint="name one .gguf file, or none")
+    runs = {}
+    for words in adapters:
+        name, _, target = words.rpartition("=")
+        run = resolve(target)
+        runs[name or run.recipe.name or run.id] = run
+    if len(runs) < len(adapters):
+        raise UsageError("two adapters have one name", hint="name them: --adapter a=RUN1 --adapter b=RUN2")
+    base = one_base(list(runs.values()))
+    if models:
+        chosen = _chosen(models[0], None)
+        name, path = chosen.name, chosen.path
+    else:
+        name, path = base.id.rpartition("/")[2], base_file(base, say=say)
+    trained = max((run.recipe.training.sequence_length or 0 for run in runs.values()), default=0) or None
+    files = tuple((name, adapter_file(run, say=say)) for name, run in runs.items())
+    return _Chosen(name, path, trained, (("base", base.id),), files)
 
 
 def _load_plan(
@@ -159,10 +197,25 @@ def _load_plan(
         )
         free -= plan.total
         plans.append(plan)
-        settings = ServerSettings(context=plan.context, slots=slots, embedding=embedding, alias=one.name)
+        settings = ServerSettings(
+            context=plan.context,
+            slots=slots,
+            embedding=embedding,
+            alias=one.name,
+            adapters=tuple((str(path), 1.0) for _, path in one.adapters),
+        )
         backend = LlamaBackend(LlamaServer(one.path, settings), weights=file_sha256(one.path))
-        served[one.name] = Served(backend, facts={**dict(one.facts), "context": plan.context})
+        facts = {**dict(one.facts), "context": plan.context}
+        served[one.name] = Served(backend, _only(None, len(one.adapters)), facts)
+        for index, (name, path) in enumerate(one.adapters):
+            own = {**facts, "adapter": path.name, "adapter_sha256": file_sha256(path)}
+            served[name] = Served(backend, _only(index, len(one.adapters)), own)
     return served, plans
+
+
+def _only(chosen: int | None, count: int) -> dict[str, Any]:
+    """What a request says so that one adapter answers, or none."""
+    return {"lora": [{"id": i, "scale": float(i == chosen)} for i in range(count)]} if count else {}
 
 
 _CACHE: CacheType = "f16"
