@@ -140,10 +140,12 @@ def test_leakage_exact_by_prompt_and_near(checked) -> None:
 def test_only_rows_worth_keeping_are_handed_on(checked) -> None:
     rows, seen = clean(10), []
     report = checked(
-        [*rows, rows[0], {"prompt": "x"}], held=[rows[1]], on_row=lambda row, fit: seen.append((row, fit))
+        [*rows, rows[0], {"prompt": "x"}], held=[rows[1]], on_row=lambda row, why: seen.append((row, why))
     )
-    assert [row.value for row, fit in seen if fit] == [rows[0], *rows[2:]]
-    assert [row.line for row, fit in seen if not fit] == [2, 11]
+    assert [row.value for row, why in seen if why is None] == [rows[0], *rows[2:]]
+    assert [(row.line, why) for row, why in seen if why] == [
+        (2, "stands in the held-out rows"), (11, "the same as a.jsonl:1"),
+    ]  # fmt: skip
     assert (report.read, report.kept) == (12, 11)
 
 

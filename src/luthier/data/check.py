@@ -19,18 +19,19 @@ from luthier.data.chunks import chunks
 from luthier.data.findings import Findings
 from luthier.data.kinds import Kind, detect_kind
 from luthier.data.layouts import Layout, tell
-from luthier.data.looking import Facts, How, Looked, Piece, facts_of, words_of
+from luthier.data.looking import Facts, How, Looked, Piece, facts_of, kind_facts, words_of
 from luthier.data.messages import RowProblem
 from luthier.data.near import NearIndex
 from luthier.data.pool import ordered, processes, restored
 from luthier.data.read import RawRow, read_file
 from luthier.data.rows import ranks, rows_for
+from luthier.data.samples import Samples
 from luthier.data.seen import Seen
-from luthier.data.shapes import Shape, by_file, detect, to_chat
+from luthier.data.shapes import Shape, detect, to_chat
 from luthier.data.sources import Resolved, resolve
 from luthier.data.splits import prompt_key
 from luthier.data.stats import lengths
-from luthier.errors import DataError, LuthierError
+from luthier.errors import DataError, LuthierError, did_you_mean
 from luthier.schema.data import CheckReport
 from luthier.schema.protocols import TextTokenizer
 from luthier.schema.recipe import DataChoice, TrainOn
@@ -45,6 +46,10 @@ _RARE_LABEL = 8
 _MOST_LABELS = 2_000
 
 
+OnRow = Callable[[RawRow, str | None], None]
+"""Told of a usable row, and why a cleaned file leaves it out; None where it belongs there."""
+
+
 @dataclass(slots=True)
 class _Held:
     """What is known of the held-out rows."""
@@ -52,6 +57,17 @@ class _Held:
     ids: set[int] = field(default_factory=set)
     prompts: set[int] = field(default_factory=set)
     near: NearIndex = field(default_factory=NearIndex)
+    labels: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    """Label -> where it stands."""
+
+    def add(self, facts: Facts, text: str) -> None:
+        self.ids.add(facts.id)
+        if facts.key is not None:
+            self.prompts.add(facts.key)
+        if facts.classes:
+            for label in facts.labels or ():
+                self.labels.setdefault(label, []).append((facts.file, facts.line))
+        self.near.add(text, len(self.ids))
 
 
 @dataclass(slots=True)
@@ -111,7 +127,7 @@ def check(
     purpose: RowPurpose = "chat",
     label_delimiter: str | None = None,
     deep: bool = True,
-    on_row: Callable[[RawRow, bool], None] | None = None,
+    on_row: OnRow | None = None,
     on_problem: Callable[[LuthierError], None] | None = None,
 ) -> CheckReport:
     """Check files, folders and globs, relative to base.
@@ -168,6 +184,7 @@ def check(
     if len(kinds) > 1:
         findings.add("mixed-shapes", detail=", ".join(kinds))
     _conclude(state)
+    findings.give_samples(Samples(resolved.files))
     bins: Counter[int] = Counter(1 << max(3, (size - 1).bit_length()) for size in state.sizes)
     return CheckReport(
         files=tuple(names),
@@ -242,17 +259,37 @@ def _held_out(sources: tuple[str, ...], base: Path, system: str | None) -> _Held
     held = _Held()
     if not sources:
         return held
-    resolved = resolve(sources, base=base)
-    rows = chain.from_iterable(read_file(file, on_problem=_skip) for file in resolved.files)
-    for number, (shape, row) in enumerate(by_file(rows)):
-        try:
-            chat = to_chat(row, shape, system=system)
-        except RowProblem:
+    for file in resolve(sources, base=base).files:
+        rows = read_file(file, on_problem=_skip)
+        first = list(islice(rows, _LOOKED_AT))
+        if not first:
             continue
-        held.ids.add(int(chat.id[:16], 16))
-        held.prompts.add(int(prompt_key(chat)[:16], 16))
-        held.near.add(words_of(chat), number)
+        shape = _shape_or_kind(first)
+        for row in chain(first, rows):
+            try:
+                if isinstance(shape, Kind):
+                    facts, texts = kind_facts(row, shape)
+                    held.add(facts, "\n".join(texts))
+                    continue
+                chat = to_chat(row, shape, system=system)
+            except RowProblem:
+                continue
+            held.ids.add(int(chat.id[:16], 16))
+            held.prompts.add(int(prompt_key(chat)[:16], 16))
+            held.near.add(words_of(chat), len(held.ids))
     return held
+
+
+def _shape_or_kind(first: Sequence[RawRow]) -> Shape | Kind:
+    """What held-out rows are. Raises DataError where nothing fits."""
+    try:
+        return detect(first)
+    except DataError:
+        names = list(dict.fromkeys(chain.from_iterable(row.value for row in first)))
+        kind = detect_kind(names, first[0].value)
+        if kind is None:
+            raise
+        return kind
 
 
 def _held_typed(purpose: RowPurpose, choice: DataChoice, sources: tuple[str, ...], base: Path) -> _Held:
@@ -260,12 +297,9 @@ def _held_typed(purpose: RowPurpose, choice: DataChoice, sources: tuple[str, ...
     if not sources:
         return held
     rows = rows_for(purpose, choice, sources, base=base, split="test", on_problem=_skip).rows
-    for number, row in enumerate(rows):
+    for row in rows:
         facts, texts = facts_of(row)
-        held.ids.add(facts.id)
-        if facts.key is not None:
-            held.prompts.add(facts.key)
-        held.near.add("\n".join(texts), number)
+        held.add(facts, "\n".join(texts))
     return held
 
 
@@ -286,18 +320,18 @@ def _skip(problem: LuthierError) -> None:
     """Broken held-out rows are found when the held-out file itself is checked."""
 
 
-def _merge(looked: Looked, state: _State, on_row: Callable[[RawRow, bool], None] | None) -> None:
+def _merge(looked: Looked, state: _State, on_row: OnRow | None) -> None:
     for one in looked.rows:
         if isinstance(one, tuple):
             state.broken(restored(one))
             continue
-        fit = _take(one, state)
+        reason = _take(one, state)
         if on_row is not None and one.row is not None:
-            on_row(one.row, fit)
+            on_row(one.row, reason)
 
 
-def _take(row: Facts, state: _State) -> bool:
-    """What a row shows beside the rows before it. True where it belongs into a cleaned file."""
+def _take(row: Facts, state: _State) -> str | None:
+    """What a row shows beside the rows before it. The reason why a cleaned file leaves it out, or None."""
     findings, place = state.findings, (row.file, row.line)
     state.kept += 1
     state.size += row.size
@@ -321,23 +355,31 @@ def _take(row: Facts, state: _State) -> bool:
     state.marks.append(row.id)
     first = state.rows.first(row.id, number)
     if first != number:
-        findings.add("duplicate", place=place, sample=f"the same as {state.place(first)}")
-        return False
+        same = f"the same as {state.place(first)}"
+        findings.add("duplicate", place=place, sample=same)
+        return same
     if row.key is not None:
         other = state.prompts.first(row.key, number)
         if state.marks[other] != row.id:
             findings.add("same-prompt", place=place, sample=f"the same prompt as {state.place(other)}")
-    if _leaks(row, state):
-        return False
+    return _beside_others(row, state)
+
+
+def _beside_others(row: Facts, state: _State) -> str | None:
+    """Leakage, and near duplicates. The reason why a cleaned file leaves the row out, or None."""
+    place = (row.file, row.line)
+    leaked = _leaks(row, state)
+    if leaked is not None:
+        return leaked
     if len(state.near_places) < NEAR_ROWS:
         near = state.near.add_signature(row.signature, len(state.near_places))
         state.near_places.append(f"{row.file}:{row.line}")
         if near is not None:
-            findings.add("near-duplicate", place=place, sample=f"near {state.near_places[near]}")
-    return True
+            state.findings.add("near-duplicate", place=place, sample=f"near {state.near_places[near]}")
+    return None
 
 
-def _take_labels(row: Facts, state: _State, number: int) -> bool:
+def _take_labels(row: Facts, state: _State, number: int) -> str | None:
     """A row with labels: equal texts may have others elsewhere."""
     place = (row.file, row.line)
     assert row.labels is not None
@@ -350,27 +392,28 @@ def _take_labels(row: Facts, state: _State, number: int) -> bool:
     first = state.prompts.first(key, number)
     if first != number:
         if state.marks[first] == label:
-            sample = f"the same as {state.place(first)}"
-            state.findings.add("duplicate", place=place, sample=sample)
-        else:
-            other = next(name for name, index in state.names.items() if index == state.marks[first])
-            both = f"{said} here, {other} at {state.place(first)}"
-            state.findings.add("conflicting-labels", place=place, sample=both)
-        return False
-    return not _leaks(row, state)
+            same = f"the same as {state.place(first)}"
+            state.findings.add("duplicate", place=place, sample=same)
+            return same
+        other = next(name for name, index in state.names.items() if index == state.marks[first])
+        both = f"{said} here, {other} at {state.place(first)}"
+        state.findings.add("conflicting-labels", place=place, sample=both)
+        return f"the label is {both}"
+    return _beside_others(row, state)
 
 
-def _leaks(row: Facts, state: _State) -> bool:
+def _leaks(row: Facts, state: _State) -> str | None:
     held, place = state.held, (row.file, row.line)
     if row.id in held.ids:
-        state.findings.add("leakage", place=place)
+        code, reason = "leakage", "stands in the held-out rows"
     elif row.key is not None and row.key in held.prompts:
-        state.findings.add("prompt-leakage", place=place)
+        code, reason = "prompt-leakage", "its prompt stands in the held-out rows"
     elif held.ids and held.near.find_signature(row.signature) is not None:
-        state.findings.add("near-leakage", place=place)
+        code, reason = "near-leakage", "is nearly the same as a held-out row"
     else:
-        return False
-    return True
+        return None
+    state.findings.add(code, place=place)
+    return reason
 
 
 def _conclude(state: _State) -> None:
@@ -387,6 +430,19 @@ def _conclude(state: _State) -> None:
     if not labels and total >= 100 and 1 < len(short) <= total // 10 and sum(short.values()) > 0.9 * total:
         labels = short
     _balance(labels, findings)
+    if state.labels:
+        _unknown(state)
+
+
+def _unknown(state: _State) -> None:
+    """Labels of held-out rows that were never seen in training."""
+    for label, places in state.held.labels.items():
+        if label in state.labels:
+            continue
+        near = did_you_mean(label, state.labels, most=1)
+        sample = f"{label!r}: {near}" if near else repr(label)
+        for place in places:
+            state.findings.add("unknown-label", place=place, sample=sample)
 
 
 def _balance(labels: Counter[str], findings: Findings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -107,6 +108,16 @@ CODES = {
     "labels": Code("info", "answers are labels"),
     "one-label": Code("error", "all rows have one label", "give rows of at least two labels"),
     "rare-labels": Code("warning", "some labels have few rows", "add rows for them, or join them"),
+    "unknown-label": Code(
+        "warning",
+        "held-out rows have labels that no training row has",
+        "correct their spelling, or add training rows for them: they cannot be answered right",
+    ),
+    "reasoning-left-out": Code(
+        "warning",
+        "the chat template leaves out the reasoning of the last answer",
+        "choose a model whose template writes reasoning, or put it into the answer itself",
+    ),
     "label-balance": Code(
         "warning",
         "one label outweighs the others",
@@ -173,6 +184,15 @@ class Findings:
         message = known or problem.message
         finding = Finding(level="error", code=code, message=message, fix=problem.hint)
         self._add(finding, (problem.file, problem.line), None, 1)
+
+    def give_samples(self, sample_of: Callable[[str, int], str | None]) -> None:
+        """Ask for the sample of each finding that has a place and none yet."""
+        for entry in self._entries.values():
+            first = entry.first
+            if first.sample is None and first.file is not None and first.line is not None:
+                found = sample_of(first.file, first.line)
+                if found is not None:
+                    entry.first = first.model_copy(update={"sample": found[:_SAMPLE]})
 
     def _add(
         self, finding: Finding, place: tuple[str | None, int | None], sample: str | None, count: int

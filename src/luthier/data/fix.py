@@ -23,7 +23,8 @@ def fix(
 ) -> CheckReport:
     """Write the rows that can be used, each once and none of the held-out ones, as JSONL to ``out``.
 
-    Beside it, ``NAME.dropped.jsonl`` names each row left out by file, line and reason. Rows stand as they were, in their order. settings: as for check.
+    Beside it, ``NAME.dropped.jsonl`` names each row left out by file, line and reason. Rows stand as they
+    were, in their order: rows read = rows written + rows in that list. settings: as for check.
     Raises UsageError where out is one of the sources, and what check raises.
     """
     files = [file.path.resolve() for file in resolve(sources, base=base).files]
@@ -37,11 +38,11 @@ def fix(
     unfinished = out.with_name(out.name + ".part")
     with unfinished.open("w", encoding="utf-8") as kept, aside.open("w", encoding="utf-8") as dropped:
 
-        def write(row: RawRow, fit: bool) -> None:
-            if fit:
+        def write(row: RawRow, reason: str | None) -> None:
+            if reason is None:
                 kept.write(json.dumps(row.value, ensure_ascii=False, default=str) + "\n")
             else:
-                left = {"file": row.file, "line": row.line, "reason": "copy of an earlier or a held-out row"}
+                left = {"file": row.file, "line": row.line, "reason": reason}
                 dropped.write(json.dumps(left, ensure_ascii=False) + "\n")
 
         def left_out(problem: LuthierError) -> None:

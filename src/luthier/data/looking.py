@@ -220,8 +220,7 @@ def _typed(row: RawRow, shape: Kind | Layout, how: How, *, guess: bool) -> tuple
         made = row_maker(shape, how.system)(row)
         facts, texts = facts_of(made)
     else:
-        texts, labels, digest = _told(row, shape)
-        facts = Facts(row.line, row.file, digest, digest, 0, labels=labels, classes=shape.name in LABELLED)
+        facts, texts = kind_facts(row, shape)
     _texts(texts, facts, how, guess=guess)
     return facts, "\n".join(texts)
 
@@ -245,7 +244,8 @@ def _parts(row: TaskRow) -> tuple[list[str], tuple[str, ...] | None]:
             return [str(m["content"]) for m in (*row.prompt, *row.chosen, *row.rejected)], None
 
 
-def _told(row: RawRow, kind: Kind) -> tuple[list[str], tuple[str, ...] | None, int]:
+def kind_facts(row: RawRow, kind: Kind) -> tuple[Facts, list[str]]:
+    """Digest and labels of a row told by its columns, and its texts. Raises RowProblem."""
     columns = kind.texts if kind.label is None else (*kind.texts, kind.label)
     values = {column: row.value.get(column) for column in columns}
     for column, value in values.items():
@@ -256,7 +256,9 @@ def _told(row: RawRow, kind: Kind) -> tuple[list[str], tuple[str, ...] | None, i
     texts = [as_text(values[column]) for column in kind.texts]
     label = values[kind.label] if kind.label else None
     listed = tuple(map(str, label)) if isinstance(label, list) else (str(label),)
-    return texts, () if label is None else listed, _number(content_digest(texts))
+    digest = _number(content_digest(texts))
+    labels = () if label is None else listed
+    return Facts(row.line, row.file, digest, digest, 0, labels=labels, classes=kind.name in LABELLED), texts
 
 
 def _images(row: RawRow, how: How) -> list[Found]:
@@ -296,6 +298,10 @@ def _boundaries(chats: Sequence[tuple[ChatRow, Facts]], tokenizer: TextTokenizer
         asked = prompt_of(row)
         if not asked:
             continue
+        last = row.messages[len(asked)]
+        thought = last.get("reasoning_content") or last.get("thinking") or last.get("reasoning")
+        if thought and str(thought).strip()[:40] not in tokenizer.render(row.messages, tools=row.tools):
+            facts.found.append(("reasoning-left-out", "", str(thought)))
         answered = replace(row, messages=row.messages[: len(asked) + 1])
         ids = prompt_ids(asked, tokenizer, row.tools)
         if next(render_rows([answered], tokenizer)).ids[: len(ids)].tolist() != ids:
