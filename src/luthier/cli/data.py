@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.padding import Padding
@@ -11,12 +11,16 @@ from rich.panel import Panel
 from rich.text import Text
 
 from luthier.cli.console import err, out, print_json
-from luthier.errors import DataError, UsageError
+from luthier.errors import DataError, LuthierError, UsageError
 from luthier.schema.protocols import TextTokenizer
 
 app = App(name="data", help="Look at, check and profile training data.", help_format="plaintext")
 app.command("luthier.cli.data_files:split", name="split", help="Part files: nothing on two sides.")
 app.command("luthier.cli.data_files:mine", name="mine", help="Find hard negatives for pairs.")
+app.command("luthier.cli.data_versions:add", name="add", help="Keep a version of a data set.")
+app.command("luthier.cli.data_versions:ls", name="ls", help="Data sets that have versions.")
+app.command("luthier.cli.data_versions:versions", name="versions", help="Versions of a data set.")
+app.command("luthier.cli.data_versions:diff", name="diff", help="Rows that came, went and changed.")
 
 
 def _tokenizer(model: str | None) -> TextTokenizer | None:
@@ -87,6 +91,8 @@ def check(
     *files: Path,
     held_out: tuple[Path, ...] = (),
     model: str | None = None,
+    recipe: Annotated[Path | None, Parameter(name="--for")] = None,
+    structure: Annotated[bool, Parameter(negative="")] = False,
     fix: Path | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -100,6 +106,10 @@ def check(
         Test or validation rows: what leaks from them into the training rows is found.
     model
         Count tokens with this model's tokenizer (a folder, or an id that is on disk).
+    recipe
+        Check for this recipe: its task, columns, model and lengths, and its own files where none is named.
+    structure
+        Only rows, shapes, fields, roles and copies; texts are not looked into.
     fix
         Write the rows that can be used to this JSONL file, and beside it a list of what was left out.
     json
@@ -109,20 +119,51 @@ def check(
     from luthier.data.check import check as find
     from luthier.data.fix import fix as mend
 
-    if not files:
-        raise UsageError("name at least one file", hint="luthier data check train.jsonl")
-    sources, against = tuple(map(str, files)), tuple(map(str, held_out))
-    tokenizer = _tokenizer(model)
+    if not files and recipe is None:
+        raise UsageError(
+            "name at least one file", hint="luthier data check train.jsonl, or --for recipe.yaml"
+        )
+    sources, settings = _settings(tuple(map(str, files)), tuple(map(str, held_out)), model, recipe)
+    settings["deep"] = not structure
     if fix is None:
-        found = find(sources, base=Path.cwd(), held_out=against, tokenizer=tokenizer)
+        found = find(sources, base=Path.cwd(), **settings)
     else:
-        found = mend(sources, fix, base=Path.cwd(), held_out=against, tokenizer=tokenizer)
+        found = mend(sources, fix, base=Path.cwd(), **settings)
         err().print(f"wrote {fix}", soft_wrap=True)
     if json:
         print_json(found.model_dump(mode="json"))
     else:
         show_findings(found)
     return DataError.exit_code if found.errors else 0
+
+
+def _settings(
+    files: tuple[str, ...], held_out: tuple[str, ...], model: str | None, path: Path | None
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What to check and how, from the command line and the recipe."""
+    if path is None:
+        return files, {"held_out": held_out, "tokenizer": _tokenizer(model)}
+    from luthier.schema.load import load_recipe
+
+    recipe = load_recipe(path, ())
+    data = recipe.data
+    kept = (*data.validation, *(one for part in data.test.values() for one in part))
+    tokenizer = None
+    try:
+        tokenizer = _tokenizer(model or recipe.model.id)
+    except LuthierError as problem:  # the rest can be checked without the model
+        err().print(f"tokens are not counted: {problem.message}", style="yellow", soft_wrap=True)
+    return files or data.train, {
+        "held_out": held_out or kept,
+        "tokenizer": tokenizer if recipe.task in ("chat", "text-generation") else None,
+        "sequence_length": recipe.training.sequence_length,
+        "train_on": data.train_on,
+        "format": data.format,
+        "columns": data.columns,
+        "system": data.system,
+        "purpose": recipe.task,
+        "label_delimiter": data.label_delimiter,
+    }
 
 
 @app.command

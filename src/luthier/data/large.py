@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Of the cache: raised whenever rendering or its files change."""
+_REMEMBERED = 16 << 20
+"""Bytes of a file from which on its digest is remembered."""
 PIECE_BYTES = 4 << 20
 """Files of fewer bytes start no more than one process."""
 
@@ -84,21 +86,15 @@ def load_large(
     if stream:
         _demand_lines(files.values())
     folder = cache_dir() / "rows" / _key(recipe, tokenizer, sources, files, limit, stream=stream, plain=plain)
-    data = recipe.data
-    train = Reading(shapes_of(sources.train.files, data), data.system, recipe.seed, plain)
-    given = {
-        name: Reading(shapes_of(part.files, data), data.system, recipe.seed, plain)
-        for name, part in sources.given.items()
-    }
+    train, given = readings(recipe, sources, plain=plain)
     if not (folder / "loaded.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not stream:
             _demand_room(files.values(), folder.parent)
         made = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         try:
-            _Maker(
-                recipe, tokenizer, sources, train, given, limit=limit, stream=stream, notes=notes, folder=made
-            ).make()
+            scanner = Scanner(recipe, sources, train, given)
+            Maker(scanner, tokenizer, limit=limit, stream=stream, notes=notes, folder=made).make()
             try:
                 made.rename(folder)
             except OSError:  # another process was first; its rows are these
@@ -108,6 +104,17 @@ def load_large(
             shutil.rmtree(made, ignore_errors=True)
     os.utime(folder)
     return _open(folder, recipe, tokenizer, files=files, train=train, given=given, limit=limit, stream=stream)
+
+
+def readings(recipe: Recipe, sources: Sources, *, plain: bool = False) -> tuple[Reading, dict[str, Reading]]:
+    """How the training files are read, and those of each split that has its own."""
+    data = recipe.data
+    train = Reading(shapes_of(sources.train.files, data), data.system, recipe.seed, plain)
+    given = {
+        name: Reading(shapes_of(part.files, data), data.system, recipe.seed, plain)
+        for name, part in sources.given.items()
+    }
+    return train, given
 
 
 def _demand_lines(files: Any) -> None:
@@ -156,7 +163,7 @@ def _key(
 ) -> str:
     """Digest of all that decides the rows: contents, names, the recipe's words on them, the tokenizer."""
     digests = content_digests([file.path for file in files.values()])
-    aside = {"storage", "processes", "packing", "train", "validation", "test"}
+    aside = {"name", "storage", "processes", "packing", "train", "validation", "test"}
     data = recipe.data.model_dump(mode="json", exclude=aside)
     parts = {name: [file.shown for file in part.files] for name, part in sources.given.items()}
     dated = "strftime_now" in (getattr(tokenizer, "chat_template", None) or "")
@@ -188,6 +195,9 @@ def content_digests(paths: Sequence[Path]) -> dict[Path, str]:
     fresh = False
     for path in paths:
         stat = path.stat()
+        if stat.st_size < _REMEMBERED:
+            found[path] = file_sha256(path)
+            continue
         mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         entry = known.get(str(path.resolve()))
         if not entry or entry[0] != mark:
@@ -200,43 +210,17 @@ def content_digests(paths: Sequence[Path]) -> dict[Path, str]:
     return found
 
 
-class _Maker:
-    """Both passes over a recipe's files into one cache folder."""
+class Scanner:
+    """The first pass over a recipe's files: every row into its split."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        tokenizer: TextTokenizer,
-        sources: Sources,
-        train: Reading,
-        given: dict[str, Reading],
-        *,
-        limit: int | None,
-        stream: bool,
-        notes: Sequence[str],
-        folder: Path,
-    ) -> None:
-        self.recipe, self.tokenizer, self.sources = recipe, tokenizer, sources
-        self.train, self.given, self.limit = train, given, limit
-        self.stream, self.notes, self.folder = stream, notes, folder
+    def __init__(self, recipe: Recipe, sources: Sources, train: Reading, given: dict[str, Reading]) -> None:
+        self.recipe, self.sources, self.train, self.given = recipe, sources, train, given
         self.count = min(recipe.data.processes or processes(), 1 + source_bytes(self._files()) // PIECE_BYTES)
 
     def _files(self) -> list[Source]:
         return [f for part in (self.sources.train, *self.sources.given.values()) for f in part.files]
 
-    def make(self) -> None:
-        splits = self._splits()
-        sinks = {
-            split.number: Sink(split, self.folder, self.tokenizer, stream=self.stream) for split in splits
-        }
-        groups: dict[int, list[Split]] = {}
-        for split in splits:
-            groups.setdefault(id(split.index), []).append(split)
-        for members in groups.values():
-            self._render(members, sinks)
-        self._finish(splits, sinks)
-
-    def _splits(self) -> list[Split]:
+    def splits(self) -> list[Split]:
         """First pass: every row into its split."""
         data, seed = self.recipe.data, self.recipe.seed
         files = self.sources.train.files
@@ -309,7 +293,8 @@ class _Maker:
         ids = np.frombuffer(b"".join(one.ids for one in found), dtype="V12")
         files_of_rows = np.concatenate(of_files or [np.zeros(0, np.int32)])
         counts = [len(one.prompts) for one in found]
-        index = Index(ids, prompts, by_prompt, by_id, counts, files_of_rows)
+        lines = np.concatenate([one.lines for one in found] or [np.zeros(0, np.int64)])
+        index = Index(ids, prompts, by_prompt, by_id, counts, files_of_rows, lines)
         if not len(index):
             raise DataError(
                 "the data set is empty: no row was read",
@@ -317,6 +302,36 @@ class _Maker:
                 hint="give a file with at least a few rows",
             )
         return index
+
+
+class Maker(Scanner):
+    """Both passes, into one cache folder."""
+
+    def __init__(
+        self,
+        scanner: Scanner,
+        tokenizer: TextTokenizer,
+        *,
+        limit: int | None,
+        stream: bool,
+        notes: Sequence[str],
+        folder: Path,
+    ) -> None:
+        super().__init__(scanner.recipe, scanner.sources, scanner.train, scanner.given)
+        self.tokenizer, self.limit = tokenizer, limit
+        self.stream, self.notes, self.folder = stream, notes, folder
+
+    def make(self) -> None:
+        splits = self.splits()
+        sinks = {
+            split.number: Sink(split, self.folder, self.tokenizer, stream=self.stream) for split in splits
+        }
+        groups: dict[int, list[Split]] = {}
+        for split in splits:
+            groups.setdefault(id(split.index), []).append(split)
+        for members in groups.values():
+            self._render(members, sinks)
+        self._finish(splits, sinks)
 
     def _render(self, members: list[Split], sinks: dict[int, Sink]) -> None:
         """Second pass over the files of some splits that share them."""

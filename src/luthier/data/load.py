@@ -79,6 +79,7 @@ def load_splits(
     model has no chat template.
     """
     sources = _sources(recipe.data, base)
+    version = version_of(recipe, sources)
     limit = sequence_length or getattr(tokenizer, "max_length", None)
     plain = recipe.task == "text-generation" and not getattr(tokenizer, "has_chat_template", True)
     notes = [note for part in (sources.train, *sources.given.values()) for note in part.notes]
@@ -88,7 +89,8 @@ def load_splits(
         found = load_large(
             recipe, tokenizer, sources, limit=limit, stream=storage == "stream", plain=plain, notes=notes
         )
-        return LoadedData(*found)
+        account = found[1].model_copy(update={"version": version})
+        return LoadedData(found[0], account, found[2])
     parts = _parts(recipe, sources)
     if plain:
         parts = [replace(part, rows=[plain_chat(row) for row in part.rows]) for part in parts]
@@ -124,6 +126,7 @@ def load_splits(
     notes += _end_notes(rendered["train"], tokenizer)
     whole = DataReport(
         format=train.shape.name,
+        version=version,
         columns=train.shape.columns,
         splits=tuple(reports),
         leakage=leakage,
@@ -144,6 +147,14 @@ def load_splits(
     )
     splits = Splits(train=rendered["train"], validation=rendered.get("validation", []), tests=tests)
     return LoadedData(splits, whole, profile)
+
+
+def version_of(recipe: Recipe, sources: Sources) -> str:
+    """``name@version`` of a recipe's data, the recipe or its first file giving the name where none does."""
+    from luthier.data.versions import describe
+
+    name = recipe.data.name or recipe.name or sources.train.files[0].path.name.split(".")[0]
+    return describe(recipe, sources, name=name).id
 
 
 def read_chats(

@@ -67,6 +67,7 @@ class Scanned:
 
     ids: bytes
     """12 bytes a row."""
+    lines: NDArray[np.int64]
     prompts: NDArray[np.uint64]
     """First 8 bytes of the digest of each prompt."""
     by_prompt: NDArray[np.uint64]
@@ -125,6 +126,7 @@ class Index:
     """Rows of each piece."""
     files: NDArray[np.int32]
     """Number of each row's file."""
+    lines: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -179,16 +181,20 @@ def scan_job(reading: Reading) -> Callable[[Chunk], Scanned]:
         prompts: list[int] = []
         by_prompt: list[int] = []
         by_id: list[int] = []
+        lines: list[int] = []
         for row in chats_of(chunk, reading, problems):
             key = prompt_key(row)
             group = None if row.group is None else f"group {row.group}"
             ids.append(bytes.fromhex(row.id))
+            lines.append(row.line)
             prompts.append(int(key[:16], 16))
             by_prompt.append(rank(group or key, seed=reading.seed))
             by_id.append(rank(group or row.id, seed=reading.seed))
         asked, first, second = (np.array(part, dtype=np.uint64) for part in (prompts, by_prompt, by_id))
         told = [packed(one) for one in problems.first]
-        return Scanned(b"".join(ids), asked, first, second, told, problems.count)
+        return Scanned(
+            b"".join(ids), np.array(lines, dtype=np.int64), asked, first, second, told, problems.count
+        )
 
     return scan
 

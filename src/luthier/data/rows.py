@@ -517,6 +517,7 @@ def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) 
         }
     report = DataReport(
         format=whole.kind,
+        version=_version(recipe, base),
         columns=whole.columns,
         splits=tuple(reports),
         leakage=leakage,
@@ -525,6 +526,13 @@ def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) 
         notes=tuple(dict.fromkeys(notes)),
     )
     return TaskSplits(whole.kind, chosen, validation, dict(pieces), labels, sets, report)
+
+
+def _version(recipe: Recipe, base: Path) -> str | None:
+    from luthier.data.load import version_of
+    from luthier.data.versions import sources_of
+
+    return version_of(recipe, sources_of(recipe, base=base))
 
 
 def _part_of(whole: RetrievalSet, rows: Sequence[TaskRow]) -> RetrievalSet:

@@ -17,6 +17,7 @@ from luthier.data.load import LoadedData, load_splits, read_chats
 from luthier.data.remote import pin
 from luthier.data.rows import rows_for
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
+from luthier.data.versions import record
 from luthier.errors import DoesNotFit, Unsupported
 from luthier.hub.snapshot import LocalModel
 from luthier.llamacpp.setup import converter
@@ -104,6 +105,11 @@ def prepare(
     if (resolved.recipe.training.sequence_length or 0) < longest_row(data):
         data = read_data(resolved.recipe, tokenizer)
     check_disk(resolved, hardware)
+    if recipe.data.name is not None:
+        version, new = record(recipe, base=Path("/"))
+        say(f"data: {version.id}" + (" (new version)" if new else ""))
+        for old, count in version.leaks.items():
+            say(f"{count} rows of {version.name}@{old} stand in these training rows: judge nothing on them")
     return Prepared(resolved.recipe, resolved, model, architecture, hardware, data, found, now)
 
 

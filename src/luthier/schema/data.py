@@ -55,6 +55,8 @@ class DataReport(Record):
 
     format: str
     """Shape that the rows were read as."""
+    version: str | None = None
+    """``name@digest`` over contents, mapping, fixes and split seed."""
     columns: dict[str, str] = {}
     """Role -> column, as mapped."""
     splits: tuple[SplitReport, ...]
@@ -212,3 +214,49 @@ class ImportReport(Record):
     """What has to be filled in before a training."""
     notes: tuple[str, ...] = ()
     out: str | None = None
+
+
+class DatasetVersion(Record):
+    """One immutable version of a named data set."""
+
+    name: str
+    version: str
+    """First 12 digits of the SHA-256 over all that follows but the date."""
+    created: str
+    """ISO 8601, UTC."""
+    purpose: str
+    sources: dict[str, tuple[tuple[str, str], ...]]
+    """Split -> (file as shown, SHA-256 of its content); ``train`` holds the rows that splits are cut from."""
+    mapping: dict[str, object] = {}
+    """What the recipe says of reading: format, columns, system prompt, delimiter, weights."""
+    fixes: tuple[str, ...] = ()
+    """What was done to the rows before, as `luthier data check --fix` or a person says it."""
+    seed: int
+    shares: dict[str, float] = {}
+    """Held-out split -> share cut from train."""
+    rows: dict[str, int]
+    """Split -> rows."""
+    leaks: dict[str, int] = {}
+    """``version/split`` of an earlier version -> its rows that stand in this version's train."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class VersionDiff(Record):
+    """Rows of one version against an earlier one."""
+
+    old: str
+    new: str
+    added: int
+    removed: int
+    changed: int
+    """Rows whose prompt (query, text) stood in the old version with another answer (texts, label)."""
+    kept: int
+    moved: int = 0
+    """Kept rows that are in another split now."""
+    samples: dict[str, tuple[str, ...]] = {}
+    """``added``, ``removed``, ``changed``, ``moved`` -> ``file:line`` of the first few."""
+    leaks: dict[str, int] = {}
+    """Held-out split of the old version -> its rows that stand in the new version's train."""
