@@ -283,9 +283,16 @@ class ClassificationTask(ModelTask):
         floor = majority(self._usable(splits.train) or splits.train, multi=self.multi)
         digest = hashlib.sha256(f"{floor.labels}{floor.confidence}".encode()).hexdigest()
         reason = f"an untrained head says nothing, so the floor is the commonest label: {floor.labels[0]}"
-        return {
+        found = {
             name: self._scored("majority", digest, name, part, [floor] * len(part), reason=reason)
             for name, part in rows.items()
+        }
+        # What always says the same is as sure as it is right; nothing could be learned by comparing that.
+        return {
+            name: result.model_copy(
+                update={"metrics": {k: v for k, v in result.metrics.items() if k != "calibration_error"}}
+            )
+            for name, result in found.items()
         }
 
     def judge_tuned(
