@@ -25,6 +25,8 @@ LONGEST_DEFAULT = 8_192
 
 SHARD_BUFFERS = 2**30
 """Bytes of communication buffers a device when states are sharded."""
+SCALING = (1.0, 0.8, 0.5)
+"""Share of perfect scaling over several devices: most, expected, least (prior, not measured)."""
 SHARDED: tuple[Part, ...] = ("weights", "gradients", "optimizer", "adapters")
 
 
@@ -156,9 +158,22 @@ def widen(
 
 def _over_devices(found: Estimate, shape: BatchShape, budget: int) -> Estimate:
     """Several devices: as it is where one holds it all, else with states sharded (FSDP2)."""
-    if shape.devices == 1 or found.process.high <= budget:
+    if shape.devices == 1:
         return found
-    return sharded(found, shape.devices)
+    found = _together(found, shape.devices)
+    return found if found.process.high <= budget else sharded(found, shape.devices)
+
+
+def _together(found: Estimate, devices: int) -> Estimate:
+    """The time of several devices: they wait for each other, which one device's time does not know."""
+    most, expected, least = SCALING
+    band, rate = found.seconds, found.tokens_per_second
+    slower = band and Range(low=band.low / most, expected=band.expected / expected, high=band.high / least)
+    fewer = rate and Range(low=rate.low * least, expected=rate.expected * expected, high=rate.high * most)
+    said = f"{devices} devices reach 50 to 100 % of {devices} times one device's speed: a prior, not measured"
+    return found.model_copy(
+        update={"seconds": slower, "tokens_per_second": fewer, "assumptions": (*found.assumptions, said)}
+    )
 
 
 def sharded(found: Estimate, devices: int) -> Estimate:
