@@ -101,7 +101,7 @@ def write_recipe(folder: Path, advice: Advice) -> Path:
         training=TrainingChoice(
             epochs=1, learning_rate=2e-3, batch_size=8, sequence_length=128, evaluate_every=14
         ),
-        evaluation=EvaluationChoice(max_new_tokens=64),
+        evaluation=EvaluationChoice(max_new_tokens=64, floor_rows=32),
         export=ExportChoice(gguf=("F16", "Q8_0", "Q4_K_M"), quality_rows=32),
     )
     path = folder / "recipe.yaml"
