@@ -71,6 +71,8 @@ def warnings(card: ModelCard, request: Request, hardware: Hardware) -> tuple[str
         found.append(f"{request.vertical}: {clause} ({terms.acceptable_use_url})")
     if terms.user_threshold is not None and request.monthly_users is None and request.use == "commercial":
         found.append(f"a separate licence is needed above {terms.user_threshold:,} monthly users")
+    if request.use is None and terms.commercial_use == "no":
+        found.append(f"{terms.name}: for non-commercial use only (say --use research or --use commercial)")
     if terms.id == "unknown":
         found.append("its licence is not verified: read the model's page before any use")
     elif terms.verified == "tag-only":

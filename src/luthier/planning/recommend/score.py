@@ -45,6 +45,8 @@ CODE_RULE = 15.0
 FLOAT16_RISK = -15.0
 PRODUCTION_DOUBLING = 4.0
 UNKNOWN_LICENCE = -15.0
+NON_COMMERCIAL = -15.0
+"""Where nobody said what it is for: most projects that begin without a product have one later."""
 UNKNOWN_LANGUAGE = -6.0
 
 
@@ -118,6 +120,9 @@ def _conditions(card: ModelCard, request: Request) -> list[ScorePart]:
     if request.stage == "production" and card.total:
         points = PRODUCTION_DOUBLING * math.log2(card.total / 1e9)
         found.append(ScorePart(name="rule", points=points, why="production: the largest that fits (guide C)"))
+    if request.use is None and find_licence(card.licence).commercial_use == "no":
+        why = "for non-commercial use only, and the use was not told (--use)"
+        found.append(ScorePart(name="licence", points=NON_COMMERCIAL, why=why))
     if find_licence(card.licence).id == "unknown":
         found.append(ScorePart(name="licence", points=UNKNOWN_LICENCE, why="its licence is not verified"))
     unsure = [code for code in request.languages if covers(card, code) == "unknown"]
