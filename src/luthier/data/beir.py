@@ -75,6 +75,11 @@ def _folder(folder: Path, shown: str, asked: str | None) -> Beir | None:
     return Beir(folder, shown, corpus, queries, qrels, asked)
 
 
+def judgement_files(beir: Beir) -> tuple[str, ...]:
+    """The files of judgements as rows name them."""
+    return tuple(_source(file=file, beir=beir).shown for file in beir.qrels.values())
+
+
 def read_beir(beir: Beir, split: str, broken: Report) -> TaskRows:
     """Ranking rows of one split and its retrieval set.
 

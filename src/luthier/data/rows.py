@@ -11,8 +11,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from luthier.data.beir import beir_of, read_beir
+from luthier.data.beir import beir_of, judgement_files, read_beir
 from luthier.data.columns import Missing, as_text, text_at, value_at
+from luthier.data.fit import NOT_CHOSEN, UNWEIGHTED, repeated, times_seen, weighed
 from luthier.data.layouts import NO_LABEL, Layout, as_number, is_hot, parts_of, tell
 from luthier.data.messages import (
     RowProblem,
@@ -484,6 +485,13 @@ def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) 
         chosen = choose(train, data.max_rows, seed=recipe.seed)
     else:
         chosen = train
+    unchosen = len(train) - len(chosen)
+    weights = _weights(data, base)
+    times = times_seen([row.file for row in chosen], [row.id for row in chosen], weights, seed=recipe.seed)
+    once = [row for row, count in zip(chosen, times, strict=True) if count]
+    dropped = {NOT_CHOSEN: unchosen} if unchosen else {}
+    if len(once) < len(chosen):
+        dropped[UNWEIGHTED] = len(chosen) - len(once)
     labels = _ordered(list(read.values())) if whole.labels else ()
     new = [name for name in labels if name not in set(whole.labels)]
     if new:
@@ -500,9 +508,13 @@ def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) 
         for name, count in leakage.items()
         if count
     ]
-    reports = [_report("train", whole, chosen, len(train) - len(chosen), cut=False)]
+    account = _report("train", whole, once, dropped, cut=False)
+    if weights:
+        copies = sum(times) - len(once)
+        account = account.model_copy(update={"weights": weights, "copies": copies})
+    reports = [account]
     reports += [
-        _report(name, read.get(name, whole), rows, 0, cut=name not in read) for name, rows in pieces.items()
+        _report(name, read.get(name, whole), rows, {}, cut=name not in read) for name, rows in pieces.items()
     ]
     validation = pieces.pop("validation", [])
     held = {"validation": validation, **pieces}
@@ -522,10 +534,22 @@ def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) 
         splits=tuple(reports),
         leakage=leakage,
         prompt_leakage=asked,
-        digest=digest(f"{one.name}={one.digest}" for one in reports),
+        digest=digest([*(f"{one.name}={one.digest}" for one in reports), *weighed(weights)]),
         notes=tuple(dict.fromkeys(notes)),
     )
-    return TaskSplits(whole.kind, chosen, validation, dict(pieces), labels, sets, report)
+    return TaskSplits(whole.kind, repeated(chosen, times), validation, dict(pieces), labels, sets, report)
+
+
+def _weights(data: DataChoice, base: Path) -> dict[str, float]:
+    """File -> weight, where that is not 1; a BEIR folder's rows stand in its judgements."""
+    found: dict[str, float] = {}
+    for source, weight in zip(data.train, data.weights, strict=False):
+        folder = beir_of(source, base)
+        if folder is not None:
+            found |= dict.fromkeys(judgement_files(folder), weight)
+        else:
+            found |= {file.shown: weight for file in resolve((source,), base=base).files}
+    return {file: weight for file, weight in found.items() if weight != 1}
 
 
 def _version(recipe: Recipe, base: Path) -> str | None:
@@ -541,13 +565,14 @@ def _part_of(whole: RetrievalSet, rows: Sequence[TaskRow]) -> RetrievalSet:
     return replace(whole, queries=queries, relevance={key: whole.relevance[key] for key in queries})
 
 
-def _report(name: str, source: TaskRows, kept: Sequence[TaskRow], unchosen: int, *, cut: bool) -> SplitReport:
-    dropped = {"not chosen by max_rows": unchosen} if unchosen else {}
+def _report(
+    name: str, source: TaskRows, kept: Sequence[TaskRow], dropped: dict[str, int], *, cut: bool
+) -> SplitReport:
     return SplitReport(
         name=name,
         files=source.files,
         cut_from_train=cut,
-        read=len(kept) + unchosen,
+        read=len(kept) + sum(dropped.values()),
         kept=len(kept),
         dropped=dropped,
         duplicates=len(kept) - len({row.id for row in kept}),

@@ -36,6 +36,14 @@ ALIASES = {
 }
 """Other words for the roles of ``data.columns``."""
 
+_ANSWERED = ("prompt", "input", "completion", "system", "tools", "group")
+_USED = {
+    "messages": ("messages", "system", "tools", "group"),
+    "sharegpt": ("messages", "system", "tools", "group"),
+    "text": ("text", "group"),
+    **dict.fromkeys(("alpaca", "prompt-completion", "input-output"), _ANSWERED),
+}
+"""Roles that each shape uses: another one would be ignored, so it is refused."""
 _LOOKED_AT = 50
 _CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 _PAIRS = (
@@ -91,6 +99,13 @@ def detect(
             line=rows[0].line,
             hint=_mapping_hint(names, rows[0].value),
         )
+    used = _USED[guess.name]
+    for written, role in zip(columns or {}, wanted, strict=True):
+        if role not in used:
+            raise RecipeError(
+                f"data.columns.{written} is not used: the rows are read as {guess.name}",
+                hint=f"remove it; {guess.name} uses {', '.join(used)}",
+            )
     shape = Shape(guess.name, {**guess.columns, **wanted})
     if shape.name == "prompt-completion" and "input" in shape.columns:
         shape = Shape("alpaca", shape.columns)
