@@ -11,32 +11,28 @@ import unicodedata
 from collections import Counter
 
 _SMALL_WORDS = {
-    "en": "the of and to in is that it for you with on are this what how was "
-    "be have from can not i my do a",
-    "an at his her their there he she they by as or me",
-    "de": "der die das und ist nicht ein eine ich zu mit auf für sich den wie "
-    "dem auch von werden in im am an einem",
-    "einen einer eines zum zur bei aus nach vom über mir mein meine",
-    "fr": "le la de les et est une des pour que dans qui pas vous sur je avec ce "
-    "il du sont à en elle au un ne",
-    "es": "el la de los las una que es por con cuál aquí para en del se como está "
-    "más su qué un lo y a al mi",
-    "it": "il la di che è per non una sono con del della mi gli le si come nel anche più un in "
-    "a al alla nella mia mio domani oggi questo quando dei",
-    "pt": "o os de as um uma que não é para com em do da por se mais como você dos no",
-    "nl": "het een van en dat niet ik op te zijn voor met die aan wat er "
-    "hoe maar ook naar in mijn mij is om",
-    "da": "og det er jeg ikke på til en at med for har som af den vi kan der du hvad "
-    "i et mig min mit fra om skal hvor i mine",
+    "en": "the of and to in is that it for you with on are this what how was be have from can not i "
+    "my do a an at his her their there he she they by as or me man woman",
+    "de": "der die das und ist nicht ein eine ich zu mit auf für sich den wie dem auch von werden in "
+    "im am an einem einen einer eines zum zur bei aus nach vom über mir mein meine",
+    "fr": "le la de les et est une des pour que dans qui pas vous sur je avec ce il du sont à en elle "
+    "au un ne",
+    "es": "el la de los las una que es por con cuál aquí para en del se como está más su qué un lo y a al mi",
+    "it": "il la di che è per non una sono con del della mi gli le si come nel anche più un in a alla "
+    "nella mia mio domani oggi questo quando dei",
+    "pt": "o os de as um uma que não é para com em do da por se mais como você dos no a",
+    "nl": "het een van en dat niet ik op te zijn voor met die aan wat er hoe maar ook naar in mijn mij is om",
+    "da": "og det er jeg ikke på til en at med for har som af den vi kan der du hvad i et mig min fra "
+    "om skal hvor mine",
     "sv": "och att det är jag inte på en som för med har av till den kan vad om du vi i ett mig min",
-    "tr": "bir ve bu için ne mi çok ile var da de olarak daha gibi ben benim "
-    "mı kadar nasıl en saat bana bugün yarın",
-    "pl": "nie w się jest z że jak jak co mi od ale czy tak dla przez mam moja proszę gdzie",
+    "tr": "bir ve bu için ne mi çok ile var da de olarak daha gibi ben benim mı kadar nasıl en saat "
+    "bana bugün yarın",
+    "pl": "nie w się jest z że jak co mi od ale czy tak dla przez mam moja proszę gdzie",
     "ro": "și în de la este nu un o să cu pe care mai din ce pentru sunt ca se al",
     "id": "yang dan di untuk dengan saya ini itu tidak ada dari ke pada apa akan bisa dalam adalah berapa",
     "lt": "ir yra kad man ar kaip į iš su tai bus ne mano kas šiandien rytoj ką nuo per o",
     "sr": "je da se na u za sam mi su koji što kako sutra moj moje od do i kakvo hoće li bude",
-    "vi": "là của và có không được cho một những trong tôi này với các người để đã gì bạn khi",
+    "vi": "của là và có không được cho một những trong tôi này với các người để đã gì bạn khi",
 }
 _LANGUAGES_OF: dict[str, tuple[str, ...]] = {
     word: tuple(language for language, words in _SMALL_WORDS.items() if word in words.split())
