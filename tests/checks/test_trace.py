@@ -24,7 +24,8 @@ from luthier.checks.trace.step import StepRequest, trace_step
 from luthier.errors import Unsupported
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, QLora
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.activations import OURS
+from luthier.sizing.parameters import architecture_from_config, target_matrices
 from luthier.sizing.training import training_memory
 
 T4: dict[str, Any] = json.loads((Path(__file__).parents[2] / "benchmarks" / "memory" / "t4.json").read_text())
@@ -156,6 +157,25 @@ def test_two_depths_foretell_the_whole_and_the_formula_is_near(method: Method, m
     assert formula.peak.total == pytest.approx(all_layers.allocated, rel=0.05)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+@pytest.mark.parametrize("method", [QLora(rank=8), Lora(rank=8, base="float8")], ids=["nf4", "float8"])
+def test_packed_bases_and_compiled_layers_of_our_trainer(method: Method, compiled: bool) -> None:
+    shape = TrainingShape(
+        micro_batch_size=2, sequence_length=1024, activation_checkpointing="full", compiled=compiled
+    )
+    config = CONFIG | {"num_hidden_layers": 3}
+    found = whole(trace_step(StepRequest(config=config, method=method, shape=shape)), 3, expandable=True)
+    kernels = replace(OURS, layers="compiled" if compiled else "plain")
+    arch = architecture_from_config(config)
+    formula = training_memory(arch, method, shape, dtype="bfloat16", kernels=kernels)
+    assert formula.peak.total == pytest.approx(found.allocated, rel=0.08)
+    wide = training_memory(arch, Lora(rank=8), shape, dtype="bfloat16", kernels=kernels)
+    linear = 2 * sum(times * matrix.weights for times, matrix in target_matrices(arch))
+    lighter = wide.phases[0].total - formula.phases[0].total
+    expected = linear * (1 - 0.258) if isinstance(method, QLora) else 0
+    assert lighter == pytest.approx(expected, rel=0.01, abs=linear * 0.015)
+
+
 def test_a_trace_in_a_process_of_its_own_is_remembered(tmp_path: Path) -> None:
     shape = TrainingShape(micro_batch_size=1, sequence_length=64)
     tiny = CONFIG | {"num_hidden_layers": 2, "vocab_size": 512}
@@ -166,8 +186,9 @@ def test_a_trace_in_a_process_of_its_own_is_remembered(tmp_path: Path) -> None:
     assert first.needed is not None
     assert first.reserved is not None
     assert first.allocated <= first.needed <= first.reserved
-    with pytest.raises(Unsupported, match="QLoRA is not in the trainer yet"):
-        trace_step(StepRequest(config=tiny, method=QLora(), shape=shape))
+    offloaded = shape.model_copy(update={"activation_checkpointing": "offload"})
+    with pytest.raises(Unsupported, match="not traced yet"):
+        trace_step(StepRequest(config=tiny, method=Lora(), shape=offloaded))
     with pytest.raises(Unsupported, match="does not know the model type novel"):
         trace_training(tiny | {"model_type": "novel"}, Full(), shape, cache=tmp_path)
 

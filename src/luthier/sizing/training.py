@@ -13,7 +13,7 @@ from luthier.schema.estimate import EvaluationShape, Part, Phase, TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.activations import OURS, Kernels, Layer
-from luthier.sizing.layers import distinct_layers
+from luthier.sizing.layers import distinct_layers, layer_matrices
 from luthier.sizing.parameters import ParameterCount, count_parameters, lora_parameters, target_matrices
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -78,6 +78,14 @@ def resident(
     if isinstance(method, QLora):
         wide = 4 if kernels.wide_residual else element
         weights = (count.total - count.linear) * wide + nf4_bytes(count.linear, method.double_quantisation)
+    elif method.base == "float8":
+        # One byte a weight, by rows and again by columns, and an fp32 scale for each of either.
+        sides = sum(
+            times * (matrix.outputs + matrix.inputs) * matrix.copies
+            for index, times in distinct_layers(arch)
+            for matrix in layer_matrices(arch, index)
+        )
+        weights = (count.total - count.linear) * element + 2 * count.linear + 4 * sides
     moments = 2 * size if size == 4 or not kernels.masters else 12
     return Resident(weights, adapters * size, adapters * size, adapters * moments, adapters)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from luthier.checks.trace.fourbit import widening_temporaries
+from luthier.checks.trace.packed import linear_temporaries
 from luthier.checks.trace.recorder import Hidden
 
 EFFICIENT = "luthier_traced_efficient"
@@ -39,6 +40,8 @@ HIDDEN: dict[str, Hidden] = {
     "aten::_softmax_backward_data": lambda args, _kwargs, _out: args[0].numel() * args[0].element_size(),
     "luthier_traced::flash_backward": _flash_temporaries,
     "luthier_traced::widen": widening_temporaries,
+    "luthier::linear": linear_temporaries,
+    "luthier::linear_backward": linear_temporaries,
 }
 
 
