@@ -225,6 +225,14 @@ def test_prompts_that_split_otherwise_are_told(tmp_path: Path, make_tokenizer) -
     assert "prompt-boundary" in {one.code for one in report.findings}
 
 
+def test_long_texts_lose_nothing_and_are_no_finding(tmp_path: Path, make_tokenizer) -> None:
+    rows = [{"text": story(n) * 4} for n in range(3)]
+    report = run(tmp_path, rows, tokenizer=make_tokenizer("chatml"), sequence_length=128)
+    assert report.tokens is not None
+    assert report.tokens.minimum > 128
+    assert "over-length" not in {one.code for one in report.findings}
+
+
 def test_each_code_has_a_case() -> None:
     of_the_whole = {"files", "empty", "mixed-shapes", "near-duplicate-limit", "languages", "labels", "one-label",
                     "rare-labels", "label-balance", "unknown-label", "prompt-boundary", "broken-image"}  # fmt: skip

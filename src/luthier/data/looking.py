@@ -276,7 +276,8 @@ def _measure(
     for row in rendered:
         facts = rows[row.file, row.line]
         facts.tokens = len(row.ids)
-        if how.limit is not None and len(row.ids) > how.limit:
+        # Plain texts are cut into pieces and lose nothing.
+        if how.limit is not None and len(row.ids) > how.limit and facts.key is not None:
             lost = int(row.trained[how.limit :].sum())
             cut = f"{len(row.ids):,} tokens; truncation would cut {lost:,} trained ones"
             facts.found.append(("over-length", f"{how.limit:,} tokens", cut))
