@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from luthier import words
+
+readable = words.readable
+"""Bytes in words, for those who write files."""
 UNFINISHED = ".unfinished-"
 """Prefix of files and folders that are being written: never read, and safe to remove when nobody writes."""
 
@@ -53,11 +57,3 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def readable(size: float) -> str:
-    """Bytes in words, in powers of ten as disks and package indexes count: 105.5 MB, 1.2 GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size:.0f} B"

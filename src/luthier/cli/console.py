@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from luthier.files import readable
+from luthier import words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,24 +74,8 @@ def print_error(error: LuthierError, *, as_json: bool) -> None:
         err().print(hint, soft_wrap=True)
 
 
-size = readable
-"""Bytes on disk and on the wire; memory has ``memory``."""
-
-
-def memory(value: float) -> str:
-    """Bytes of memory in GiB (powers of 1,024, as memory is built)."""
-    return f"{value / 2**30:.2f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: 48 s, 3 min 05 s, 2 h 10 min."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 100:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+size, memory, duration = words.readable, words.memory, words.duration
+"""Bytes on disk and on the wire; bytes of memory; seconds: as people read them."""
 
 
 @contextmanager

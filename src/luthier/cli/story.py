@@ -305,10 +305,12 @@ def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] 
 
 
 def score_words(metric: Metric) -> str:
+    """A score alone: a share as a percentage, another as it is."""
     return f"{metric.value:.1%}" if 0 <= metric.low <= metric.high <= 1 else f"{metric.value:.3f}"
 
 
 def delta_words(difference: Difference) -> str:
+    """A difference with its interval: of shares in points of 100."""
     d = difference.delta
     if difference.tuned.high <= 1 and difference.baseline.low >= 0:
         return f"{d.value * 100:+.1f} points  [{d.low * 100:+.1f}, {d.high * 100:+.1f}]"

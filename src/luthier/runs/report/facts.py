@@ -108,7 +108,7 @@ def _candidate(context: ReportContext, c: Candidate) -> CandidateRow:
         rank=c.rank,
         name=c.card.id,
         method=c.method.name,
-        memory=words.size(c.estimate.process.expected),
+        memory=words.memory(c.estimate.process.expected),
         time="" if seconds is None else words.duration(seconds.expected),
         licence=c.card.licence,
         why=tuple(words.clean(r.text, 300) for r in c.reasons[:4]),
@@ -220,10 +220,10 @@ def machine_facts(context: ReportContext) -> list[Fact]:
         p = hardware.processor
         sets = f", {' '.join(p.instruction_sets)}" if p.instruction_sets else ""
         found.append(Fact("Processor", f"{p.name}, {p.cores} cores{sets}"))
-        free = words.size(hardware.memory_free)
-        found.append(Fact("Memory", f"{words.size(hardware.memory_total)}, {free} free at the start"))
+        free = words.memory(hardware.memory_free)
+        found.append(Fact("Memory", f"{words.memory(hardware.memory_total)}, {free} free at the start"))
         found += [
-            Fact(f"GPU {g.index}", f"{g.name}, {words.size(g.memory_total)}") for g in hardware.accelerators
+            Fact(f"GPU {g.index}", f"{g.name}, {words.memory(g.memory_total)}") for g in hardware.accelerators
         ]
         if hardware.os:
             found.append(Fact("System", hardware.os))

@@ -69,7 +69,7 @@ def bands(context: ReportContext) -> list[Band]:
             "Peak memory" if on_cpu else "Peak memory of tensors",
             estimate.process if on_cpu else estimate.tensors,
             None if train is None else train.peak_memory,
-            words.size,
+            words.memory,
         )
     ]
     if estimate.seconds is not None:
@@ -119,7 +119,7 @@ def memory_parts(context: ReportContext) -> list[Part]:
     peak = context.estimate.peak
     total = peak.total or 1
     parts = sorted(peak.parts.items(), key=lambda item: -item[1])
-    return [Part(PART_NAMES[name], words.size(n), n / total * 100) for name, n in parts if n > 0]
+    return [Part(PART_NAMES[name], words.memory(n), n / total * 100) for name, n in parts if n > 0]
 
 
 def phase_rows(context: ReportContext) -> list[tuple[str, str, str, str]]:
@@ -133,7 +133,7 @@ def phase_rows(context: ReportContext) -> list[tuple[str, str, str, str]]:
         if had is not None and said:
             off = (had / said - 1) * 100
             sign = "+" if off >= 0 else words.MINUS
-            rows.append((phase, words.size(said), words.size(had), f"{sign}{abs(off):.0f} %"))
+            rows.append((phase, words.memory(said), words.memory(had), f"{sign}{abs(off):.0f} %"))
     return rows
 
 
@@ -157,7 +157,7 @@ def stage_rows(context: ReportContext) -> list[tuple[str, str, str]]:
         (
             STAGE_NAMES.get(stage, stage),
             words.duration(seconds),
-            words.size(status.peak_memory[stage]) if stage in status.peak_memory else "",
+            words.memory(status.peak_memory[stage]) if stage in status.peak_memory else "",
         )
         for stage, seconds in status.seconds.items()
     ]
@@ -170,7 +170,7 @@ def curves(context: ReportContext) -> list[Chart]:
     def line(name: str) -> list[tuple[float, float]]:
         return [(p.step, value) for p in points if (value := getattr(p, name)) is not None]
 
-    loss, memory = line("loss"), [(x, y / 1e9) for x, y in line("memory")]
+    loss, memory = line("loss"), [(x, y / 2**30) for x, y in line("memory")]
     many = len(loss) > 30
     losses = [
         Series("train, each step" if many else "train", loss, "base" if many else "tuned", faint=many),
@@ -182,6 +182,6 @@ def curves(context: ReportContext) -> list[Chart]:
         chart("Learning rate", [Series("learning rate", line("learning_rate"), "third")], from_zero=True),
         chart("Gradient norm", [Series("gradient norm", line("grad_norm"), "third")], from_zero=True),
         chart("Tokens a second", [Series("tokens/s", line("tokens_per_second"), "third")], from_zero=True),
-        chart("Memory, GB", [Series("memory", memory, "third")], unit="GB", from_zero=True),
+        chart("Memory, GiB", [Series("memory", memory, "third")], unit="GiB", from_zero=True),
     ]
     return [c for c in charts if c is not None]

@@ -99,7 +99,7 @@ def tiles(context: ReportContext) -> list[Tile]:
     if context.train is not None:
         train = context.train
         found.append(Tile("Training", words.duration(train.seconds), f"{train.steps:,} steps"))
-        found.append(Tile("Peak memory", words.size(train.peak_memory), memory_kind(context)))
+        found.append(Tile("Peak memory", words.memory(train.peak_memory), memory_kind(context)))
     ggufs = [a for a in context.artifacts if a.kind.startswith("gguf:")]
     if ggufs:
         least = min(ggufs, key=lambda a: a.bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from luthier import words as common
 from luthier.evaluation.names import named
 from luthier.schema.results import Difference, Floor, Metric, Verdict
 
@@ -12,28 +13,8 @@ VERDICTS: dict[Verdict, str] = {"better": "better", "worse": "worse", "inconclus
 LIKENESS = frozenset({"chrf", "bleu", "rouge_l"})
 """Metrics that people write as 0 to 100 without a per cent sign."""
 MINUS = "\u2212"
-
-
-def size(bytes_: float) -> str:
-    """Bytes in decimal units: 271 MB, 1.57 GB."""
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(bytes_) >= limit:
-            value = bytes_ / limit
-            # Three figures; 999.6 rounds up to the next unit's beginning and is written out.
-            return f"{value:.2f} {unit}" if value < 9.995 else f"{float(f'{value:.3g}'):,.4g} {unit}"
-    return f"{bytes_:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 4.2 s, 6 min 25 s, 3 h 10 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+size, memory, duration = common.readable, common.memory, common.duration
+"""Bytes of files, bytes of memory, and seconds, as the terminal says them too."""
 
 
 def count(value: float) -> str:
