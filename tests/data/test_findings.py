@@ -212,6 +212,23 @@ def test_labels_and_leakage_of_rows_that_are_no_conversations(tmp_path: Path) ->
     assert {one.code for one in run(tmp_path, pairs, [pairs[2]]).findings} == {"leakage"}
 
 
+def test_a_mapping_stands_for_the_held_out_rows_too(tmp_path: Path) -> None:
+    rows = [{"ask": pair(n)["prompt"], "reply": pair(n)["completion"], "note": n} for n in range(9)]
+    report = run(tmp_path, rows, [rows[5]], columns={"prompt": "ask", "completion": "reply"})
+    assert {one.code: one.lines for one in report.findings} == {"leakage": ("a.jsonl:6",)}
+
+
+def test_languages_of_many_files_are_weighed_by_their_rows(tmp_path: Path) -> None:
+    for name, text in (
+        ("a", "What is the best way to get there with you"),
+        ("b", "Wie komme ich zum Bahnhof und was"),
+    ):
+        write(tmp_path / f"{name}.jsonl", [{"text": f"{text} {n}?"} for n in range(2_500)])
+    said = whole(check(("a.jsonl", "b.jsonl"), base=tmp_path), "languages")
+    assert "en 50%" in said
+    assert "de 50%" in said
+
+
 def test_prompts_that_split_otherwise_are_told(tmp_path: Path, make_tokenizer) -> None:
     """The prompt ends in a space that the answer's first word takes with it."""
     tokenizer = make_tokenizer("headers")

@@ -31,7 +31,7 @@ from luthier.data.shapes import Shape, detect, to_chat
 from luthier.data.sources import Resolved, resolve
 from luthier.data.splits import prompt_key
 from luthier.data.stats import lengths
-from luthier.errors import DataError, LuthierError, did_you_mean
+from luthier.errors import DataError, LuthierError, RecipeError, did_you_mean
 from luthier.schema.data import CheckReport
 from luthier.schema.protocols import TextTokenizer
 from luthier.schema.recipe import DataChoice, TrainOn
@@ -149,7 +149,11 @@ def check(
         findings.add("files", detail=note)
     typed = purpose not in ("chat", "text-generation")
     choice = DataChoice(train=sources, columns=columns or {}, system=system, label_delimiter=label_delimiter)
-    held = _held_typed(purpose, choice, held_out, base) if typed else _held_out(held_out, base, system)
+    held = (
+        _held_typed(purpose, choice, held_out, base)
+        if typed
+        else _held_out(held_out, base, system, format, columns)
+    )
     state = _State(findings, held, {file.shown: number for number, file in enumerate(resolved.files)})
     state.told = on_problem
     limit = sequence_length or getattr(tokenizer, "max_length", None)
@@ -254,7 +258,9 @@ def _tell_typed(
         return None
 
 
-def _held_out(sources: tuple[str, ...], base: Path, system: str | None) -> _Held:
+def _held_out(
+    sources: tuple[str, ...], base: Path, system: str | None, form: str | None, columns: dict[str, str] | None
+) -> _Held:
     """Digests of held-out rows, read in their own shape."""
     held = _Held()
     if not sources:
@@ -264,7 +270,7 @@ def _held_out(sources: tuple[str, ...], base: Path, system: str | None) -> _Held
         first = list(islice(rows, _LOOKED_AT))
         if not first:
             continue
-        shape = _shape_or_kind(first)
+        shape = _shape_or_kind(first, form, columns)
         for row in chain(first, rows):
             try:
                 if isinstance(shape, Kind):
@@ -280,8 +286,12 @@ def _held_out(sources: tuple[str, ...], base: Path, system: str | None) -> _Held
     return held
 
 
-def _shape_or_kind(first: Sequence[RawRow]) -> Shape | Kind:
-    """What held-out rows are. Raises DataError where nothing fits."""
+def _shape_or_kind(first: Sequence[RawRow], form: str | None, columns: dict[str, str] | None) -> Shape | Kind:
+    """What held-out rows are: as the training rows, or in a shape of their own. Raises DataError."""
+    try:
+        return detect(first, format=form, columns=columns)
+    except (DataError, RecipeError):
+        pass
     try:
         return detect(first)
     except DataError:
@@ -336,7 +346,7 @@ def _take(row: Facts, state: _State) -> str | None:
     state.kept += 1
     state.size += row.size
     if row.language is not None:
-        state.languages[row.language] += 1
+        state.languages[row.language] += row.weight
     if row.short is not None and len(state.short_answers) <= _MOST_LABELS:
         state.short_answers[row.short] += 1
     if row.tokens is not None:

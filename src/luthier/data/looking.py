@@ -81,6 +81,8 @@ class Facts:
     """Bytes of its texts."""
     found: list[Found] = field(default_factory=list)
     language: str | None = None
+    weight: int = 1
+    """Rows that its language stands for."""
     short: str | None = None
     """Its answer, where that may be a label."""
     labels: tuple[str, ...] | None = None
@@ -118,11 +120,11 @@ def look_job(how: How) -> Callable[[Piece], Looked]:
             try:
                 if isinstance(shape, Shape):
                     chat = to_chat(row, shape, system=how.system)
-                    facts = _chat(chat, how, guess=_guesses(piece, len(found)))
+                    facts = _chat(chat, how, weight=_weight(piece, len(found)))
                     chats.append((chat, facts))
                     text = words_of(chat)
                 else:
-                    facts, text = _typed(row, shape, how, guess=_guesses(piece, len(found)))
+                    facts, text = _typed(row, shape, how, weight=_weight(piece, len(found)))
                 facts.found += _images(row, how)
             except RowProblem as problem:
                 broken(problem)
@@ -141,8 +143,11 @@ def look_job(how: How) -> Callable[[Piece], Looked]:
     return look
 
 
-def _guesses(piece: Piece, row: int) -> bool:
-    return (piece.number == 0 and row < _ALL_LANGUAGES) or row % _SOME_LANGUAGES == 0
+def _weight(piece: Piece, row: int) -> int:
+    """Rows that a row's language stands for: each of the first rows, later every twentieth; else 0."""
+    if piece.number == 0 and row < _ALL_LANGUAGES:
+        return 1
+    return _SOME_LANGUAGES if row % _SOME_LANGUAGES == 0 else 0
 
 
 def _unknown(row: RawRow) -> RowProblem:
@@ -158,10 +163,10 @@ def _number(digest: str) -> int:
     return int(digest[:16], 16)
 
 
-def _chat(row: ChatRow, how: How, *, guess: bool) -> Facts:
+def _chat(row: ChatRow, how: How, *, weight: int) -> Facts:
     texts = [str(message["content"]) for message in row.messages]
     facts = Facts(row.line, row.file, _number(row.id), None, 0)
-    _texts(texts, facts, how, guess=guess)
+    _texts(texts, facts, how, weight=weight)
     sample = " / ".join(text[:60] for text in texts[-2:])
     facts.found += [(code, "", sample) for code in _order(row)]
     answer = next((m for m in reversed(row.messages) if m["role"] == "assistant"), None)
@@ -194,14 +199,14 @@ def _order(row: ChatRow) -> list[str]:
     return found
 
 
-def _texts(texts: Sequence[str], facts: Facts, how: How, *, guess: bool) -> None:
+def _texts(texts: Sequence[str], facts: Facts, how: How, *, weight: int) -> None:
     """Patterns, language and size of a row's texts."""
     text = "\n".join(texts)
     facts.size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
     if not how.deep:
         return
-    if guess:
-        facts.language = guess_language(text)
+    if weight:
+        facts.language, facts.weight = guess_language(text), weight
     found = facts.found
     found += [("secret", kind, piece) for kind, piece in secrets(text)]
     found += [("personal-data", kind, piece) for kind, piece in personal_data(text)]
@@ -214,14 +219,14 @@ def _texts(texts: Sequence[str], facts: Facts, how: How, *, guess: bool) -> None
         found.append(("control-character", "", repr(odd)))
 
 
-def _typed(row: RawRow, shape: Kind | Layout, how: How, *, guess: bool) -> tuple[Facts, str]:
+def _typed(row: RawRow, shape: Kind | Layout, how: How, *, weight: int) -> tuple[Facts, str]:
     """One row with labels, or a pair, triplet or preference."""
     if isinstance(shape, Layout):
         made = row_maker(shape, how.system)(row)
         facts, texts = facts_of(made)
     else:
         facts, texts = kind_facts(row, shape)
-    _texts(texts, facts, how, guess=guess)
+    _texts(texts, facts, how, weight=weight)
     return facts, "\n".join(texts)
 
 
