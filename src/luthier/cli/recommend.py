@@ -218,7 +218,7 @@ def _machine(hardware: str | None, vram: str | None, *, unknown: bool) -> Hardwa
         return None
     if hardware is not None:
         return parse_hardware(hardware)
-    return audit() if vram is None else parse_hardware(f"vram {vram}")
+    return audit(versions=False) if vram is None else parse_hardware(f"vram {vram}")
 
 
 def _plan(

@@ -44,12 +44,15 @@ INTERESTING = (
     "i8mm",
 )
 CGROUP = Path("/sys/fs/cgroup")
+DRIVER_PLACES = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg", "/dev/nvmap")
+"""One of these is there on Linux where NVIDIA's driver is (the last two: WSL, Jetson)."""
 
 
-def audit(runs: Path | None = None) -> Hardware:
+def audit(runs: Path | None = None, *, versions: bool = True) -> Hardware:
     """Describe this machine as a process of ours may use it: container limits count, not the host's.
 
-    runs: where runs will be written; its file system's free space is told.
+    runs: where runs will be written; its file system's free space is told. versions: whether installed
+    packages are looked up too, which an advisor's answer does not need.
     """
     processor = _processor()
     total, free = _memory()
@@ -60,7 +63,7 @@ def audit(runs: Path | None = None) -> Hardware:
         disk_free=_disk_free(runs or Path.cwd()),
         accelerators=tuple(_accelerators(total, free)),
         os=f"{platform.system()} {platform.release()} ({platform.machine()})",
-        versions=_versions(),
+        versions=_versions() if versions else {},
     )
 
 
@@ -215,6 +218,8 @@ def _spec_fields(name: str) -> dict[str, Any]:
 
 def _nvml() -> list[Accelerator] | None:
     """NVIDIA cards by the driver's own library; None where there is no driver."""
+    if platform.system() == "Linux" and not any(Path(place).exists() for place in DRIVER_PLACES):
+        return None
     import pynvml
 
     try:
