@@ -1,9 +1,12 @@
 """Memory and time of large files: `data check` and the loading of a recipe's rows for training.
 
     python benchmarks/data/large.py make 2000 big.jsonl        # megabytes, file
-    python benchmarks/data/large.py load big.jsonl MODEL       # MODEL: folder with a tokenizer; twice = second start
+    python benchmarks/data/large.py load big.jsonl MODEL       # MODEL: a folder with a tokenizer
     python benchmarks/data/large.py check big.jsonl
-    python benchmarks/data/large.py speed big.jsonl            # check against plain JSON parsing, one run
+    python benchmarks/data/large.py structure big.jsonl        # its structural part
+    python benchmarks/data/large.py speed small.jsonl          # beside plain JSON parsing, one core
+
+`load` twice shows the first start and the second.
 
 Each prints one JSON object. Memory is the resident size of the process and its children together,
 sampled five times a second, files mapped into memory included.
@@ -16,7 +19,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -187,13 +190,46 @@ def load(path: Path, model: Path) -> dict[str, float]:
     }
 
 
-def check(path: Path) -> dict[str, float]:
-    """`luthier data check FILE`."""
+def check(path: Path, *, deep: bool = True) -> dict[str, float]:
+    """`luthier data check FILE`, or with deep false its structural part (`--structure`)."""
     from luthier.data.check import check as find
 
     with watched() as found:
-        report = find((str(path),), base=Path("/"))
+        report = find((str(path),), base=Path("/"), deep=deep)
+    assert report.read == report.kept + sum(report.dropped.values())
     return {**found, "rows": report.read, "MB/s": path.stat().st_size / 1e6 / found["seconds"]}
+
+
+def speed(path: Path) -> dict[str, float]:
+    """Seconds of one core for each megabyte: the structural part beside plain JSON parsing.
+
+    Processor time of one process, so that other work on the machine counts as little as it can.
+    """
+    from luthier.data import check as checking
+
+    megabytes = path.stat().st_size / 1e6
+    checking._SEVERAL = 1 << 60
+
+    def plain() -> None:
+        with path.open("rb") as file:
+            for line in file:
+                json.loads(line)
+
+    def timed(work: Callable[[], object]) -> float:
+        started = time.process_time()
+        work()
+        return megabytes / (time.process_time() - started)
+
+    first = timed(plain)
+    structure = timed(lambda: checking.check((str(path),), base=Path("/"), deep=False))
+    whole = timed(lambda: checking.check((str(path),), base=Path("/")))
+    return {
+        "json MB/s": first,
+        "structure MB/s": structure,
+        "whole check MB/s": whole,
+        "json again MB/s": timed(plain),
+        "structure / json": structure / first,
+    }
 
 
 def main() -> None:
@@ -202,8 +238,10 @@ def main() -> None:
         found = make(float(sys.argv[2]), path)
     elif what == "load":
         found = load(path, Path(sys.argv[3]))
+    elif what == "speed":
+        found = speed(path)
     else:
-        found = check(path)
+        found = check(path, deep=what == "check")
     print(json.dumps({name: round(value, 2) for name, value in found.items()}))
 
 
