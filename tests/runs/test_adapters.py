@@ -2,10 +2,10 @@
 
 import pytest
 
-from luthier.cli.serve import _only
 from luthier.errors import UsageError
 from luthier.runs.adapters import adapter_file, one_base
 from luthier.runs.directory import RunDirectory
+from luthier.runs.served import only_adapter
 from luthier.schema.recipe import DataChoice, Full, Lora, ModelChoice, Recipe
 
 
@@ -30,8 +30,8 @@ def test_a_run_without_adapter(tmp_path):
 
 
 def test_a_request_turns_one_adapter_on_and_the_others_off():
-    assert _only(1, 3) == {
+    assert only_adapter(1, 3) == {
         "lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}, {"id": 2, "scale": 0.0}]
     }
-    assert _only(None, 2) == {"lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]}
-    assert _only(None, 0) == {}
+    assert only_adapter(None, 2) == {"lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]}
+    assert only_adapter(None, 0) == {}

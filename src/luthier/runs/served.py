@@ -1,0 +1,172 @@
+"""From the words of a command to models that a gateway serves: which file, what memory, which names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from luthier.catalog.purposes import spec_of
+from luthier.errors import UsageError
+from luthier.exporting.files import folder_digest
+from luthier.files import file_sha256
+from luthier.llamacpp.runtime import LlamaServer, ServerSettings
+from luthier.planning.audit import audit
+from luthier.runs import registry
+from luthier.runs.adapters import adapter_file, base_file, one_base
+from luthier.runs.answer import model_folder
+from luthier.runs.process import torch_environment
+from luthier.runs.shipping import chat_files
+from luthier.schema.deployment import ContextPlan
+from luthier.serving.backends import LlamaBackend
+from luthier.serving.context import plan_context
+from luthier.serving.gateway import Served
+from luthier.serving.torch_backend import Kind, TorchBackend
+
+Say = Callable[[str], None]
+TORCH: tuple[Kind, ...] = ("embed", "rerank", "classify")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One model to serve."""
+
+    name: str
+    kind: Literal["chat"] | Kind
+    path: Path
+    """A GGUF file for chat, a folder for the others."""
+    trained: int | None = None
+    facts: tuple[tuple[str, Any], ...] = ()
+    adapters: tuple[tuple[str, Path], ...] = ()
+    """Names and files of adapters on this base."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *(name for name, _ in self.adapters))
+
+
+def choose(words: str, gguf: str | None = None) -> Choice:
+    """One model by ``[NAME=]RUN|FILE|FOLDER``. Errors: UsageError, FileProblem."""
+    name, _, target = words.rpartition("=")
+    path = Path(target).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        return Choice(name or path.stem, "chat", path.resolve())
+    if (path / "config.json").is_file():
+        return Choice(name or path.resolve().name, kind_of_folder(path), path.resolve())
+    run = registry.resolve(target)
+    recipe, label = run.recipe, name or run.recipe.name or run.id
+    answers = spec_of(recipe.task).answers
+    facts = (("run", run.id), ("base", recipe.model.id))
+    if answers in TORCH:
+        return Choice(label, answers, model_folder(str(run.path), answers), facts=facts)
+    file, _ = chat_files(run, gguf)
+    return Choice(label, "chat", file, recipe.training.sequence_length, (*facts, ("file", file.name)))
+
+
+def kind_of_folder(folder: Path) -> Kind:
+    """How a saved model answers, by its files. Errors: UsageError for one that chats."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    classes = " ".join(config.get("architectures") or ())
+    if (folder / "modules.json").is_file():
+        return "embed"
+    if "ForSequenceClassification" in classes:
+        return "rerank" if len(config.get("id2label") or {0: 0, 1: 1}) == 1 else "classify"
+    if "ForCausalLM" in classes or "ForConditionalGeneration" in classes:
+        raise UsageError(
+            f"{folder} holds a model that chats: it is served as GGUF",
+            hint="name a run or a .gguf file, or deploy the folder with vLLM: luthier deploy RUN --to vllm",
+        )
+    return "embed"
+
+
+def choose_adapters(models: Sequence[str], adapters: Sequence[str], *, say: Say) -> Choice:
+    """One base with the adapters of several runs (``NAME=RUN``). Errors: UsageError."""
+    if len(models) > 1:
+        raise UsageError("adapters stand on one base", hint="name one .gguf file, or none")
+    runs = {}
+    for words in adapters:
+        name, _, target = words.rpartition("=")
+        run = registry.resolve(target)
+        runs[name or run.recipe.name or run.id] = run
+    if len(runs) < len(adapters):
+        raise UsageError("two adapters have one name", hint="name them: --adapter a=RUN1 --adapter b=RUN2")
+    base = one_base(list(runs.values()))
+    if models:
+        chosen = choose(models[0])
+        name, path = chosen.name, chosen.path
+    else:
+        name, path = base.id.rpartition("/")[2], base_file(base, say=say)
+    trained = max((run.recipe.training.sequence_length or 0 for run in runs.values()), default=0) or None
+    files = tuple((name, adapter_file(run, say=say)) for name, run in runs.items())
+    return Choice(name, "chat", path, trained, (("base", base.id),), files)
+
+
+def build(
+    choices: Sequence[Choice], *, context: int | None = None, slots: int = 4, embedding: bool = False
+) -> tuple[dict[str, Served], dict[str, ContextPlan]]:
+    """Backends by name, and what each GGUF takes of the memory that those before it leave.
+
+    Errors: UsageError for two models of one name, DoesNotFit with what would fit.
+    """
+    names = [name for one in choices for name in one.names]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"two models would be called {max(names, key=names.count)}", hint="name them: a=RUN1 b=RUN2"
+        )
+    machine = audit()
+    free = machine.memory_free
+    served: dict[str, Served] = {}
+    plans: dict[str, ContextPlan] = {}
+    for one in choices:
+        if one.kind != "chat":
+            served[one.name] = _torch(one)
+            continue
+        plan = plan_context(
+            one.path,
+            free=free,
+            where=machine.processor.name,
+            context=context,
+            slots=slots,
+            trained=one.trained,
+        )
+        free -= plan.total
+        plans[one.name] = plan
+        served |= _llama(one, plan, embedding=embedding)
+    return served, plans
+
+
+def _torch(one: Choice) -> Served:
+    assert one.kind != "chat"
+    environment = torch_environment() | {"HF_HUB_OFFLINE": "1"}
+    backend = TorchBackend(
+        one.kind,
+        one.path,
+        model_id=dict(one.facts).get("base", one.path.name),
+        weights=folder_digest(one.path),
+        environment=environment,
+    )
+    return Served(backend, facts=dict(one.facts))
+
+
+def _llama(one: Choice, plan: ContextPlan, *, embedding: bool) -> dict[str, Served]:
+    settings = ServerSettings(
+        context=plan.context,
+        slots=plan.slots,
+        embedding=embedding,
+        alias=one.name,
+        adapters=tuple((str(path), 1.0) for _, path in one.adapters),
+    )
+    backend = LlamaBackend(LlamaServer(one.path, settings), weights=file_sha256(one.path))
+    facts = {**dict(one.facts), "context": plan.context}
+    found = {one.name: Served(backend, only_adapter(None, len(one.adapters)), facts)}
+    for index, (name, path) in enumerate(one.adapters):
+        own = {**facts, "adapter": path.name, "adapter_sha256": file_sha256(path)}
+        found[name] = Served(backend, only_adapter(index, len(one.adapters)), own)
+    return found
+
+
+def only_adapter(chosen: int | None, count: int) -> dict[str, Any]:
+    """What a request says so that one adapter answers, or none."""
+    return {"lora": [{"id": i, "scale": float(i == chosen)} for i in range(count)]} if count else {}

@@ -1,0 +1,91 @@
+"""A saved embedder, reranker or classifier that stays: ``python -m luthier.tasks.stay KIND FOLDER MODEL_ID``.
+
+JSON lines: one ``{"ready": true}`` once the model is loaded, then for each request of standard input
+(``{"inputs": [...]}``) one line with ``answers`` and the ``tokens`` that were read, or with ``failure``.
+Ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from luthier.data.tokenizer import FileTokenizer, load_tokenizer
+from luthier.errors import LuthierError, UsageError
+
+Answer = Callable[[list[Any]], list[Any]]
+
+
+def load(kind: str, folder: Path, model_id: str, tokenizer: FileTokenizer) -> Answer:
+    """What answers inputs of a kind: embed (texts), rerank (query and text), classify (texts or pairs)."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    match kind:
+        case "embed":
+            from luthier.tasks.vectors import load_embedder
+
+            embedder = load_embedder(folder, tokenizer, model_id=model_id, device=device)
+            return lambda inputs: list(embedder.encode(inputs).tolist())
+        case "rerank":
+            from luthier.tasks.reranking import load_saved_reranker
+
+            scorer = load_saved_reranker(folder, tokenizer, device=device)
+            return lambda inputs: [float(score) for score in scorer.score([tuple(pair) for pair in inputs])]
+        case "classify":
+            from luthier.tasks.labels import SavedClassifier
+
+            found = SavedClassifier(folder, device=device)
+            return lambda inputs: list(
+                found.classify([tuple(one) if isinstance(one, list) else one for one in inputs])
+            )
+        case _:
+            raise UsageError(f"{kind} is not a kind of answer", hint="embed, rerank or classify")
+
+
+def _texts(inputs: Iterable[Any]) -> Iterable[str]:
+    for one in inputs:
+        if isinstance(one, str):
+            yield one
+        else:
+            yield from one
+
+
+def _serve(kind: str, folder: Path, model_id: str, out: TextIO) -> None:
+    def say(**values: Any) -> None:
+        out.write(json.dumps(values) + "\n")
+        out.flush()
+
+    tokenizer = load_tokenizer(folder)
+    answer = load(kind, folder, model_id, tokenizer)
+    say(ready=True)
+    for line in sys.stdin:
+        inputs = json.loads(line)["inputs"]
+        try:
+            say(answers=answer(inputs), tokens=sum(len(tokenizer.encode(text)) for text in _texts(inputs)))
+        except LuthierError as error:
+            say(failure={"message": str(error), "hint": error.hint, "exit_code": error.exit_code})
+
+
+def main() -> int:
+    """Entry of the process."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries print where they please; what is meant goes to a copy of standard output.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        _serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3], out)
+    except LuthierError as error:
+        failure = {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
+        out.write(json.dumps({"failure": failure}) + "\n")
+        out.flush()
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
