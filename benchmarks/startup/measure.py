@@ -27,7 +27,8 @@ RUN = "from luthier.cli.main import main; main({words!r})"
 COMMANDS: dict[str, tuple[list[str], float | None]] = {
     "luthier --help": (["--help"], 1.5),
     "luthier models": (["models"], 2.5),
-    "luthier recommend": (["recommend", "--hardware", "rtx 4090"], 3.5),
+    "luthier recommend": (["recommend"], 3.5),
+    "luthier recommend --hardware 'rtx 4090'": (["recommend", "--hardware", "rtx 4090"], 3.5),
     "luthier recommend --target phone:8GB": (
         ["recommend", "--hardware", "rtx 4090", "--target", "phone:8GB"],
         None,
@@ -88,11 +89,11 @@ def main() -> None:
     asked = parser.parse_args()
     result = measure(asked.runs)
     commands: dict[str, dict[str, float | None]] = result["commands"]  # type: ignore[assignment]
-    print(f"{'command':38}{'wall s':>8}{'ratio':>7}{'own s':>8}{'ratio':>7}{'most':>6}")
+    print(f"{'command':42}{'wall s':>8}{'ratio':>7}{'own s':>8}{'ratio':>7}{'most':>6}")
     for name, row in commands.items():
         most = "" if row["most"] is None else f"{row['most']:g}"
         print(
-            f"{name:38}{row['wall_seconds']:8.3f}{row['wall_ratio']:7.2f}{row['processor_seconds']:8.3f}"
+            f"{name:42}{row['wall_seconds']:8.3f}{row['wall_ratio']:7.2f}{row['processor_seconds']:8.3f}"
             f"{row['processor_ratio']:7.2f}{most:>6}"
         )
     if asked.save:
