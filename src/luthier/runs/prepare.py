@@ -35,6 +35,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.protocols import Progress
 from luthier.schema.recipe import ClassificationChoice, Recipe
+from luthier.schema.rows import RetrievalSet
 from luthier.schema.run import Planned
 from luthier.sizing.flops import training_flops
 from luthier.sizing.parameters import architecture_of
@@ -177,6 +178,13 @@ def read_tests(files: Mapping[str, tuple[str, ...]], recipe: Recipe) -> dict[str
         name: rows_for(recipe.task, recipe.data, sources, base=base, split=name).rows
         for name, sources in files.items()
     }
+
+
+def read_corpus(name: str, sources: tuple[str, ...], recipe: Recipe) -> RetrievalSet | None:
+    """The corpus and judgements of files that are only judged (a BEIR folder); None where there are none."""
+    if spec_of(recipe.task).rows != "pairs":
+        return None
+    return rows_for(recipe.task, recipe.data, sources, base=Path("/"), split=name).retrieval
 
 
 def check_disk(resolved: Resolved, hardware: Hardware) -> None:

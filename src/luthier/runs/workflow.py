@@ -7,7 +7,7 @@ match is not done again, so a run that was killed goes on where it stood.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from luthier.evaluation.compare import compare
 from luthier.hub.cache import room
 from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.measurements import keep_measurement
-from luthier.runs.prepare import read_data, read_tests
+from luthier.runs.prepare import read_corpus, read_data, read_tests
 from luthier.runs.recorder import Recorder
 from luthier.runs.stages import load_artifacts, load_floor_results, load_results
 from luthier.schema.recipe import ExportChoice, Recipe
@@ -175,7 +175,10 @@ def _baseline_and_training(work: Work) -> TrainResult:
 def judge_base(work: Work, stage: Stage, tests: Mapping[str, Sequence[Any]]) -> dict[str, EvalResult]:
     """Every test split judged with the untouched model, or with the floor that stands in for it."""
     return work.task.judge_base(
-        work.data.splits, tests, told=partial(work.board.progress, stage), cache_dir=room("answers")
+        work.task.splits or work.data.splits,
+        tests,
+        told=partial(work.board.progress, stage),
+        cache_dir=room("answers"),
     )
 
 
@@ -242,6 +245,9 @@ def _prove(work: Work, inputs: str) -> None:
 def _judge_extra(work: Work, job: Job) -> None:
     """Judge base and tuned model on rows that the recipe does not name."""
     rows = read_tests({job.name: job.data}, work.recipe)
+    if (corpus := read_corpus(job.name, job.data, work.recipe)) is not None:
+        splits = work.data.splits
+        work.task.splits = replace(splits, retrieval={**splits.retrieval, job.name: corpus})
     baseline = judge_base(work, "prove", rows)[job.name]
     tuned = judge_tuned(work, "prove", rows)[job.name]
     work.run.save_stage(
