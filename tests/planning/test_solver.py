@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.catalog.index import model_card
 from luthier.cli.main import main
+from luthier.errors import DoesNotFit
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.solver import Question, changes, largest_step, longest_sequence
 from luthier.schema.estimate import TrainingShape
@@ -138,3 +140,15 @@ def test_an_estimate_takes_under_a_millisecond() -> None:
     asked, cut = question(), shape(2)
     best = min(timeit.repeat(lambda: asked.estimate(cut), number=10, repeat=8)) / 10
     assert best < 1e-3
+
+
+def test_a_four_bit_base_is_offered_where_wide_weights_do_not_fit() -> None:
+    arch = model_card("meta-llama/Llama-3.3-70B-Instruct").architecture
+    assert arch is not None
+    question = Question(arch, Lora(), parse_hardware("h100"), "cuda", "bfloat16")
+    wanted = TrainingShape(micro_batch_size=1, sequence_length=2048, activation_checkpointing="full")
+    with pytest.raises(DoesNotFit) as raised:
+        largest_step(question, wanted)
+    assert raised.value.hint is not None
+    assert "method.name=qlora" in raised.value.hint.split(";")[0]
+    assert "then it fits" in raised.value.hint

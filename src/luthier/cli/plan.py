@@ -50,7 +50,7 @@ def plan(
     hardware
         Hardware in words: "rtx 4090", h100, cpu:16GB; this machine if not given.
     method
-        full or lora; a recipe has its own.
+        full, lora or qlora; a recipe has its own.
     rank
         Rank of the adapters; a recipe has its own.
     length
@@ -191,6 +191,9 @@ def _answer(
             }
         )
         return 0 if trouble is None else trouble.exit_code
+    if trouble is not None:
+        # What cannot run takes no time.
+        estimate = estimate.model_copy(update={"seconds": None, "tokens_per_second": None, "cost": None})
     _print(question, shape, estimate, savings)
     if trouble is not None:
         raise trouble

@@ -11,7 +11,7 @@ from luthier.planning.estimate import Device, estimate_training
 from luthier.schema.estimate import Estimate, TrainingShape
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Full, Lora, Method
+from luthier.schema.recipe import Full, Lora, Method, QLora
 
 GPU_SHARE = 0.97
 """Share of a GPU's free memory that a run may take."""
@@ -162,9 +162,14 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     if isinstance(question.method, Full):
         lora = replace(question, method=Lora())
         consider("adapters instead of all weights", "method.name=lora", lora, tight, 1)
-    elif question.method.rank > 8:
-        lower = question.method.model_copy(update={"rank": 8})
-        consider("smaller adapters", "method.rank=8", replace(question, method=lower), shape, 1)
+    else:
+        if question.method.name == "lora" and question.method.base is None and question.device == "cuda":
+            kept = question.method.model_dump(exclude={"name", "base"})
+            four_bit = replace(question, method=QLora(**kept))
+            consider("a base in four bits", "method.name=qlora", four_bit, shape, 1)
+        if question.method.rank > 8:
+            lower = question.method.model_copy(update={"rank": 8})
+            consider("smaller adapters", "method.rank=8", replace(question, method=lower), shape, 1)
     longest = longest_sequence(question, tight, most=shape.sequence_length)
     shorter = longest if longest and longest < shape.sequence_length else shape.sequence_length // 2
     if shorter >= 64:
@@ -190,7 +195,7 @@ def does_not_fit(question: Question, shape: TrainingShape) -> DoesNotFit:
         f"at a time with activation checkpointing, and {where} leaves {question.budget / GIB:.1f} GiB"
     )
     ways = [change.sentence for change in changes(question, smallest)]
-    if estimate.process.expected and weights > question.budget:
+    if weights > question.budget and not any("then it fits" in way for way in ways):
         ways = [
             f"the weights alone are {weights / GIB:.1f} GiB: choose a smaller model (`luthier recommend`)"
         ]
