@@ -127,8 +127,12 @@ def test_eight_bits_hold_the_weight_to_four_per_cent():
     parts = float8.quantise(weight)
     assert (float8.dequantised(parts, torch.float32) - weight).norm() < 0.04 * weight.norm()
     x, grad = torch.randn(9, 96), torch.randn(9, 64)
-    assert (float8.product(x, parts, None) - x @ weight.t()).norm() < 0.06 * (x @ weight.t()).norm()
-    assert (float8.product_back(grad, parts) - grad @ weight).norm() < 0.06 * (grad @ weight).norm()
+    assert (float8.product(float8.cast(x), parts, None, x.dtype) - x @ weight.t()).norm() < 0.06 * (
+        x @ weight.t()
+    ).norm()
+    assert (float8.product_back(float8.cast(grad), parts, grad.dtype) - grad @ weight).norm() < 0.06 * (
+        grad @ weight
+    ).norm()
 
 
 def test_a_device_without_eight_bit_products_is_refused():

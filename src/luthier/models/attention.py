@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from luthier.models.varlen import varlen_attention
+from luthier.models.varlen import Kernel, kernel_for, varlen_attention
 
 NAME = "luthier_documents"
 _KINDS = frozenset({"full_attention", "sliding_attention"})
@@ -38,16 +38,25 @@ def supports_documents(model: Any) -> bool:
 
 def why_not_varlen(model: Any) -> str | None:
     """Why one kernel cannot take all documents at once on CUDA, in words; None where it can."""
-    config = model.config
+    config, width = model.config, _head_width(model.config)
     if getattr(config, "attn_logit_softcapping", None):
         return "its attention scores are soft-capped"
     if getattr(config, "attention_dropout", 0.0):
         return "it drops attention weights in training"
-    heads = getattr(config, "num_attention_heads", None)
-    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     if width is None or width % _HEAD_STEP or width > _WIDEST_HEAD:
         return f"its heads are {width} wide"
     return None
+
+
+def _head_width(config: Any) -> int | None:
+    heads = getattr(config, "num_attention_heads", None)
+    width: int | None = getattr(config, "head_dim", None)
+    return width or (config.hidden_size // heads if heads else None)
+
+
+def varlen_kernel(model: Any) -> Kernel:
+    """The fastest kernel that takes all documents at once, where one can (`why_not_varlen`)."""
+    return kernel_for(next(model.parameters()).device, _head_width(model.config))
 
 
 def register() -> None:
@@ -77,13 +86,19 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 
 
 def document_arguments(
-    lengths: tuple[int, ...], *, device: torch.device, tensors: bool, longest: int | None = None
+    lengths: tuple[int, ...],
+    *,
+    device: torch.device,
+    tensors: bool,
+    longest: int | None = None,
+    kernel: Kernel = "torch",
 ) -> dict[str, Any]:
     """What tells the attention where documents end, as keyword arguments of the model.
 
     tensors: the ends as an int32 tensor [documents + 1], which one compiled graph takes whatever the
     lengths are (CUDA in half precision, and compiled layers); else the lengths as they are. longest: a
-    bound on any document's length that stays the same over a run, for the same reason.
+    bound on any document's length that stays the same over a run, for the same reason. kernel: which one
+    takes them on CUDA (`varlen_kernel`).
     """
     if not tensors:
         return {"document_lengths": lengths}
@@ -91,6 +106,7 @@ def document_arguments(
     return {
         "document_ends": ends.to(device, non_blocking=True),
         "document_longest": max(longest or 0, *lengths),
+        "document_kernel": kernel,
     }
 
 
@@ -104,6 +120,7 @@ def documents_attention(
     document_lengths: tuple[int, ...] | None = None,
     document_ends: Tensor | None = None,
     document_longest: int = 0,
+    document_kernel: Kernel = "torch",
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -128,6 +145,7 @@ def documents_attention(
                 document_longest,
                 scale=scaling,
                 window=sliding_window,
+                kernel=document_kernel,
             )
             return out.unsqueeze(0), None
         mask = _mask(document_ends, query.shape[2], sliding_window)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 NAMES = ("rows", "row_scales", "columns", "column_scales")
 LARGEST = 448.0
@@ -29,27 +30,34 @@ def dequantised(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return (parts[0].float() * parts[1]).to(dtype)
 
 
-def product(x: Tensor, parts: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    """``x W' + bias`` with x [tokens, in] cast row by row."""
-    out = _scaled(x, parts[0], parts[1])
+def product(x: Sequence[Tensor], parts: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``x W' + bias`` for x [tokens, in] as `cast` gives it."""
+    out = _scaled(x, parts[0], parts[1], dtype)
     return out if bias is None else out.add_(bias)
 
 
-def product_back(grad: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """``grad W`` with grad [tokens, out] cast row by row."""
-    return _scaled(grad, parts[2], parts[3])
+def product_back(grad: Sequence[Tensor], parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """``grad W`` for grad [tokens, out] as `cast` gives it."""
+    return _scaled(grad, parts[2], parts[3], dtype)
 
 
-def _scaled(x: Tensor, other: Tensor, scales: Tensor) -> Tensor:
-    if not x.is_cuda:
-        rows, row_scales = _cast(x)
-        return ((rows.float() @ other.float().t()) * row_scales * scales.t()).to(x.dtype)
-    rows, row_scales = _cast_on_gpu()(x)
-    return torch._scaled_mm(rows, other.t(), row_scales, scales.t(), out_dtype=x.dtype, use_fast_accum=True)
+def cast(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x row by row in e4m3, and the scale of each row [rows, 1]; one kernel on CUDA."""
+    being_traced = torch.compiler.is_compiling() or detect_fake_mode([x]) is not None
+    if x.is_cuda and not being_traced:
+        found: tuple[Tensor, Tensor] = _cast_on_gpu()(x)
+        return found
+    return _cast(x)
+
+
+def _scaled(x: Sequence[Tensor], other: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    rows, row_scales = x
+    if not rows.is_cuda:
+        return ((rows.float() @ other.float().t()) * row_scales * scales.t()).to(dtype)
+    return torch._scaled_mm(rows, other.t(), row_scales, scales.t(), out_dtype=dtype, use_fast_accum=True)
 
 
 def _cast(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x row by row in e4m3, and the scale of each row [rows, 1]."""
     scales = x.abs().amax(dim=1, keepdim=True).float().clamp_min(_TINY) / LARGEST
     return (x.float() / scales).to(torch.float8_e4m3fn), scales
 

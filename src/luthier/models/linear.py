@@ -28,7 +28,9 @@ def adapted_linear(  # noqa: PLR0917 (as the operation is called)
     like); a: [rank, in] with the adapter's scale in it; b: [out, rank]; both of x's dtype, or None.
     """
     flat = x.reshape(-1, x.shape[-1])
-    out, _ = _linear(flat, list(base), kind, bias, a, b)
+    # Outside of the operation: there the compiler joins it to what made x, and layers of one input share it.
+    narrow = list(float8.cast(flat.detach())) if kind == FLOAT8 else []
+    out, _ = _linear(flat, list(base), kind, bias, a, b, narrow)
     return out.view(*x.shape[:-1], out.shape[-1])  # type: ignore[no-any-return]
 
 
@@ -46,11 +48,17 @@ def _rows(base: Sequence[Tensor], kind: str, width: int) -> int:
 
 
 def _forward(  # noqa: PLR0917 (signature of the operation)
-    x: Tensor, base: list[Tensor], kind: str, bias: Tensor | None, a: Tensor | None, b: Tensor | None
+    x: Tensor,
+    base: list[Tensor],
+    kind: str,
+    bias: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    narrow: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     low = x.new_empty(x.shape[0], 0) if a is None else x @ a.t()
     if kind == FLOAT8:
-        out = float8.product(x, base, bias)
+        out = float8.product(narrow, base, bias, x.dtype)
         if b is not None:
             out.addmm_(low, b.t())
         return out, low
@@ -62,20 +70,32 @@ def _forward(  # noqa: PLR0917 (signature of the operation)
 
 
 def _forward_shapes(  # noqa: PLR0917
-    x: Tensor, base: list[Tensor], kind: str, bias: Tensor | None, a: Tensor | None, b: Tensor | None
+    x: Tensor,
+    base: list[Tensor],
+    kind: str,
+    bias: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    narrow: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    del bias, b
+    del bias, b, narrow
     rank = 0 if a is None else a.shape[0]
     return x.new_empty(x.shape[0], _rows(base, kind, x.shape[1])), x.new_empty(x.shape[0], rank)
 
 
 def _backward_input(  # noqa: PLR0917
-    grad: Tensor, base: list[Tensor], kind: str, width: int, a: Tensor | None, b: Tensor | None
+    grad: Tensor,
+    base: list[Tensor],
+    kind: str,
+    width: int,
+    a: Tensor | None,
+    b: Tensor | None,
+    narrow: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of ``x a'``."""
     low = grad.new_empty(grad.shape[0], 0) if b is None else grad @ b
     if kind == FLOAT8:
-        out = float8.product_back(grad, base)
+        out = float8.product_back(narrow, base, grad.dtype)
         if a is not None:
             out.addmm_(low, a)
         return out, low
@@ -86,9 +106,15 @@ def _backward_input(  # noqa: PLR0917
 
 
 def _backward_input_shapes(  # noqa: PLR0917
-    grad: Tensor, base: list[Tensor], kind: str, width: int, a: Tensor | None, b: Tensor | None
+    grad: Tensor,
+    base: list[Tensor],
+    kind: str,
+    width: int,
+    a: Tensor | None,
+    b: Tensor | None,
+    narrow: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    del base, kind, b
+    del base, kind, b, narrow
     rank = 0 if a is None else a.shape[0]
     return grad.new_empty(grad.shape[0], width), grad.new_empty(grad.shape[0], rank)
 
@@ -102,7 +128,8 @@ def _known_to_torch() -> Callable[..., Any]:
     backward.register_fake(_backward_input_shapes)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, base, ctx.kind, _, a, b = inputs
+        x, base, ctx.kind, _, a, b, narrow = inputs
+        ctx.narrow = len(narrow)
         ctx.adapter, ctx.width = a is not None, x.shape[1]
         kept = (x, output[1], a, b) if ctx.adapter else ()
         ctx.save_for_backward(*base, *kept)
@@ -110,15 +137,17 @@ def _known_to_torch() -> Callable[..., Any]:
     def back(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         saved = list(ctx.saved_tensors)
         grad = grad.contiguous()
+        none = [None] * ctx.narrow
+        narrow = list(float8.cast(grad)) if ctx.kind == FLOAT8 else []
         if not ctx.adapter:
-            out, _ = backward(grad, saved, ctx.kind, ctx.width, None, None)
-            return out, [None] * len(saved), None, None, None, None
+            out, _ = backward(grad, saved, ctx.kind, ctx.width, None, None, narrow)
+            return out, [None] * len(saved), None, None, None, None, none
         *base, x, low, a, b = saved
         if ctx.needs_input_grad[0]:
-            grad_x, grad_low = backward(grad, base, ctx.kind, ctx.width, a, b)
+            grad_x, grad_low = backward(grad, base, ctx.kind, ctx.width, a, b, narrow)
         else:
             grad_x, grad_low = None, grad @ b
-        return grad_x, [None] * len(base), None, None, grad_low.t() @ x, grad.t() @ low
+        return grad_x, [None] * len(base), None, None, grad_low.t() @ x, grad.t() @ low, none
 
     forward.register_autograd(back, setup_context=keep)
     return forward

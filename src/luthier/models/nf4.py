@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ NAMES = ("packed", "scales", "code", "scale_scales", "scale_code", "scale_offset
 scales are quantised too, [blocks / 256], [256] and one number."""
 
 
+@cache
 def functional() -> Any:
     """bitsandbytes' functions. Raises Unsupported where it is not installed or cannot be used."""
     # On a CPU it warns of an optional kernel package while it is imported.
@@ -60,24 +62,16 @@ def parts_of(packed: Tensor, state: Any) -> tuple[Tensor, ...]:
 
 def dequantised(parts: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
     """The matrix [out, width] that the parts stand for."""
-    bnb = functional()
+    functional()
+    bnb = torch.ops.bitsandbytes
     packed, scales, code, *double = parts
     numbers = packed.numel() * 2
     # As rows of one block each: bitsandbytes 0.50 on a CPU reads rows of other lengths at the wrong places.
     rows = (numbers // BLOCK, BLOCK) if numbers % BLOCK == 0 else (numbers // width, width)
-    state = bnb.QuantState(
-        absmax=scales,
-        shape=torch.Size(rows),
-        code=code,
-        blocksize=BLOCK,
-        quant_type="nf4",
-        dtype=dtype,
-    )
+    del code  # NF4's own, which the kernel has
+    # The operations themselves: its functions over them take longer on the host than the kernels on the card.
     if double:
         inner, inner_code, offset = double
-        state.offset, state.nested = offset[0], True
-        state.state2 = bnb.QuantState(
-            absmax=inner, code=inner_code, blocksize=SCALE_BLOCK, dtype=torch.float32
-        )
-    out: Tensor = bnb.dequantize_4bit(packed, state)
+        scales = bnb.dequantize_blockwise(scales, inner, inner_code, SCALE_BLOCK, torch.float32).add_(offset)
+    out: Tensor = bnb.dequantize_4bit(packed, scales, BLOCK, "nf4", rows, dtype)
     return out.view(-1, width)

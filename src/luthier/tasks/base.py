@@ -28,6 +28,7 @@ from luthier.schema.recipe import Full, Lora, Recipe
 from luthier.schema.results import EvalResult, ParityCheck, TrainResult
 from luthier.tasks.warm import start_from_adapter
 from luthier.training import checkpoint
+from luthier.training.layers import train_all_but
 from luthier.training.loop import BatchSource, Control, Metrics, fit, selected_checkpoint
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import put_weights
@@ -245,7 +246,7 @@ class ModelTask(ABC):
         source, held_out = self.source(splits), self.held_out(splits)
         full = isinstance(self.recipe.method, Full)
         if full:
-            self.model.requires_grad_(True)
+            train_all_but(self.model, self.recipe.training.frozen_layers)
         try:
             result = fit(
                 self.model,
@@ -278,7 +279,11 @@ class ModelTask(ABC):
         folder = selected_checkpoint(run_directory, self.recipe.training)
         saved = checkpoint.load_weights(folder)
         full = isinstance(self.recipe.method, Full)
-        own = {name: weight for name, weight in self.model.named_parameters() if full or weight.requires_grad}
+        own = {
+            name: weight
+            for name, weight in self.model.named_parameters()
+            if weight.requires_grad or (full and name in saved)
+        }
         put_weights(own, saved)
         self._now_trained(folder)
         self.before_answers(run_directory)

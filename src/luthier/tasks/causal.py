@@ -12,9 +12,11 @@ from luthier.models.attention import (
     attending_to_documents,
     document_arguments,
     supports_documents,
+    varlen_kernel,
     why_not_varlen,
 )
 from luthier.models.heads import Head, head_is_right, head_of
+from luthier.models.varlen import Kernel
 from luthier.training.losses import linear_cross_entropy
 from luthier.training.objective import Loss, MicroBatch, flatten, full_logits_loss, rounded, unpack
 
@@ -33,6 +35,7 @@ class CausalObjective:
     documents: bool
     tensors: bool = False
     longest: int | None = None
+    kernel: Kernel = "torch"
 
     def scope(self, model: Any) -> AbstractContextManager[None]:
         return attending_to_documents(model) if self.documents else nullcontext()
@@ -51,7 +54,11 @@ class CausalObjective:
                     "position_ids": flat.positions,
                     "use_cache": False,
                     **document_arguments(
-                        flat.lengths, device=flat.ids.device, tensors=self.tensors, longest=self.longest
+                        flat.lengths,
+                        device=flat.ids.device,
+                        tensors=self.tensors,
+                        longest=self.longest,
+                        kernel=self.kernel,
                     ),
                 }
                 if self.head is None:
@@ -98,4 +105,5 @@ def causal_objective(model: Any, *, compiled: bool = False, longest: int | None 
     weight = next(model.parameters())
     half = model.dtype in (torch.bfloat16, torch.float16)
     one_kernel = weight.is_cuda and half and why_not_varlen(model) is None
-    return CausalObjective(head, documents, documents and (compiled or one_kernel), longest)
+    kernel = varlen_kernel(model) if one_kernel else "torch"
+    return CausalObjective(head, documents, documents and (compiled or one_kernel), longest, kernel)

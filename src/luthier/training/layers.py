@@ -23,7 +23,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from luthier.errors import Unsupported
+from luthier.errors import RecipeError, Unsupported
 from luthier.schema.recipe import TrainingChoice
 
 Keeping = Literal["none", "selective", "full", "offload"]
@@ -63,6 +63,22 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
             found.append(module)
             paths.append(path)
     return found
+
+
+def train_all_but(model: Any, frozen_layers: int) -> None:
+    """Let all weights be trained but those of the first layers, and of the embeddings below these."""
+    model.requires_grad_(True)
+    if not frozen_layers:
+        return
+    layers = layers_of(model)
+    if frozen_layers >= len(layers):
+        raise RecipeError(
+            f"training.frozen_layers: of {len(layers)} layers {frozen_layers} frozen leave nothing to train",
+            hint=f"freeze at most {max(0, len(layers) - 1)}",
+        )
+    model.get_input_embeddings().requires_grad_(False)
+    for layer in layers[:frozen_layers]:
+        layer.requires_grad_(False)
 
 
 @dataclass

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import CheckpointError
+from luthier.errors import CheckpointError, Unsupported
 from luthier.schema.recipe import TrainingChoice
+from luthier.training.rounding import RoundedAdamW
 
 
 def learning_rate(step: int, total: int, choice: TrainingChoice) -> float:
@@ -52,8 +53,9 @@ class Optimizer:
         assert self.model_weights, "nothing to train"
         self.masters: dict[str, Tensor] = {}
         self.handles = []
+        pure = choice.optimizer == "adamw-bf16"
         for name, weight in self.model_weights.items():
-            if weight.dtype == torch.float32:
+            if pure or weight.dtype == torch.float32:
                 self.masters[name] = weight
                 continue
             master = weight.detach().float().requires_grad_(True)
@@ -68,13 +70,7 @@ class Optimizer:
             if group
         ]
         kind = next(iter(self.masters.values())).device.type
-        self.adamw = torch.optim.AdamW(
-            groups,
-            lr=0.0,
-            betas=(choice.beta1, choice.beta2),
-            fused=kind in ("cpu", "cuda"),
-            foreach=False if kind in ("cpu", "cuda") else None,
-        )
+        self.adamw = _adamw(choice, groups, kind)
         self.max_norm = choice.max_grad_norm
 
     def clip(self) -> Tensor:
@@ -118,6 +114,38 @@ class Optimizer:
         """Let go of the model."""
         for handle in self.handles:
             handle.remove()
+
+
+def _adamw(choice: TrainingChoice, groups: list[dict[str, Any]], kind: str) -> torch.optim.Optimizer:
+    """The optimiser that the recipe asks for. Raises Unsupported where it needs what is not there."""
+    betas = (choice.beta1, choice.beta2)
+    match choice.optimizer:
+        case "adamw":
+            fused = kind in ("cpu", "cuda")
+            return torch.optim.AdamW(
+                groups, lr=0.0, betas=betas, fused=fused, foreach=False if fused else None
+            )
+        case "adamw-bf16":
+            return RoundedAdamW(groups, lr=0.0, betas=betas)
+        case "adamw-8bit" | "paged-adamw-8bit" as name:
+            if kind != "cuda":
+                raise Unsupported(
+                    f"training.optimizer: {name} works on CUDA only",
+                    hint="use adamw, or adamw-bf16 to save memory on a CPU",
+                )
+            try:
+                import bitsandbytes
+            except ImportError as error:
+                raise Unsupported(
+                    f"training.optimizer: {name} needs bitsandbytes ({error})",
+                    hint='install it: pip install "luthier[qlora]"',
+                ) from error
+            kinds = {
+                "adamw-8bit": bitsandbytes.optim.AdamW8bit,
+                "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit,
+            }
+            made: torch.optim.Optimizer = kinds[name](groups, lr=0.0, betas=betas)
+            return made
 
 
 @torch.no_grad()

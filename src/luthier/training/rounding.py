@@ -1,0 +1,71 @@
+"""AdamW on weights held in bf16 alone: what a step adds is rounded up or down by chance and so not lost.
+
+bf16 keeps eight bits of a weight: an update under a 256th of it rounds away, every time. Rounding up with the
+probability of what is lost keeps it on average (Gupta et al. 2015, arXiv 1502.02551; for bf16 weights Zamirai
+et al. 2020, arXiv 2010.06192). Bytes a weight: 2, its gradient 2, both moments 2 each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RoundedAdamW(torch.optim.Optimizer):
+    """Decoupled weight decay; moments in the weights' own type. Takes weights in bf16 or fp32.
+
+    The draws come from torch's generator of the weights' device, so that a run resumes exactly.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every weight that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+
+    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = 0
+            state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        state["step"] += 1
+        first, second = group["betas"]
+        grad = weight.grad
+        assert grad is not None
+        grad = grad.float()
+        mean = torch.lerp(state["mean"].float(), grad, 1 - first)
+        square = torch.lerp(state["square"].float(), grad.square(), 1 - second)
+        state["mean"].copy_(stochastic(mean, weight.dtype))
+        state["square"].copy_(stochastic(square, weight.dtype))
+        down = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+        wanted = weight.float() * (1 - group["lr"] * group["weight_decay"])
+        wanted.addcdiv_(mean, down, value=-group["lr"] / (1 - first ** state["step"]))
+        weight.copy_(stochastic(wanted, weight.dtype))
+
+
+def stochastic(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 values in dtype; to bf16 up or down, each with the chance that makes the mean exact."""
+    if dtype != torch.bfloat16:
+        return values.to(dtype)
+    # A bf16 number is the upper half of an fp32 one: adding a random lower half carries into it now and then.
+    chance = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device)
+    bits = values.contiguous().view(torch.int32)
+    carried = ((bits + chance) & -65536).view(torch.float32)
+    return torch.where(values.isfinite(), carried, values).to(dtype)
