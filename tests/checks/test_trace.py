@@ -116,7 +116,14 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("chosen", CHOSEN, ids="-".join)
+SLOW = {("bare compiled", "full", "full"), ("bare compiled", "qlora", "full"), ("trl", "qlora", "full")}
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHOSEN],
+    ids=["-".join(c) for c in CHOSEN],
+)
 def test_other_stacks_kernels_as_measured(chosen: tuple[str, str, str]) -> None:
     """Liger, autocast, TRL's loss and compiled layers on an H100, first row of each kind."""
     row = next(
