@@ -103,6 +103,8 @@ def test_out_of_scope_rows_are_scored_on_their_own():
     assert result.metrics["out_of_scope_recall"].value == 0.5
     assert result.metrics["in_scope_accuracy"].value == 0.5
     assert result.metrics["accuracy"].value == 0.5
+    # Of the two rows inside, one is right at 0.9 and one (refused, yet its best label is right) at 0.3.
+    assert result.metrics["calibration_error"].value == pytest.approx((0.1 + 0.7) / 2)
 
 
 def test_an_interval_of_macro_f1_covers_what_more_rows_show():

@@ -92,7 +92,9 @@ def _bins(rows: Sequence[ScoredRow], labels: tuple[str, ...]) -> Floats:
     found[index, place] = confidence
     found[index, BINS + place] = right
     found[:, -1] = 1
-    return found
+    # No label is right for a row outside all of them, however sure: refusal is scored on its own.
+    inside = np.array([1 - row.figures.get("out_of_scope", 0.0) for row in rows])
+    return np.asarray(found * inside[:, None])
 
 
 def _ece(totals: Floats) -> Floats:
@@ -156,7 +158,7 @@ SET_METRICS: dict[str, SetMetric] = {
             "calibration_error",
             "Calibration error",
             "Expected calibration error: distance between confidence and share right, over 15 bins of "
-            "confidence, weighted by rows (Guo et al. 2017).",
+            "confidence, weighted by rows (Guo et al. 2017); rows outside all labels are left out.",
             _bins,
             _ece,
             greater_is_better=False,
