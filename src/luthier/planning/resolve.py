@@ -121,6 +121,9 @@ class _Resolver:
         self._types()
         self._documented()
         length = self._length()
+        if self.profile.inputs > 1:
+            # From here on a row's texts count as one sequence, which no context limits: each alone is read.
+            self.arch = self.arch.model_copy(update={"max_positions": None})
         shape = self._cut(length)
         tokens, steps = self._amount(shape)
         self._intervals(steps)

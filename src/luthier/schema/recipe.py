@@ -59,6 +59,8 @@ class SimilarityChoice(Record):
     @field_validator("dimensions", mode="before")
     @classmethod
     def _sizes(cls, value: object) -> object:
+        if isinstance(value, int):
+            return (value,)
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
