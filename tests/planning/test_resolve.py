@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from luthier.errors import DoesNotFit, RecipeError
-from luthier.planning.resolve import resolve
+from luthier.planning.estimate import kernels_for
+from luthier.planning.hypothetical import parse_hardware
+from luthier.planning.resolve import Resolved, resolve
 from luthier.schema.data import Lengths
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.hardware import Accelerator, Hardware, Processor
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import DataChoice, Full, Lora, ModelChoice, QLora, Recipe, TrainingChoice
+from luthier.sizing.training import training_memory
 
 GIB = 1 << 30
 SMOL = Architecture(
@@ -62,6 +65,8 @@ RTX_4090 = Hardware(
         ),
     ),
 )
+
+H100 = parse_hardware("h100")
 
 
 def lengths(count: int, mean: int, maximum: int) -> Lengths:
@@ -196,3 +201,51 @@ def test_qlora_takes_less_and_layers_are_compiled_on_a_gpu_only() -> None:
     here = resolve(recipe(), arch=SMOL, hardware=LAPTOP, profile=PROFILE)
     assert here.recipe.training.compile is False
     assert here.recipe.sources["training.compile"] == "on a GPU with bf16 only"
+
+
+def test_the_plan_is_of_the_layers_as_they_will_run() -> None:
+    """Compiled or not, recomputed or not: shape, estimate and recipe say one thing."""
+    long = PROFILE.model_copy(update={"train": lengths(2000, 700, 1024)})
+
+    def plan(**training: object) -> Resolved:
+        asked = recipe(training=TrainingChoice.model_validate(training))
+        return resolve(asked, arch=LLAMA_8B, hardware=H100, profile=long)
+
+    kept = {"activation_checkpointing": "none", "micro_batch_size": 4}
+    compiled, plain = plan(**kept), plan(compile=False, **kept)
+    assert compiled.recipe.training.compile
+    assert (compiled.shape.compiled, plain.shape.compiled) == (True, False)
+    held = {name: found.estimate.tensors.expected for name, found in (("c", compiled), ("p", plain))}
+    assert held["c"] < 0.95 * held["p"]
+    for found in (compiled, plain):
+        training = found.recipe.training
+        assert found.shape.micro_batch_size == training.micro_batch_size
+        assert found.shape.activation_checkpointing == training.activation_checkpointing
+        kernels = kernels_for("cuda", "bfloat16", compiled=found.shape.compiled)
+        alone = training_memory(
+            LLAMA_8B, found.recipe.method, found.shape, dtype="bfloat16", kernels=kernels, hopper=True
+        )
+        assert found.estimate.tensors.expected == alone.peak.total
+    sizes = [
+        max(p.total for p in plan(micro_batch_size=4, **mode).estimate.phases if p.name != "evaluate")
+        for mode in (
+            {"activation_checkpointing": "none"},
+            {"activation_checkpointing": "selective"},
+            {"activation_checkpointing": "full", "recomputed_layers": 24},
+            {"activation_checkpointing": "full"},
+            {"activation_checkpointing": "offload"},
+        )
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+
+
+def test_selective_checkpointing_brings_compiled_layers() -> None:
+    few = {"activation_checkpointing": "selective", "max_steps": 3}
+    asked = recipe(training=TrainingChoice.model_validate(few))
+    found = resolve(asked, arch=LLAMA_8B, hardware=RTX_4090, profile=PROFILE)
+    assert found.recipe.training.compile is True
+    assert "selective" in found.recipe.sources["training.compile"]
+    refused = recipe(training=TrainingChoice.model_validate(few | {"compile": False}))
+    with pytest.raises(RecipeError, match="selective needs compiled layers"):
+        resolve(refused, arch=LLAMA_8B, hardware=RTX_4090, profile=PROFILE)

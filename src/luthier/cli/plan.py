@@ -82,13 +82,20 @@ def plan(
             hint="use --length, --batch, --rank",
         )
     from luthier.planning.audit import audit
+    from luthier.planning.estimate import compiles
     from luthier.planning.hypothetical import parse_hardware
 
     machine = parse_hardware(hardware) if hardware is not None else audit()
     arch, config = shape_of(model)
     shape = _wanted(arch, length, batch)
+    if rows < 1 or epochs <= 0:
+        raise UsageError(
+            f"{rows} rows, {epochs:g} times, are nothing to train on", hint="use at least one row"
+        )
     tokens = round(rows * epochs * shape.sequence_length)
     question = _question(arch, _method(method, rank), machine, dtype=dtype, tokens=tokens)
+    steps = max(1, round(rows * epochs / batch))
+    shape = shape.model_copy(update={"compiled": compiles(question.device, question.dtype, steps)})
     return _answer(model, question, shape, config=config, price=price_per_hour, exact=exact, as_json=json)
 
 
@@ -243,13 +250,19 @@ def _print(question: Question, shape: TrainingShape, estimate: Estimate, savings
         f"{shape.micro_batch_size} x {shape.sequence_length:,} tokens at a time, "
         f"{shape.accumulation} of them a step"
     )
-    again = "recomputed in the backward pass" if shape.activation_checkpointing == "full" else "kept"
+    again = {
+        "none": "kept",
+        "selective": "products and attention kept, the rest recomputed in the backward pass",
+        "full": "recomputed in the backward pass",
+        "offload": "recomputed in the backward pass, layers' inputs in the host's memory",
+    }[shape.activation_checkpointing]
     out().print(
         grid(
             [
                 ("Method", f"{question.method.name}, {question.dtype}, on {question.device}"),
                 ("Step", cut),
                 ("Activations", again),
+                ("Layers", "compiled" if shape.compiled else "one kernel for each operation"),
                 ("Room", f"{memory(question.budget)} for the process"),
             ]
         )

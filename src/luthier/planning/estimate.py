@@ -30,11 +30,18 @@ CONTEXT_ELSEWHERE = 500 * MIB
 FORMULA_BAND = 0.05
 """Half-width of the formula's band on a GPU, as a share."""
 HOST_BAND = 0.10
+STEPS_TO_COMPILE = 50
+"""Fewer optimiser steps than these do not win back the time that compiling takes."""
 
 
 def device_of(hardware: Hardware) -> Device:
     """Where a run would train: the first CUDA (or ROCm) GPU, else the CPU."""
     return "cuda" if any(gpu.kind in ("cuda", "rocm") for gpu in hardware.accelerators) else "cpu"
+
+
+def compiles(device: Device, dtype: str, steps: int) -> bool:
+    """Whether layers are compiled where nobody says: worth half a minute, once, on a GPU with bf16."""
+    return device == "cuda" and dtype == "bfloat16" and steps >= STEPS_TO_COMPILE
 
 
 def kernels_for(device: Device, dtype: str, *, compiled: bool = False) -> Kernels:
@@ -145,12 +152,14 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
     if card.architecture is None:
         raise Unsupported(f"{card.id}: its shape is not verified, so its memory cannot be predicted")
     tokens = round(shape.rows * shape.epochs * shape.tokens_per_row * shape.texts)
+    device = device_of(hardware)
     training = TrainingShape(
         micro_batch_size=shape.micro_batch_size * shape.texts,
         sequence_length=shape.sequence_length,
         batch_size=max(1, shape.batch_size // shape.devices) * shape.texts,
         mean_length=shape.tokens_per_row,
         activation_checkpointing="full" if shape.checkpointing else "none",
+        compiled=compiles(device, shape.dtype, shape.steps),
     )
     return estimate_training(
         card.architecture,
@@ -158,7 +167,7 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
         training,
         hardware,
         tokens=-(-tokens // shape.devices),
-        device=device_of(hardware),
+        device=device,
         dtype=shape.dtype,
     )
 

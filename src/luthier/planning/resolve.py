@@ -12,7 +12,7 @@ from luthier.catalog.index import index
 from luthier.catalog.purposes import spec_of
 from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
-from luthier.planning.estimate import Device, device_of, estimate_training, evaluation_seconds
+from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
 from luthier.planning.solver import GIB, Question, does_not_fit, largest_step
 from luthier.schema.base import Range
 from luthier.schema.data_profile import LengthProfile
@@ -30,8 +30,6 @@ EVALUATIONS = 10
 """Evaluations on the validation rows in one run."""
 ROUND_TO = 8
 """Sequence lengths are rounded up to a multiple of this."""
-STEPS_TO_COMPILE = 50
-"""Fewer optimiser steps than these do not win back the time that compiling takes."""
 ANSWER_TOKENS = {"cuda": 32_768, "cpu": 8_192}
 """Tokens of prompts and answers at once while a model is judged."""
 MOST_PROMPTS = 64
@@ -124,10 +122,11 @@ class _Resolver:
         if self.profile.inputs > 1:
             # From here on a row's texts count as one sequence, which no context limits: each alone is read.
             self.arch = self.arch.model_copy(update={"max_positions": None})
-        shape = self._cut(length)
-        tokens, steps = self._amount(shape)
-        self._intervals(steps)
+        together = math.ceil(length * self.profile.inputs)  # all texts of a row are in memory at once
+        tokens, steps = self._amount(together)
         self._kernels(steps)
+        shape = self._cut(together)
+        self._intervals(steps)
         evaluation = self._evaluation()
         self._name()
         recipe = self._recipe()
@@ -254,7 +253,10 @@ class _Resolver:
         return int(length)
 
     def _cut(self, length: int) -> TrainingShape:
-        """Micro-batch and checkpointing: the fastest cut of the batch that fits."""
+        """Micro-batch and checkpointing: the fastest cut of the batch that fits.
+
+        length: tokens of all texts of the longest row.
+        """
         batch = int(self.value("training.batch_size"))
         micro = self.given.training.micro_batch_size
         if micro is not None and batch % micro:
@@ -264,7 +266,6 @@ class _Resolver:
             )
         mode = self.given.training.activation_checkpointing
         packed = bool(self.value("data.packing"))
-        length = math.ceil(length * self.profile.inputs)  # all texts of a row are in memory at once
         mean = min(self.profile.train.total / max(1, self.profile.train.count), length)
         wanted = TrainingShape(
             micro_batch_size=micro or batch,
@@ -274,6 +275,8 @@ class _Resolver:
             mean_length=length if packed else mean,
             trained_share=min(1.0, self.profile.trained_share),
             activation_checkpointing=mode or "none",
+            recomputed_layers=self.given.training.recomputed_layers,
+            compiled=bool(self.value("training.compile")),
         )
         question = self._question(1)
         shape = largest_step(
@@ -310,13 +313,13 @@ class _Resolver:
             corrections=self.corrections,
         )
 
-    def _amount(self, shape: TrainingShape) -> tuple[int, int]:
+    def _amount(self, length: int) -> tuple[int, int]:
         """Training tokens and optimiser steps of the whole run."""
         train = self.profile.train
         rows = train.count
-        kept = min(train.total, rows * shape.sequence_length)
-        sequences = -(-kept // shape.sequence_length) if self.value("data.packing") else rows
-        batch = shape.batch_size or shape.micro_batch_size
+        kept = min(train.total, rows * length)
+        sequences = -(-kept // length) if self.value("data.packing") else rows
+        batch = int(self.value("training.batch_size"))
         steps_an_epoch = max(1, -(-sequences // batch))
         epochs, most = self.value("training.epochs"), self.given.training.max_steps
         if epochs is None:
@@ -337,11 +340,20 @@ class _Resolver:
 
     def _kernels(self, steps: int) -> None:
         """Whether layers are compiled: worth some ten to thirty seconds, once, on a GPU with bf16."""
-        if self.device == "cuda" and self.value("model.dtype") == "bfloat16" and steps >= STEPS_TO_COMPILE:
+        selective = self.given.training.activation_checkpointing == "selective"
+        if compiles(self.device, str(self.value("model.dtype")), steps):
             self.derive("training.compile", True, f"{steps:,} steps are worth the half minute it takes")
+        elif selective:
+            self.derive("training.compile", True, "selective checkpointing needs compiled layers")
         else:
             why = "on a GPU with bf16 only" if self.device != "cuda" else f"{steps:,} steps are too few"
             self.derive("training.compile", False, why)
+        if selective and not self.value("training.compile"):
+            raise RecipeError(
+                "training.activation_checkpointing: selective needs compiled layers, and training.compile "
+                "is false",
+                hint="set training.compile: true, or training.activation_checkpointing: full",
+            )
 
     def _evaluation(self) -> EvaluationShape:
         """How many prompts are answered at once."""

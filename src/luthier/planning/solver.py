@@ -124,7 +124,8 @@ def _speed(question: Question, shape: TrainingShape) -> float:
     tokens = shape.micro_batch_size * (shape.mean_length or shape.sequence_length)
     half, enough = HALF_SPEED_TOKENS[question.device], ENOUGH_TOKENS[question.device]
     busy = min(tokens, enough) / (min(tokens, enough) + half) - max(0.0, tokens - enough) * 1e-6 / enough
-    return busy * (SLOWER_WITH_CHECKPOINTING if shape.activation_checkpointing == "full" else 1.0)
+    recomputes = shape.activation_checkpointing in ("full", "offload")
+    return busy * (SLOWER_WITH_CHECKPOINTING if recomputes else 1.0)
 
 
 def longest_sequence(question: Question, shape: TrainingShape, *, most: int) -> int | None:
@@ -155,8 +156,8 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     if shape.micro_batch_size > 1:
         smallest = shape.model_copy(update={"micro_batch_size": 1})
         consider("one row at a time", "training.micro_batch_size=1", question, smallest, 0)
-    if shape.activation_checkpointing == "none":
-        again = shape.model_copy(update={"activation_checkpointing": "full"})
+    if shape.activation_checkpointing in ("none", "selective") or shape.recomputed_layers is not None:
+        again = shape.model_copy(update={"activation_checkpointing": "full", "recomputed_layers": None})
         consider("recomputing activations", "training.activation_checkpointing=full", question, again, 0)
     tight = smallest_step(shape)
     if isinstance(question.method, Full):
@@ -179,8 +180,11 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
 
 
 def smallest_step(shape: TrainingShape) -> TrainingShape:
-    """The cut that needs least: one row at a time, activations recomputed."""
-    return shape.model_copy(update={"micro_batch_size": 1, "activation_checkpointing": "full"})
+    """The cut that needs least: one row at a time, the activations of every layer recomputed."""
+    mode = "offload" if shape.activation_checkpointing == "offload" else "full"
+    return shape.model_copy(
+        update={"micro_batch_size": 1, "activation_checkpointing": mode, "recomputed_layers": None}
+    )
 
 
 def does_not_fit(question: Question, shape: TrainingShape) -> DoesNotFit:
