@@ -1,26 +1,31 @@
 """Memory and time of large files: `data check` and the loading of a recipe's rows for training.
 
     python benchmarks/data/large.py make 2000 big.jsonl        # megabytes, file
+    python benchmarks/data/large.py short 5000000 many.jsonl   # rows of about 120 bytes
     python benchmarks/data/large.py load big.jsonl MODEL       # MODEL: a folder with a tokenizer
     python benchmarks/data/large.py check big.jsonl
     python benchmarks/data/large.py structure big.jsonl        # its structural part
+    python benchmarks/data/large.py profile big.jsonl
     python benchmarks/data/large.py speed small.jsonl          # beside plain JSON parsing, one core
 
 `load` twice shows the first start and the second.
 
-Each prints one JSON object. Memory is the resident size of the process and its children together,
-sampled five times a second, files mapped into memory included.
+Each prints one JSON object, with what it was measured by. Memory is the resident size of the process and
+its children together, sampled five times a second, files mapped into memory included.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import random
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -138,6 +143,18 @@ def make(megabytes: float, path: Path) -> dict[str, float]:
     return {"rows": rows, "MB": round(size / 1e6, 1)}
 
 
+def short(rows: int, path: Path) -> dict[str, float]:
+    """Questions and answers of a few random words."""
+    draw = random.Random(0)
+    size = 0
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            question = " ".join(draw.choices(_WORDS, k=draw.randint(3, 9)))
+            answer = " ".join(draw.choices(_WORDS, k=draw.randint(6, 16)))
+            size += file.write(json.dumps({"prompt": f"{question} {number}", "completion": answer}) + "\n")
+    return {"rows": rows, "MB": round(size / 1e6, 1)}
+
+
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
     """Seconds and peak memory of a block."""
@@ -200,6 +217,16 @@ def check(path: Path, *, deep: bool = True) -> dict[str, float]:
     return {**found, "rows": report.read, "MB/s": path.stat().st_size / 1e6 / found["seconds"]}
 
 
+def profile(path: Path) -> dict[str, float]:
+    """`luthier data profile FILE`."""
+    from luthier.data.profile import profile as describe
+
+    with watched() as found:
+        report = describe((str(path),), base=Path("/"))
+    assert report.read == report.rows + sum(report.dropped.values())
+    return {**found, "rows": report.read, "MB/s": path.stat().st_size / 1e6 / found["seconds"]}
+
+
 def speed(path: Path) -> dict[str, float]:
     """Seconds of one core for each megabyte: the structural part beside plain JSON parsing.
 
@@ -232,17 +259,30 @@ def speed(path: Path) -> dict[str, float]:
     }
 
 
+def measured_by() -> dict[str, object]:
+    """Versions and the machine's load: what a figure means depends on them."""
+    packages = {name: version(name) for name in ("numpy", "pyarrow", "tokenizers", "jinja2", "psutil")}
+    load_average = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    return {"python": platform.python_version(), **packages, "cores": os.cpu_count(), "load": load_average}
+
+
 def main() -> None:
-    what, path = sys.argv[1], Path(sys.argv[-1 if sys.argv[1] == "make" else 2]).absolute()
+    what, path = sys.argv[1], Path(sys.argv[-1 if sys.argv[1] in ("make", "short") else 2]).absolute()
+    before = measured_by()
     if what == "make":
         found = make(float(sys.argv[2]), path)
+    elif what == "short":
+        found = short(int(sys.argv[2]), path)
     elif what == "load":
         found = load(path, Path(sys.argv[3]))
+    elif what == "profile":
+        found = profile(path)
     elif what == "speed":
         found = speed(path)
     else:
         found = check(path, deep=what == "check")
-    print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+    figures = {name: round(value, 2) for name, value in found.items()}
+    print(json.dumps({"what": what, "MB": round(path.stat().st_size / 1e6, 1), **figures, "by": before}))
 
 
 if __name__ == "__main__":

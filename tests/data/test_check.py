@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -335,6 +337,60 @@ def test_profile_counts_with_and_without_a_tokenizer(tmp_path: Path, make_tokeni
     (tmp_path / "b.jsonl").write_text('{"prompt": "", "completion": "x"}\n')
     with pytest.raises(DataError, match="no row can be used"):
         profile(("b.jsonl",), base=tmp_path)
+
+
+def test_a_profile_accounts_for_every_row(tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(40)]
+    lines = [json.dumps(row) for row in rows]
+    lines[3], lines[20], lines[39] = "no", '{"prompt": "", "completion": "x"}', "[1]"
+    lines[25] = '{"prompt": "What?"}'
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    found = profile(("a.jsonl",), base=tmp_path)
+    assert (found.read, found.rows) == (40, 36)
+    assert found.dropped == {"broken-row": 2, "empty-prompt": 1, "missing-field": 1}
+    labelled = [{"text": f"text number {n}" if n else " ", "label": "ab"[n % 2]} for n in range(30)]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled) + "no\n")
+    found = profile(("b.jsonl",), base=tmp_path)
+    assert (found.read, found.rows) == (31, 29)
+    assert found.dropped == {"broken-row": 1, "empty-text": 1}
+    assert sum(found.labels.values()) == 29
+
+
+def test_a_profile_keeps_a_sample_and_not_the_rows(monkeypatch) -> None:
+    from luthier.data import profile as profiling
+
+    alive: set[int] = set()
+    most = 0
+
+    class Messages(list[dict[str, str]]):
+        def __init__(self, number: int) -> None:
+            super().__init__([{"role": "user", "content": f"What is {number}?"}])
+            self.append({"role": "assistant", "content": f"It is {number}."})
+            self.number = number
+            alive.add(number)
+
+        def __del__(self) -> None:
+            alive.discard(self.number)
+
+    def rows() -> Iterator[ChatRow]:
+        nonlocal most
+        for number in range(600):
+            yield ChatRow(Messages(number), "f", number + 1, str(number))
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(profiling, "_SAMPLE", 30)
+    found = profiling.profile_chats(rows(), None, "messages")
+    assert (found.rows, found.read, found.sampled) == (600, 600, 30)
+    assert (found.turns.total, found.tokens.count) == (1_200, 600)
+    assert most < 40
+    assert profiling.profile_chats(rows(), None, "messages") == found
+
+
+def test_quantiles_of_counted_values() -> None:
+    from luthier.data.stats import lengths, lengths_of
+
+    for values in ([], [4], [3, 1, 1, 2, 9], list(range(200)), [5] * 99 + [7]):
+        assert lengths_of(Counter(values)) == lengths(values)
 
 
 def test_profile_of_labels() -> None:

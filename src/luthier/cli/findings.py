@@ -54,10 +54,14 @@ def lengths(found: Lengths) -> str:
 
 def show_profile(profile: DataProfile) -> None:
     """A data profile as facts and shares."""
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in profile.dropped.items())
+    rows = f"{profile.rows:,} ({profile.format})"
+    if dropped:
+        rows += f"; {profile.read:,} read, the others cannot be used: {dropped}"
     out().print(
         grid(
             [
-                ("rows", f"{profile.rows:,} ({profile.format})"),
+                ("rows", rows),
                 ("tokens a row", lengths(profile.tokens)),
                 ("answers", lengths(profile.answer_tokens)),
                 ("counted by", profile.basis),

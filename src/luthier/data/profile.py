@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,7 @@ from luthier.data.languages import guess_language
 from luthier.data.read import RawRow, read_rows
 from luthier.data.render import render_rows
 from luthier.data.shapes import detect, map_rows
-from luthier.data.splits import choose
-from luthier.data.stats import lengths
+from luthier.data.stats import lengths, lengths_of
 from luthier.errors import DataError, LuthierError
 from luthier.schema.data import DataProfile
 from luthier.schema.protocols import ChatRow, TextTokenizer
@@ -30,7 +31,53 @@ _TOKENS_PER_MESSAGE = 5
 _SAMPLE = 2_000
 """Rows looked at for tokens, languages and structure; their figures are scaled to all rows."""
 _MOST_LABELS = 200
+_LONGEST_LABEL = 60
+_MOST_CLASSES = 10_000
+"""Labels of rows with labels that are told apart; rows of still others are counted without them."""
 _LOOKED_AT = 50
+
+
+@dataclass(slots=True)
+class Account:
+    """Rows that were read and cannot be used, by reason."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, problem: LuthierError) -> None:
+        self.dropped[getattr(problem, "code", "broken-row")] += 1
+
+
+class _Seen:
+    """What is kept of rows that pass by once: a sample of them, and sums."""
+
+    def __init__(self) -> None:
+        self.rows = self.bytes = 0
+        self.turns: Counter[int] = Counter()
+        self.labels: Counter[str] | None = Counter()
+        """Last answers, while they may be labels."""
+        self._sample: list[tuple[int, ChatRow]] = []
+        self._draw = random.Random(0)
+
+    def add(self, row: ChatRow) -> None:
+        """Every row is as likely as any other to be in the sample (reservoir sampling)."""
+        number = self.rows
+        self.rows += 1
+        self.bytes += sum(len(_text(message).encode("utf-8", "replace")) for message in row.messages)
+        self.turns[len(row.messages)] += 1
+        if self.labels is not None:
+            self.labels.update(_answers(row)[-1:])
+            if len(self.labels) > _MOST_LABELS or any(
+                len(said) > _LONGEST_LABEL for said in _answers(row)[-1:]
+            ):
+                self.labels = None
+        if number < _SAMPLE:
+            self._sample.append((number, row))
+        elif (place := self._draw.randrange(self.rows)) < _SAMPLE:
+            self._sample[place] = (number, row)
+
+    def sample(self) -> list[ChatRow]:
+        """The rows that are looked into, in their order."""
+        return [row for _, row in sorted(self._sample, key=lambda one: one[0])]
 
 
 def profile(
@@ -42,17 +89,21 @@ def profile(
     columns: dict[str, str] | None = None,
     system: str | None = None,
 ) -> DataProfile:
-    """Describe files, folders and globs. Rows that cannot be used are left out of the figures.
+    """Describe files, folders and globs in one pass, with memory for a sample of the rows only.
 
+    Rows that cannot be used are left out of the figures and counted: ``read = rows + sum(dropped)``.
     Errors as read_rows and map_rows. Token totals are exact with a tokenizer and few rows, else
     estimated; ``basis`` says how.
     """
-    rows = read_rows(sources, base=base, on_problem=_ignore)
+    account = Account()
+    rows = read_rows(sources, base=base, on_problem=account)
     first = list(islice(rows, _LOOKED_AT))
     kind = None if format or columns else _kind(first)
     if kind is not None:
-        return profile_kind(chain(first, rows), kind, tokenizer)
-    return profile_rows(chain(first, rows), tokenizer, format=format, columns=columns, system=system)
+        return profile_kind(chain(first, rows), kind, tokenizer, account=account)
+    return profile_rows(
+        chain(first, rows), tokenizer, format=format, columns=columns, system=system, account=account
+    )
 
 
 def _kind(first: Sequence[RawRow]) -> Kind | None:
@@ -65,22 +116,34 @@ def _kind(first: Sequence[RawRow]) -> Kind | None:
     return None
 
 
-def profile_kind(rows: Iterable[RawRow], kind: Kind, tokenizer: TextTokenizer | None = None) -> DataProfile:
+def profile_kind(
+    rows: Iterable[RawRow],
+    kind: Kind,
+    tokenizer: TextTokenizer | None = None,
+    *,
+    account: Account | None = None,
+) -> DataProfile:
     """Describe rows with labels, pairs, triplets and the like: their texts, and their labels."""
-    texts: list[ChatRow] = []
+    account = account or Account()
     labels: Counter[str] = Counter()
-    for row in rows:
-        parts = [row.value.get(name) for name in kind.texts]
-        text = "\n".join(as_text(part) for part in parts if part is not None)
-        if not text.strip():
-            continue
-        messages = [{"role": "text", "content": text}]
-        texts.append(ChatRow(messages, row.file, row.line, f"{row.file}:{row.line}"))
-        label = row.value.get(kind.label) if kind.label else None
-        if kind.name in LABELLED and label is not None:
-            labels.update(map(str, label) if isinstance(label, list) else [str(label)])
-    found = profile_chats(texts, tokenizer, kind.name)
-    none = lengths([0] * len(texts))
+
+    def texts() -> Iterator[ChatRow]:
+        for row in rows:
+            parts = [row.value.get(name) for name in kind.texts]
+            text = "\n".join(as_text(part) for part in parts if part is not None)
+            if not text.strip():
+                account.dropped["empty-text"] += 1
+                continue
+            label = row.value.get(kind.label) if kind.label else None
+            if kind.name in LABELLED and label is not None:
+                for one in map(str, label if isinstance(label, list) else [label]):
+                    if one in labels or len(labels) < _MOST_CLASSES:
+                        labels[one] += 1
+            messages = [{"role": "text", "content": text}]
+            yield ChatRow(messages, row.file, row.line, f"{row.file}:{row.line}")
+
+    found = profile_chats(texts(), tokenizer, kind.name, account=account)
+    none = lengths([0]).model_copy(update={"count": found.rows})
     known = dict(labels.most_common(_MOST_LABELS))
     return found.model_copy(update={"answer_tokens": none, "labels": known, "structure": {}})
 
@@ -92,47 +155,55 @@ def profile_rows(
     format: str | None = None,  # noqa: A002 - the recipe's own word
     columns: dict[str, str] | None = None,
     system: str | None = None,
+    account: Account | None = None,
 ) -> DataProfile:
     """Describe rows as read_rows gives them."""
-    shape, mapped = map_rows(rows, format=format, columns=columns, system=system, on_problem=_ignore)
-    return profile_chats(list(mapped), tokenizer, shape.name)
+    account = account or Account()
+    shape, mapped = map_rows(rows, format=format, columns=columns, system=system, on_problem=account)
+    return profile_chats(mapped, tokenizer, shape.name, account=account)
 
 
 def profile_chats(
-    chats: Sequence[ChatRow],
+    chats: Iterable[ChatRow],
     tokenizer: TextTokenizer | None,
     format: str,  # noqa: A002
+    *,
+    account: Account | None = None,
 ) -> DataProfile:
-    """Describe conversations."""
-    if not chats:
+    """Describe conversations, each seen once. account: rows that were left out before."""
+    account = account or Account()
+    seen = _Seen()
+    for row in chats:
+        seen.add(row)
+    if not seen.rows:
         raise DataError("no row can be used", hint="`luthier data check FILE` lists what is wrong")
-    sample = choose(chats, _SAMPLE, seed=0) if len(chats) > _SAMPLE else list(chats)
+    sample = seen.sample()
     totals, answers, basis = _tokens(sample, tokenizer)
-    factor = len(chats) / len(sample)
+    factor = seen.rows / len(sample)
     if factor > 1:
-        basis += f"; from {len(sample):,} of {len(chats):,} rows"
+        basis += f"; from {len(sample):,} of {seen.rows:,} rows"
     whole, answered = lengths(totals), lengths(answers)
     return DataProfile(
-        rows=len(chats),
+        rows=seen.rows,
+        read=seen.rows + sum(account.dropped.values()),
+        dropped=dict(account.dropped),
         format=format,
-        bytes=sum(
-            len(_text(message).encode("utf-8", "replace")) for row in chats for message in row.messages
-        ),
-        tokens=whole.model_copy(update={"count": len(chats), "total": round(whole.total * factor)}),
+        bytes=seen.bytes,
+        tokens=whole.model_copy(update={"count": seen.rows, "total": round(whole.total * factor)}),
         answer_tokens=answered.model_copy(
-            update={"count": len(chats), "total": round(answered.total * factor)}
+            update={"count": seen.rows, "total": round(answered.total * factor)}
         ),
-        turns=lengths([len(row.messages) for row in chats]),
+        turns=lengths_of(seen.turns),
         basis=basis,
         languages=_shares(Counter(guess_language(_prose(row)) for row in sample), len(sample)),
         structure=_structure(sample),
-        labels=_labels(chats),
+        labels=_labels(seen),
         sampled=len(sample),
     )
 
 
 def _ignore(problem: LuthierError) -> None:
-    """A profile describes what can be used; `check` names the rest."""
+    """A row that the template refuses: `check` names it."""
 
 
 def _tokens(sample: Sequence[ChatRow], tokenizer: TextTokenizer | None) -> tuple[list[int], list[int], str]:
@@ -218,9 +289,8 @@ def _shares(counts: Counter[str], total: int) -> dict[str, float]:
     return {name: round(count / total, 4) for name, count in counts.most_common() if count}
 
 
-def _labels(chats: Sequence[ChatRow]) -> dict[str, int]:
+def _labels(seen: _Seen) -> dict[str, int]:
     """Answers that repeat like labels: few different, short ones, over many rows."""
-    counts = Counter(chain.from_iterable(_answers(row)[-1:] for row in chats))
-    if not counts or len(counts) > min(_MOST_LABELS, len(chats) // 4) or max(map(len, counts)) > 60:
+    if not seen.labels or len(seen.labels) > min(_MOST_LABELS, seen.rows // 4):
         return {}
-    return dict(counts.most_common())
+    return dict(seen.labels.most_common())

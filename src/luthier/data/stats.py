@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,27 @@ def lengths(values: Sequence[int] | NDArray[np.integer[Any]]) -> Lengths:
     return Lengths(
         count=len(ordered),
         total=int(ordered.sum()),
+        minimum=at(0.0),
+        median=at(0.5),
+        p90=at(0.9),
+        p95=at(0.95),
+        p99=at(0.99),
+        maximum=at(1.0),
+    )
+
+
+def lengths_of(counts: Mapping[int, int]) -> Lengths:
+    """The same for values that are counted already: value -> how often."""
+    values = sorted(counts)
+    ends = np.cumsum([counts[value] for value in values]) if values else np.zeros(0, np.int64)
+    rows = int(ends[-1]) if values else 0
+
+    def at(share: float) -> int:
+        return values[int(np.searchsorted(ends, max(1, ceil(share * rows))))] if values else 0
+
+    return Lengths(
+        count=rows,
+        total=sum(value * count for value, count in counts.items()),
         minimum=at(0.0),
         median=at(0.5),
         p90=at(0.9),

@@ -78,6 +78,11 @@ class DataProfile(Record):
     """What the advisor and the planner need to know of a data set."""
 
     rows: int
+    """Rows that can be used; all figures are of these."""
+    read: int = 0
+    """Rows read: ``read = rows + sum(dropped)``."""
+    dropped: dict[str, int] = {}
+    """Reason -> rows that cannot be used."""
     format: str
     bytes: int
     """Bytes of text in the rows, UTF-8."""

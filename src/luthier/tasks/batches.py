@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 from luthier.data.batching import Step, plan_epoch
 from luthier.data.collate import Batch, collate
@@ -64,20 +65,37 @@ class RowBatches:
         return [f"{self.tokens[index].file}:{self.tokens[index].line}" for index in chosen]
 
 
+class ValidationBatches(Sequence[Batch]):
+    """Batches of rows that are read when they are asked for: only lengths and places are kept."""
+
+    def __init__(self, rows: Sequence[TokenRow], groups: Sequence[Sequence[int]], *, pad_id: int) -> None:
+        self.tokens, self.groups, self.pad_id = rows, groups, pad_id
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return collate([[self.tokens[row]] for row in self.groups[index]], pad_id=self.pad_id)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
 def validation_batches(
     rows: Sequence[TokenRow], *, micro_batch_size: int, sequence_length: int, pad_id: int
-) -> list[Batch]:
+) -> ValidationBatches:
     """All rows once, longest first, as many at once as one micro-batch of training holds tokens."""
     room = micro_batch_size * sequence_length
-    ordered = sorted(rows, key=lambda row: -len(row.ids))
-    batches: list[Batch] = []
-    group: list[TokenRow] = []
-    for row in ordered:
+    sizes = row_lengths(rows)
+    groups: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(sizes)), key=lambda one: -sizes[one]):
         # Padded to the longest, which comes first: what counts where rows cannot be flattened.
-        if group and (len(group) + 1) * len(group[0].ids) > room:
-            batches.append(collate([[one] for one in group], pad_id=pad_id))
-            group = []
-        group.append(row)
-    if group:
-        batches.append(collate([[one] for one in group], pad_id=pad_id))
-    return batches
+        if not groups or (len(groups[-1]) + 1) * longest > room:
+            groups.append([])
+            longest = sizes[row]
+        groups[-1].append(row)
+    return ValidationBatches(rows, groups, pad_id=pad_id)
