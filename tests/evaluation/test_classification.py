@@ -173,8 +173,17 @@ def test_thresholds_have_the_highest_f1_of_all():
         chances = np.round(draw.random(60), 2)
         gold = (draw.random(60) < chances).astype(float)
         found = metrics.f1_score(gold, chances >= best_threshold(chances, gold), zero_division=0)
-        most = max(metrics.f1_score(gold, chances >= cut, zero_division=0) for cut in np.unique(chances))
+        cuts = [cut for cut in np.unique(chances) if (chances >= cut).sum() <= 2 * gold.sum()]
+        most = max(metrics.f1_score(gold, chances >= cut, zero_division=0) for cut in cuts)
         assert found == pytest.approx(most)
+
+
+def test_a_label_that_is_not_told_is_not_given_to_all():
+    chances = np.full(100, 0.1) + np.linspace(0, 1e-3, 100)
+    gold = np.zeros(100)
+    gold[::10] = 1
+    assert (chances >= best_threshold(chances, gold)).sum() <= 20
+    assert (np.full(100, 0.1) >= best_threshold(np.full(100, 0.1), gold)).sum() == 0
 
 
 def test_rare_labels_share_the_threshold_of_all():

@@ -210,6 +210,14 @@ def test_many_labels_have_thresholds_of_their_own(bases, tmp_path):
     assert (plain.kind, plain.thresholds) == ("multi-label", ())
 
 
+def test_a_fresh_head_begins_at_the_shares_of_the_labels(bases):
+    task = make(bases(), multi=True)
+    rows = splits(multi=True, count=100)
+    task.source(rows)
+    shares = [(sum(name in row.labels for row in rows.train) + 1) / 102 for name in LABELS]
+    assert torch.sigmoid(task.model.classifier.bias).tolist() == pytest.approx(shares)
+
+
 def test_what_is_out_of_scope_is_refused(bases, tmp_path):
     def strange(count, seed):
         return [

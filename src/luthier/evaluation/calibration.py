@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FEWEST_POSITIVES = 5
 """A label with fewer positive validation rows than this takes the threshold of all labels together."""
+MOST_GIVEN = 2.0
+"""A threshold gives a label to at most so many times the rows that have it."""
 COOLEST, HOTTEST = 0.05, 20.0
 
 
@@ -80,7 +82,8 @@ def fit_temperature(logits: Floats, gold: Floats, *, multi: bool) -> float:
 def best_threshold(chances: Floats, gold: Floats) -> float:
     """The threshold with the highest F1, half-way between the last chance above and the first below.
 
-    chances, gold: [rows] probabilities and 0 or 1.
+    chances, gold: [rows] probabilities and 0 or 1. Where the chances tell little, F1 is highest for giving
+    the label to every row; so it may be given to twice as many rows as have it, and no more.
     """
     order = np.argsort(-chances, kind="stable")
     sorted_chances, hits = chances[order], np.cumsum(gold[order])
@@ -88,7 +91,10 @@ def best_threshold(chances: Floats, gold: Floats) -> float:
     scores = 2 * hits / (given + gold.sum())
     # Equal chances fall on one side together.
     last = np.append(sorted_chances[1:] < sorted_chances[:-1], True)
-    best = int(np.argmax(np.where(last, scores, -1.0)))
+    allowed = last & (given <= max(1.0, MOST_GIVEN * float(gold.sum())))
+    if not allowed.any():
+        return float((sorted_chances[0] + 1) / 2)
+    best = int(np.argmax(np.where(allowed, scores, -1.0)))
     below = sorted_chances[best + 1] if best + 1 < len(order) else 0.0
     return float((sorted_chances[best] + below) / 2)
 

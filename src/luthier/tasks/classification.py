@@ -100,6 +100,21 @@ def balancing(counts: Sequence[int], rows: int, choice: str, *, multi: bool) -> 
     return weights.sqrt() if choice == "sqrt" else weights
 
 
+@torch.no_grad()
+def start_at_shares(model: Any, counts: Sequence[int], rows: int) -> None:
+    """Let a fresh head begin with each label as likely as it is in training (Lin et al. 2017, section 3.3).
+
+    Labels are rare: a head that begins at one half spends its first steps pushing all of them down through
+    the backbone, which can lose what it knew. A head without a bias stays as it is.
+    """
+    biases = [m.bias for m in model.modules() if isinstance(m, torch.nn.Linear) and m.bias is not None]
+    head = next((bias for bias in reversed(biases) if len(bias) == len(counts)), None)
+    if head is None:
+        return
+    shares = (torch.tensor(counts, dtype=torch.float32) + 1) / (rows + 2)
+    head.copy_(torch.logit(shares).to(head))
+
+
 class ClassificationTask(ModelTask):
     """Labels of texts or pairs of texts. The labels are those of the training rows, in the data's order."""
 
@@ -154,6 +169,8 @@ class ClassificationTask(ModelTask):
         self.weights = balancing(
             [counts[label] for label in self.labels], len(rows), self.choice.class_weights, multi=self.multi
         )
+        if self.multi and not self.answers_already:
+            start_at_shares(self.model, [counts[label] for label in self.labels], len(rows))
         return self._rows(rows)
 
     def held_out(self, splits: Splits) -> Sequence[MicroBatch]:
