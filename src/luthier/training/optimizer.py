@@ -90,9 +90,10 @@ class Optimizer:
         self._round_back()
 
     def _round_back(self) -> None:
-        for name, weight in self.model_weights.items():
-            if self.masters[name] is not weight:
-                weight.copy_(self.masters[name])
+        pairs = [(weight, self.masters[name]) for name, weight in self.model_weights.items()]
+        apart = [(weight, master) for weight, master in pairs if master is not weight]
+        if apart:
+            torch._foreach_copy_([weight for weight, _ in apart], [master for _, master in apart])
 
     def weights(self) -> dict[str, Tensor]:
         """Trained weights by the model's names, in full precision."""
