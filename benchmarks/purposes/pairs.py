@@ -199,7 +199,7 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
         {"query": row.query, "positives": list(row.positives), "negatives": list(row.negatives)}
         for row in mined.rows
     ]
-    first = science.nearest(model, 50)
+    first = science.nearest(model, 5 if tiny else 50)
 
     def retrieve(folder: Path) -> dict[str, float]:
         return science.score(science.nearest(folder, 100))
@@ -216,7 +216,13 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
         made("snli", triplets, IN_BATCH, batch=64, rate=2e-5, length=128, judge=nli(data, held, most)),
         made("scifact", pairs, IN_BATCH, batch=32, rate=2e-5, length=256, judge=retrieve),
         made(
-            "scifact-reranking", lists, "binary", batch=8, rate=5e-5, length=256, judge=rerank(science, first)
+            "scifact-reranking",
+            lists,
+            "binary",
+            batch=8,
+            rate=5e-5,
+            length=64 if tiny else 256,
+            judge=rerank(science, first),
         ),
     ]
 
