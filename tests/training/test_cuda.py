@@ -4,10 +4,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from luthier.models import float8
 from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import CausalObjective, causal_objective
+from luthier.training.layers import prepared
 from luthier.training.loop import fit, to_device
+from luthier.training.losses import linear_cross_entropy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")
@@ -75,3 +78,50 @@ def test_a_run_learns_and_resumes(make_source, make_documents, tmp_path, lora):
     _, after = run(resume=True)
     assert len(after) == 12
     assert after == pytest.approx(losses[20:], rel=0.02)
+
+
+@pytest.mark.parametrize("keeping", ["none", "selective", "full", "offload"])
+def test_compiled_layers_are_the_plain_ones(make_documents, make_micro, keeping):
+    """Loss and gradients in bf16, whatever is kept for the backward pass."""
+    model = build().to(CUDA, torch.bfloat16).train()
+    add_lora(model, Lora(rank=8), seed=0)
+    batch = to_device(make_micro([make_documents(8)]), CUDA)
+    results = []
+    for how in ({}, {"compiled": True, "keeping": keeping}):
+        objective = causal_objective(model, compiled=bool(how), longest=64)
+        with prepared(model, **how) as clock, objective.scope(model):
+            loss = objective(model, batch).total
+            loss.backward()
+        results.append((loss.item(), [w.grad.clone() for w in model.parameters() if w.grad is not None]))
+        model.zero_grad(set_to_none=True)
+    assert clock.graphs >= 1
+    assert results[1][0] == pytest.approx(results[0][0], rel=5e-3)
+    for one, other in zip(results[1][1], results[0][1], strict=True):
+        assert (one - other).norm() <= 4e-2 * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.5, None), (1.0, 5.0)])
+def test_the_fused_loss_is_the_plain_one(multiplier, softcap):
+    torch.manual_seed(0)
+    hidden = torch.randn(700, 64, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
+    weight = (torch.randn(900, 64, device=CUDA) * 0.3).bfloat16().requires_grad_(True)
+    targets = torch.randint(0, 900, (700,), device=CUDA)
+    loss = linear_cross_entropy(hidden, weight, targets, multiplier=multiplier, softcap=softcap)
+    got = torch.autograd.grad(loss, (hidden, weight))
+    logits = hidden.float() @ weight.float().t() * multiplier
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    plain = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    assert loss.item() == pytest.approx(plain.item(), rel=2e-3)
+    for one, other in zip(got, torch.autograd.grad(plain, (hidden, weight)), strict=True):
+        assert (one.float() - other.float()).norm() <= 2e-2 * other.float().norm()
+
+
+def test_eight_bit_products_are_near_the_exact_ones():
+    torch.manual_seed(0)
+    weight = torch.randn(128, 256, device=CUDA, dtype=torch.bfloat16)
+    x = torch.randn(96, 256, device=CUDA, dtype=torch.bfloat16)
+    parts = float8.quantise(weight)
+    exact = x.float() @ weight.float().t()
+    found = float8.product(float8.cast(x), parts, None, x.dtype).float()
+    assert (found - exact).norm() <= 0.06 * exact.norm()
