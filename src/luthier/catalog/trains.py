@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 NOT_TRAINED: dict[str, str] = {
-    "qlora": "QLoRA is not in the trainer yet",
     "image": "training on images is not in the trainer yet",
     "devices": "one run uses one device yet: several GPUs are planned for, not trained on",
 }

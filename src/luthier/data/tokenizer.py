@@ -36,11 +36,14 @@ _UNLIMITED = 10**9
 """transformers writes 1e30 where a tokenizer knows no limit."""
 
 
-def load_tokenizer(directory: Path, *, now: datetime | None = None) -> FileTokenizer:
+def load_tokenizer(
+    directory: Path, *, now: datetime | None = None, template: str | None = None
+) -> FileTokenizer:
     """Read the tokenizer of a saved model.
 
     directory: a folder with tokenizer.json and, for chat, a template. now: what templates that print
-    the date are told; give the same moment to get the same tokens on another day.
+    the date are told; give the same moment to get the same tokens on another day. template: what was
+    asked for in place of the model's own (see `data.chat_template.read_template`).
     Raises FileProblem where files are missing or broken.
     """
     directory = Path(directory)
@@ -64,14 +67,20 @@ def load_tokenizer(directory: Path, *, now: datetime | None = None) -> FileToken
             file=path,
             hint="save the model again with its tokenizer, or download the file again",
         ) from error
-    return FileTokenizer(directory, fast, config, now=now)
+    return FileTokenizer(directory, fast, config, now=now, template=template)
 
 
 class FileTokenizer:
     """``schema.protocols.TextTokenizer`` over the ``tokenizers`` library and a sandboxed template."""
 
     def __init__(
-        self, directory: Path, fast: Tokenizer, config: dict[str, Any], *, now: datetime | None = None
+        self,
+        directory: Path,
+        fast: Tokenizer,
+        config: dict[str, Any],
+        *,
+        now: datetime | None = None,
+        template: str | None = None,
     ) -> None:
         self.directory = directory
         self._now, self._config = now, config
@@ -111,11 +120,17 @@ class FileTokenizer:
         self.pad_id: int = pad if pad is not None else min(self.eos_ids, default=0)
         self.max_length: int | None = _max_length(config, model)
         """Longest sequence in tokens that tokenizer or model declare; None where neither does."""
-        self._templates = _templates(directory, config)
+        self._asked = template
+        self._templates = _templates(directory, config) if template is None else {"default": template}
         self._compiled: dict[str, jinja2.Template] = {}
+        self.turn_end: int | None = None if template is None else self._turn_end()
+        """The special token that ends a turn of a template that was asked for, where the model's own files
+        do not name it as an end."""
+        if self.turn_end is not None:
+            self.eos_ids |= {self.turn_end}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reload, (self.directory, self._now)
+        return _reload, (self.directory, self._now, self._asked)
 
     @cached_property
     def gives_segments(self) -> bool:
@@ -147,6 +162,8 @@ class FileTokenizer:
             if path.is_file():
                 total.update(f"{path.name}\0".encode())
                 total.update(hashlib.sha256(path.read_bytes()).digest())
+        if self._asked is not None:
+            total.update(b"asked\0" + self._asked.encode())
         return total.hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -239,13 +256,20 @@ class FileTokenizer:
                 hint="every message needs a role and text content; tool calls need a name and arguments",
             ) from error
 
+    def _turn_end(self) -> int | None:
+        word = "Rowan"
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": word}]
+        ids = self.encode(self.render(turns).rpartition(word)[2])
+        return ids[0] if ids and ids[0] in self.special_ids and ids[0] not in self.eos_ids else None
+
     def _template(self, name: str) -> jinja2.Template:
         if not self._templates:
             raise Unsupported(
                 "this model has no chat template: it is a base model, or its template was not saved with it",
                 file=self.directory,
-                hint="name an instruct model; or put the family's template beside the tokenizer as "
-                "chat_template.jinja; or train on plain text with `task: text-generation`",
+                hint="name an instruct model; or ask for a template: model.chat_template=plain (or chatml, a "
+                ".jinja file, the folder of an instruct model); or train on plain text with "
+                "`task: text-generation`",
             )
         name = name if name in self._templates else "default"
         if name not in self._templates:
@@ -277,8 +301,8 @@ class FileTokenizer:
         return frozenset(index for index in found if index is not None)
 
 
-def _reload(directory: Path, now: datetime | None) -> FileTokenizer:
-    return load_tokenizer(directory, now=now)
+def _reload(directory: Path, now: datetime | None, template: str | None) -> FileTokenizer:
+    return load_tokenizer(directory, now=now, template=template)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.catalog.purposes import check_supported, spec_of
+from luthier.data.chat_template import check_template, read_template
 from luthier.data.inputs import check_labels, load_inputs
 from luthier.data.load import LoadedData, load_splits, read_chats
 from luthier.data.remote import pin
@@ -86,7 +87,7 @@ def prepare(
         recipe = recipe.model_copy(update={"model": pinned})
     recipe = recipe.model_copy(update={"data": pin(recipe.data)})
     now = now or datetime.now().astimezone()
-    tokenizer = load_tokenizer(model.path, now=now)
+    tokenizer = tokenizer_of(recipe, model.path, now=now)
     architecture = architecture_of(model.path)
     hardware = audit(runs_root())
     found = probe(hardware)
@@ -118,6 +119,16 @@ def longest_row(data: LoadedData) -> int:
     """Tokens of the longest row that is trained or validated on, before any cut."""
     validation = data.lengths.validation
     return max(data.lengths.train.maximum, 0 if validation is None else validation.maximum)
+
+
+def tokenizer_of(recipe: Recipe, folder: Path, *, now: datetime | None = None) -> FileTokenizer:
+    """A model's tokenizer with the chat template that the recipe asks for, or its own."""
+    asked = recipe.model.chat_template
+    if asked is None:
+        return load_tokenizer(folder, now=now)
+    found = load_tokenizer(folder, now=now, template=read_template(asked))
+    check_template(found, asked)
+    return found
 
 
 def rates(found: dict[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,11 +140,12 @@ def build(
 
 def _torch(one: Choice) -> Served:
     assert one.kind != "chat"
+    named = dict(one.facts).get("base", one.path.name)
     environment = torch_environment() | {"HF_HUB_OFFLINE": "1"}
     backend = TorchBackend(
         one.kind,
         one.path,
-        model_id=dict(one.facts).get("base", one.path.name),
+        command=[sys.executable, "-m", "luthier.tasks.stay", one.kind, str(one.path), named],
         weights=folder_digest(one.path),
         environment=environment,
     )

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.catalog.purposes import spec_of
 from luthier.data.splits import choose
-from luthier.data.tokenizer import FileTokenizer, load_tokenizer
+from luthier.data.tokenizer import FileTokenizer
 from luthier.errors import CheckpointError, FileProblem
 from luthier.evaluation.compare import compare
 from luthier.hub.cache import room
 from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.measurements import keep_measurement
-from luthier.runs.prepare import read_corpus, read_data, read_tests
+from luthier.runs.prepare import read_corpus, read_data, read_tests, tokenizer_of
 from luthier.runs.recorder import Recorder
 from luthier.runs.stages import load_artifacts, load_floor_results, load_results
 from luthier.schema.recipe import ExportChoice, Recipe
@@ -69,7 +69,7 @@ class Work:
         """The base model's own tokenizer."""
         env = self.run.stage_values("env") or {}
         now = datetime.fromisoformat(env["now"]) if "now" in env else None
-        return load_tokenizer(self.model_dir, now=now)
+        return tokenizer_of(self.recipe, self.model_dir, now=now)
 
     @cached_property
     def data(self) -> LoadedData:
@@ -114,12 +114,14 @@ class Work:
 
     def digest(self, *sections: str) -> str:
         """Digest of the data and of some sections of the recipe."""
-        values = self.recipe.model_dump(mode="json")
+        # Without what stands at its default: a recipe field of a later version must not make an earlier
+        # run's checkpoints those of another recipe.
+        values = self.recipe.model_dump(mode="json", exclude_defaults=True)
         for key in WITHOUT_EFFECT:
-            values["training"].pop(key, None)
+            values.get("training", {}).pop(key, None)
         own = spec_of(self.recipe.task).section
         named = (*sections, own) if own is not None else sections
-        return digest_of(self.data_digest, *(f"{name}={values[name]!r}" for name in named))
+        return digest_of(self.data_digest, *(f"{name}={values.get(name)!r}" for name in named))
 
     @cached_property
     def judged(self) -> str:

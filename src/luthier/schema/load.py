@@ -177,6 +177,9 @@ def _anchor(values: dict[str, Any], base: Path) -> None:
     model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("id"), str):
         model["id"] = _anchor_model(model["id"], base)
+    if isinstance(model, dict) and isinstance(template := model.get("chat_template"), str):
+        # A name stays a name; a file or folder beside the recipe is found from anywhere.
+        model["chat_template"] = str(base / template) if (base / template).exists() else template
     method = values.get("method")
     if isinstance(method, dict) and isinstance(method.get("init_from"), str):
         method["init_from"] = _anchor_sources(method["init_from"], base)

@@ -126,6 +126,9 @@ class ModelChoice(Record):
     """Compute and storage type of the weights; derived from what the device does fast."""
     attention: Literal["eager", "sdpa"] | None = None
     """Attention implementation; derived from the device."""
+    chat_template: str | None = None
+    """Chat template in place of the model's own, for base models that have none: chatml, plain, a .jinja
+    file, or the folder of a saved model whose template is taken."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run. Off unless asked for by name."""
 

@@ -7,8 +7,7 @@ import base64
 import contextlib
 import json
 import struct
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -31,15 +30,24 @@ class BadRequest(Exception):
 class TorchBackend:
     """One saved model in a process of its own; requests are answered one after another.
 
+    command: starts the process, which speaks JSON lines: ``{"ready": true}`` once the model is loaded,
+    then for each ``{"inputs": [...]}`` one line with ``answers`` and ``tokens``, or with ``failure``.
     environment: of the process. Errors of :meth:`start`: ToolchainError with the process's last words.
     """
 
     slots = 1
 
     def __init__(
-        self, kind: Kind, folder: Path, *, model_id: str, weights: str, environment: Mapping[str, str]
+        self,
+        kind: Kind,
+        folder: Path,
+        *,
+        command: Sequence[str],
+        weights: str,
+        environment: Mapping[str, str],
     ) -> None:
-        self.kind, self.folder, self.model_id, self.weights = kind, folder, model_id, weights
+        self.kind, self.folder, self.weights = kind, folder, weights
+        self._command = tuple(command)
         self.paths = frozenset({PATHS[kind]})
         self._environment = dict(environment)
         self._child: asyncio.subprocess.Process | None = None
@@ -60,14 +68,14 @@ class TorchBackend:
 
     async def start(self) -> None:
         self._child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "luthier.tasks.stay", self.kind, str(self.folder), self.model_id,
+            *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
             limit=1 << 28,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._reading = asyncio.create_task(self._listen(self._child))
         try:
             said = await self._line()
@@ -124,7 +132,7 @@ class TorchBackend:
             return
         self._tokens += found["tokens"]
         usage = {"prompt_tokens": found["tokens"], "total_tokens": found["tokens"]}
-        values = {"model": body.get("model", self.model_id), **answer(found["answers"]), "usage": usage}
+        values = {"model": body.get("model", self.folder.name), **answer(found["answers"]), "usage": usage}
         yield httpx2.Response(200, json=values)
 
     async def _answer(self, inputs: list[Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
+from luthier.data.chat_template import write_template
 from luthier.errors import RecipeError, Unsupported
 from luthier.models.load import DTYPES, quiet, weights_digest
 from luthier.models.lora import add_lora, save_adapter
@@ -336,6 +337,8 @@ class ModelTask(ABC):
         for name in TOKENIZER_FILES:
             if (self.directory / name).is_file():
                 shutil.copyfile(self.directory / name, directory / name)
+        if self.recipe.model.chat_template is not None:
+            write_template(self.tokenizer, directory)
         self.save_extra(directory)
         for file in directory.rglob("*"):
             if file.is_file():
