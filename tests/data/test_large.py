@@ -13,7 +13,7 @@ import pytest
 from luthier.data.load import LoadedData, load_splits
 from luthier.data.store import LazyRows, row_lengths
 from luthier.data.tokenizer import FileTokenizer
-from luthier.errors import DataError, Unsupported
+from luthier.errors import DataError
 from luthier.schema.recipe import Recipe
 
 pytest.importorskip("pyarrow")
@@ -194,6 +194,3 @@ def test_rows_changed_under_a_stream_are_refused(tmp_path: Path, make_tokenizer)
     path.write_bytes(b"x" + path.read_bytes())
     with pytest.raises(DataError, match="has changed"):
         list(found.splits.train)
-    (tmp_path / "a.csv").write_text("prompt,completion\n1,2\n3,4\n")
-    with pytest.raises(Unsupported, match=r"plain \.jsonl only"):
-        load(tmp_path, tokenizer, "stream", train="a.csv")

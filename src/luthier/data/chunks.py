@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -31,8 +30,8 @@ class Chunk:
     lines: bytes | None
     first: int = 1
     """Number of the first line."""
-    offset: int | None = None
-    """Byte of the file that ``lines`` begins at; None where the file is compressed."""
+    offset: int = 0
+    """Byte of the file, decompressed, that ``lines`` begins at."""
     rows: tuple[RawRow, ...] = ()
 
 
@@ -64,7 +63,6 @@ def _plain_lines(source: Source) -> bool:
 def _lines(source: Source) -> Iterator[Chunk]:
     first, offset = 1, 0
     with open_binary(source) as stream:
-        seekable = isinstance(getattr(stream, "raw", None), io.FileIO)
         while block := stream.read(CHUNK_BYTES):
             if not block.endswith(b"\n"):
                 block += stream.readline()
@@ -72,5 +70,5 @@ def _lines(source: Source) -> Iterator[Chunk]:
             if first == 1 and offset == 0:
                 block = block.removeprefix(codecs.BOM_UTF8)
             start = offset + size - len(block)
-            yield Chunk(source.shown, block, first, start if seekable else None)
+            yield Chunk(source.shown, block, first, start)
             first, offset = first + block.count(b"\n"), offset + size

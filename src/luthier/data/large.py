@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from luthier.data.again import Again, demand
 from luthier.data.chunks import Chunk
 from luthier.data.fit import NO_END, NOT_CHOSEN, UNWEIGHTED, over_length_error, times_seen, weighed
 from luthier.data.passes import (
@@ -84,7 +85,8 @@ def load_large(
     """
     files = {file.shown: file for part in (sources.train, *sources.given.values()) for file in part.files}
     if stream:
-        _demand_lines(files.values())
+        for file in files.values():
+            demand(file)
     folder = cache_dir() / "rows" / _key(recipe, tokenizer, sources, files, limit, stream=stream, plain=plain)
     train, given = readings(recipe, sources, plain=plain)
     if not (folder / "loaded.json").is_file():
@@ -117,16 +119,6 @@ def readings(recipe: Recipe, sources: Sources, *, plain: bool = False) -> tuple[
     return train, given
 
 
-def _demand_lines(files: Any) -> None:
-    for file in files:
-        if file.kind != "jsonl" or file.compression:
-            raise Unsupported(
-                "rows can be read again in place from plain .jsonl only",
-                file=file.shown,
-                hint="write the rows as .jsonl (not compressed), or free disk space for data.storage=cache",
-            )
-
-
 def source_bytes(files: Any) -> int:
     """Bytes of files, compressed ones counted four times over."""
     return sum(file.path.stat().st_size * (4 if _is_packed(file) else 1) for file in files)
@@ -147,7 +139,7 @@ def _demand_room(files: Any, folder: Path) -> None:
         raise DoesNotFit(
             f"rendered rows would take about {readable(needed)} and {readable(free)} are free",
             file=folder,
-            hint="free space, set LUTHIER_CACHE to another disk, or set data.storage=stream (plain .jsonl)",
+            hint="free space, set LUTHIER_CACHE to another disk, or set data.storage=stream",
         )
 
 
@@ -351,8 +343,9 @@ class Maker(Scanner):
         def pieces() -> Iterator[tuple[Chunk, bytes]]:
             for number, chunk in enumerate(pieces_of(files, problems)):
                 begin, end = int(starts[number]), int(starts[number + 1])
-                lines = _line_starts(chunk) if self.stream else None
-                sent.append((numbers[chunk.file], begin, lines, chunk.first))
+                lines = _starts(chunk) if self.stream else None
+                first = chunk.first if chunk.lines is not None else chunk.rows[0].line
+                sent.append((numbers[chunk.file], begin, lines, first))
                 yield chunk, places[begin:end].tobytes()
 
         for one in ordered("luthier.data.passes:render_job", how, pieces(), count=self.count):
@@ -431,12 +424,22 @@ class Maker(Scanner):
         write_text(self.folder / "loaded.json", json.dumps(loaded, ensure_ascii=False))
 
 
-def _line_starts(chunk: Chunk) -> NDArray[np.int64]:
-    """Byte of the file that each line of a chunk begins at."""
-    assert chunk.lines is not None
-    assert chunk.offset is not None
-    ends = np.flatnonzero(np.frombuffer(chunk.lines, dtype=np.uint8) == 10)
-    return np.concatenate([[0], ends + 1]) + chunk.offset
+def _starts(chunk: Chunk) -> NDArray[np.int64]:
+    """Where each line of a chunk begins in its file; that of its first row comes first."""
+    if chunk.lines is not None:
+        ends = np.flatnonzero(np.frombuffer(chunk.lines, dtype=np.uint8) == 10)
+        return np.concatenate([[0], ends + 1]) + chunk.offset
+    first = chunk.rows[0].line
+    starts = np.zeros(chunk.rows[-1].line - first + 1, dtype=np.int64)
+    for row in chunk.rows:
+        if row.offset is None:
+            raise Unsupported(
+                "rows cannot be read again one by one: the file is no UTF-8, or its lines end with CR alone",
+                file=chunk.file,
+                hint="convert it to UTF-8 with LF at the line ends, or set data.storage=cache",
+            )
+        starts[row.line - first] = row.offset
+    return starts
 
 
 def _hex(ids: NDArray[np.void]) -> list[str]:
@@ -504,6 +507,7 @@ def _open(
     report = DataReport.model_validate(loaded["report"])
     order = np.load(folder / "order.npy") if (folder / "order.npy").is_file() else None
     rows: dict[str, Any] = {}
+    readers: dict[tuple[str, ...], Again] = {}
     for name, number in loaded["splits"].items():
         named = [files[file] for file in report.split(name).files]
         shown = [file.shown for file in named]
@@ -517,12 +521,12 @@ def _open(
         how = Rendering(reading, tokenizer, data.train_on, limit, data.over_length, frozenset())
         with np.load(folder / f"{number}.npz") as kept:
             places = {key: kept[key] for key in kept.files}
-        paths = [(file.path, file.shown) for file in named]
+        reader = readers.setdefault(tuple(shown), Again(named))
         if number < 2:
-            rows[name] = SourceRows[TokenRow](paths, places, row_again(how), own)
+            rows[name] = SourceRows[TokenRow](reader, places, row_again(how), own)
         else:
             places.pop("length")
-            rows[name] = SourceRows[ChatRow](paths, places, chat_again(how))
+            rows[name] = SourceRows[ChatRow](reader, places, chat_again(how))
     tests = {name: rows[name] for name, number in loaded["splits"].items() if number > 1}
     profile = LengthProfile.model_validate(loaded["lengths"])
     return Splits(rows["train"], rows.get("validation", []), tests), report, profile

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from shutil import disk_usage
 
+from luthier.data.again import KINDS
 from luthier.data.fit import (
     NO_END,
     NOT_CHOSEN,
@@ -213,8 +214,7 @@ def _storage(data: DataChoice, sources: Sources) -> tuple[str, list[str]]:
     if find_spec("pyarrow") is None:
         return "memory", ["large files are read into memory: pip install 'luthier[data]' keeps them on disk"]
     folder = next(parent for parent in (cache_dir(), *cache_dir().parents) if parent.is_dir())
-    lines = all(file.kind == "jsonl" and not file.compression for file in files)
-    if lines and needed_bytes(files) > disk_usage(folder).free:
+    if all(file.kind in KINDS for file in files) and needed_bytes(files) > disk_usage(folder).free:
         return "stream", [f"{folder} has no room for rendered rows: each is rendered when it is needed"]
     return "cache", []
 

@@ -19,12 +19,12 @@ from luthier.data.chunks import Chunk, chunks, parse
 from luthier.data.fit import Longest, fit, is_text, uncut_sizes
 from luthier.data.messages import RowProblem
 from luthier.data.pool import packed, restored
-from luthier.data.read import RawRow, parse_lines, read_file
+from luthier.data.read import RawRow, read_file
 from luthier.data.render import prompt_of, render_row, render_rows
 from luthier.data.shapes import MOST_SHOWN, Shape, detect, several, to_chat
 from luthier.data.sources import Source
 from luthier.data.splits import prompt_key, rank
-from luthier.errors import DataError, LuthierError
+from luthier.errors import LuthierError
 from luthier.schema.protocols import ChatRow, TextTokenizer, TokenRow
 from luthier.schema.recipe import DataChoice, TrainOn
 
@@ -301,39 +301,26 @@ def untrained(row: TokenRow) -> RowProblem:
     )
 
 
-def row_again(how: Rendering) -> Callable[[bytes, str, int, int], TokenRow]:
-    """A rendered row out of its line, as the second pass made it."""
+def row_again(how: Rendering) -> Callable[[RawRow, int], TokenRow]:
+    """A rendered row out of its raw row, as the second pass made it."""
 
-    def make(line: bytes, file: str, number: int, piece: int) -> TokenRow:
-        chat = _chat_again(line, file, number, how.reading)
+    def make(raw: RawRow, piece: int) -> TokenRow:
+        chat = _chat_again(raw, how.reading)
         row = render_row(chat, how.tokenizer, how.train_on)
         return fit(chat, row, how.limit, how.over_length).pieces[piece]
 
     return make
 
 
-def chat_again(how: Rendering) -> Callable[[bytes, str, int, int], ChatRow]:
-    """A conversation out of its line."""
+def chat_again(how: Rendering) -> Callable[[RawRow, int], ChatRow]:
+    """A conversation out of its raw row."""
 
-    def make(line: bytes, file: str, number: int, _piece: int) -> ChatRow:
-        return _chat_again(line, file, number, how.reading)
+    def make(raw: RawRow, _piece: int) -> ChatRow:
+        return _chat_again(raw, how.reading)
 
     return make
 
 
-def _chat_again(line: bytes, file: str, number: int, reading: Reading) -> ChatRow:
-    def changed(problem: LuthierError) -> None:
-        raise DataError(
-            "this row has changed since the run was prepared",
-            file=file,
-            line=number,
-            hint="start a new run with `luthier train`, or bring the old file back",
-        ) from problem
-
-    line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\n")
-    row: RawRow | None = next(parse_lines(line, number, file, changed), None)
-    if row is None:
-        changed(DataError("is empty"))
-        raise AssertionError
-    chat = to_chat(row, reading.shapes[file], system=reading.system)
+def _chat_again(row: RawRow, reading: Reading) -> ChatRow:
+    chat = to_chat(row, reading.shapes[row.file], system=reading.system)
     return plain_chat(chat) if reading.plain else chat

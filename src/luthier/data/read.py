@@ -14,7 +14,8 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +40,8 @@ class RawRow:
     file: str
     line: int
     """1-based line of the file; number of the row where the file has no lines (JSON array, Parquet)."""
+    offset: int | None = field(default=None, compare=False)
+    """Where it begins: byte of the file, decompressed (CSV), or place in the table; None where not told."""
 
 
 def read_rows(sources: tuple[str, ...], *, base: Path, on_problem: Report | None = None) -> Iterator[RawRow]:
@@ -98,17 +101,24 @@ def _raise(problem: LuthierError) -> None:
 @contextmanager
 def open_binary(source: Source) -> Iterator[IO[bytes]]:
     """Open a file, decompressed."""
+    compression = compression_of(source)
     with source.path.open("rb", buffering=1 << 20) as plain:
-        magic = plain.read(4)
-        plain.seek(0)
-        # By what the file is, not only by its name: downloads lose or keep their suffix wrongly.
-        if source.compression == ".gz" or magic.startswith(_GZIP):
+        if compression == ".gz":
             with gzip.open(plain, "rb") as packed:
                 yield io.BufferedReader(packed, 1 << 20)
-        elif source.compression == ".zst" or magic == _ZSTD:
+        elif compression == ".zst":
             yield io.BufferedReader(_Zstd(plain, source.shown), 1 << 20)
         else:
             yield plain
+
+
+def compression_of(source: Source) -> str | None:
+    """``.gz`` or ``.zst``, by what the file is and not only by its name: downloads lose or keep suffixes."""
+    with source.path.open("rb") as plain:
+        magic = plain.read(4)
+    if source.compression == ".gz" or magic.startswith(_GZIP):
+        return ".gz"
+    return ".zst" if source.compression == ".zst" or magic == _ZSTD else None
 
 
 class _Zstd(io.RawIOBase):
@@ -359,25 +369,37 @@ def _csv(source: Source, report: Report) -> Iterator[RawRow]:
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
         try:
             text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
-            yield from _csv_rows(source, text, report)
+            yield from _csv_rows(source, text, report, encoding)
         except UnicodeError as error:
             report(_broken_encoding(source, 1, encoding, error))
 
 
-def _csv_rows(source: Source, text: io.TextIOWrapper, report: Report) -> Iterator[RawRow]:
+def csv_header(source: Source, text: io.TextIOWrapper) -> tuple[str, list[str]]:
+    """Delimiter and names of the columns, by the beginning of a file."""
+    first = text.readline()
+    delimiter = "\t" if source.kind == "tsv" else _delimiter(first)
+    rows = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
+    return delimiter, _header(source, next((cells for cells in rows if cells and cells != [""]), []))
+
+
+def _csv_rows(source: Source, text: io.TextIOWrapper, report: Report, encoding: str) -> Iterator[RawRow]:
     first = text.readline()
     if not first.strip():
         return
     delimiter = "\t" if source.kind == "tsv" else _delimiter(first)
+    read = len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
 
     def lines() -> Iterator[str]:
-        yield first
-        yield from text
+        nonlocal read
+        for line in chain([first], text):
+            read += len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape"))
+            yield line
 
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     names: list[str] = []
     start = 1
     while True:
+        begin = read
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -414,7 +436,8 @@ def _csv_rows(source: Source, text: io.TextIOWrapper, report: Report) -> Iterato
             except UnicodeDecodeError as error:
                 report(_bad_encoding(source.shown, line, raw, error))
         else:
-            yield RawRow(dict(zip(names, cells, strict=True)), source.shown, line)
+            offset = begin if encoding.startswith("utf-8") else None
+            yield RawRow(dict(zip(names, cells, strict=True)), source.shown, line, offset)
 
 
 def _whole(text: str) -> bool:
@@ -465,7 +488,8 @@ def _text(source: Source, report: Report) -> Iterator[RawRow]:
         yield RawRow({"text": text}, source.shown, start)
 
 
-def _arrow_library(source: Source, part: str) -> Any:
+def arrow_library(source: Source, part: str) -> Any:
+    """The pyarrow package with one of its modules. Raises Unsupported where it is not installed."""
     try:
         importlib.import_module(part)
         return importlib.import_module("pyarrow")
@@ -487,18 +511,18 @@ def _plain_file(source: Source, kind: str) -> None:
 
 
 def _parquet(source: Source, report: Report) -> Iterator[RawRow]:  # noqa: ARG001 - one signature for all
-    pyarrow = _arrow_library(source, "pyarrow.parquet")
+    pyarrow = arrow_library(source, "pyarrow.parquet")
     _plain_file(source, "Parquet")
     try:
         with pyarrow.parquet.ParquetFile(source.path) as file:
-            classes = _class_names(file.schema_arrow)
+            classes = class_names(file.schema_arrow)
             yield from _batches(source, file.iter_batches(batch_size=1_000), classes)
     except pyarrow.ArrowInvalid as error:
         raise _not_arrow(source, "Parquet", error) from error
 
 
 def _arrow(source: Source, report: Report) -> Iterator[RawRow]:  # noqa: ARG001 - one signature for all
-    pyarrow = _arrow_library(source, "pyarrow.ipc")
+    pyarrow = arrow_library(source, "pyarrow.ipc")
     _plain_file(source, "Arrow")
     try:
         with pyarrow.memory_map(str(source.path)) as mapped:
@@ -508,12 +532,12 @@ def _arrow(source: Source, report: Report) -> Iterator[RawRow]:  # noqa: ARG001 
             except pyarrow.ArrowInvalid:  # the streaming form, as `datasets` writes it
                 mapped.seek(0)
                 reader = batches = pyarrow.ipc.open_stream(mapped)
-            yield from _batches(source, batches, _class_names(reader.schema))
+            yield from _batches(source, batches, class_names(reader.schema))
     except pyarrow.ArrowInvalid as error:
         raise _not_arrow(source, "Arrow", error) from error
 
 
-def _class_names(schema: Any) -> dict[str, list[str]]:
+def class_names(schema: Any) -> dict[str, list[str]]:
     """Column -> names of its classes, where `datasets` wrote the rows and says so."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
@@ -531,11 +555,16 @@ def _batches(source: Source, batches: Any, classes: dict[str, list[str]]) -> Ite
     for batch in batches:
         for value in batch.to_pylist():
             number += 1
-            for name, names in classes.items():
-                index = value.get(name)
-                if isinstance(index, int):  # -1 stands for no label
-                    value[name] = names[index] if 0 <= index < len(names) else None
-            yield RawRow(value, source.shown, number)
+            yield RawRow(named(value, classes), source.shown, number, number - 1)
+
+
+def named(value: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any]:
+    """A row with the names of its classes in place of their numbers."""
+    for name, names in classes.items():
+        index = value.get(name)
+        if isinstance(index, int):  # -1 stands for no label
+            value[name] = names[index] if 0 <= index < len(names) else None
+    return value
 
 
 def _not_arrow(source: Source, kind: str, error: Exception) -> FileProblem:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
+from luthier.data.again import Again
+from luthier.data.read import RawRow
 from luthier.errors import FileProblem, Unsupported
 from luthier.schema.protocols import ChatRow, TokenRow
 
@@ -156,20 +158,19 @@ class StoredChats(LazyRows[ChatRow]):
 class SourceRows(LazyRows[T]):
     """Rows that are read from their file each time: nothing but their places is kept.
 
-    files: path and shown name by number. places: source (number of the file), offset, line, piece
-    (which piece of a cut row) of each stored row, and length where rows are rendered. make: the line as
-    bytes, shown name, line number and piece into the row.
+    places: source (number of the file), offset, line, piece (which piece of a cut row) of each stored
+    row, and length where rows are rendered. make: the raw row and the piece into the row.
     """
 
     def __init__(
         self,
-        files: Sequence[tuple[Path, str]],
+        again: Again,
         places: dict[str, NDArray[Any]],
-        make: Callable[[bytes, str, int, int], T],
+        make: Callable[[RawRow, int], T],
         order: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__(np.arange(len(places["line"])) if order is None else order)
-        self._files, self._places, self._make = files, places, make
+        self._again, self._places, self._make = again, places, make
         self._recent: OrderedDict[int, T] = OrderedDict()
         if "length" in places:
             self.lengths: NDArray[np.int64] = places["length"][self.order].astype(np.int64)
@@ -178,15 +179,10 @@ class SourceRows(LazyRows[T]):
         if index in self._recent:
             self._recent.move_to_end(index)
             return self._recent[index]
-        places = self._places
-        path, shown = self._files[int(places["source"][index])]
-        try:
-            with path.open("rb") as file:
-                file.seek(int(places["offset"][index]))
-                line = file.readline()
-        except OSError as error:
-            raise FileProblem(f"cannot be read: {error.strerror}", file=shown) from error
-        row = self._make(line, shown, int(places["line"][index]), int(places["piece"][index]))
+        source, offset, line, piece = (
+            int(self._places[name][index]) for name in ("source", "offset", "line", "piece")
+        )
+        row = self._make(self._again.row(source, offset, line), piece)
         self._recent[index] = row
         if len(self._recent) > _KEPT:
             self._recent.popitem(last=False)
