@@ -101,13 +101,10 @@ def test_one_graph_serves_every_length(keeping):
             packed = rows(lengths, number)
             loss = objective(model, packed).total
             loss.backward()
-            got = gradients(model)
-            # torch 2.11 makes a second graph for the first batch that is unlike the one it started with.
-            assert clock.graphs == 1 if number == 0 else clock.graphs <= 2
-            loss = plain(model, packed).total
-            with torch.no_grad():
+            assert gradients(model)
+            assert clock.graphs == 1
+            with torch.no_grad():  # runs as it is
                 assert plain(model, packed).total.item() == pytest.approx(loss.item(), rel=1e-5)
-            assert got
 
 
 def test_an_evaluation_makes_no_graphs_and_the_model_is_left_as_it_was():
