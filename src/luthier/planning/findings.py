@@ -248,7 +248,7 @@ def _packages(hardware: Hardware) -> list[Finding]:
 def _faster(versions: dict[str, str]) -> list[Finding]:
     """Optional packages that make CUDA training faster or smaller."""
     wanted = {
-        "bitsandbytes": ("QLoRA (4-bit bases) needs it", "pip install bitsandbytes"),
+        "bitsandbytes": ("optimisers with 8-bit moments need it", "pip install bitsandbytes"),
         "liger-kernel": ("fused losses and norms: less memory, faster", "pip install liger-kernel"),
     }
     return [

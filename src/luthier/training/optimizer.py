@@ -139,7 +139,7 @@ def _adamw(choice: TrainingChoice, groups: list[dict[str, Any]], kind: str) -> t
             except ImportError as error:
                 raise Unsupported(
                     f"training.optimizer: {name} needs bitsandbytes ({error})",
-                    hint='install it: pip install "luthier[qlora]"',
+                    hint='install it: pip install "luthier[optimizers]"',
                 ) from error
             kinds = {
                 "adamw-8bit": bitsandbytes.optim.AdamW8bit,
