@@ -89,7 +89,8 @@ class Layer:
     def selected(self) -> float:
         """Bytes of a token that stay where all but matrix products and attention is computed again."""
         matrices = layer_matrices(self.arch, self.index)
-        products = sum(matrix.outputs * matrix.active for matrix in matrices) * self.element
+        # The last product is added to the stream, and nothing in the backward pass reads it.
+        products = sum(matrix.outputs * matrix.active for matrix in matrices[:-1]) * self.element
         low = sum(map(self._adapter, matrices)) if self.kernels.adapters != "peft" else 0.0
         kind = layer_kinds(self.arch)[self.index]
         if kind not in ("full", "sliding"):

@@ -30,7 +30,7 @@ Keeping = Literal["none", "selective", "full", "offload"]
 Say = Callable[[str], None]
 
 # Results that are kept by ``selective``: every matrix product and every kind of attention.
-_KEPT = (
+KEPT = (
     "aten::mm",
     "aten::addmm",
     "aten::bmm",
@@ -213,7 +213,7 @@ def _recomputed(run: Callable[..., Any], selective: bool, *args: Any, **kwargs: 
 def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     del ctx, args, kwargs
     return (
-        CheckpointPolicy.MUST_SAVE if op.name().split(".")[0] in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+        CheckpointPolicy.MUST_SAVE if op.name().split(".")[0] in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
     )
 
 

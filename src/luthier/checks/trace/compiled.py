@@ -7,6 +7,7 @@ generated (products, attention, custom operations) only their inputs come into b
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils.checkpoint import CheckpointPolicy
 
 from luthier.checks.trace.marks import replace_forward
 from luthier.checks.trace.recorder import Recorder
@@ -25,14 +27,21 @@ _BOUGHT = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_scal
 """Operations that Inductor leaves to libraries."""
 
 
-def compile_layers(layers: Iterable[nn.Module], recorder: Recorder) -> None:
-    """Compile the forward method of each layer for the trace, in place; alike layers share a graph."""
+Policy = Callable[[str], CheckpointPolicy]
+"""From an operation's name to whether its result is kept, inside a graph that computes the rest again."""
+
+
+def compile_layers(layers: Iterable[nn.Module], recorder: Recorder, policy: Policy | None = None) -> None:
+    """Compile the forward method of each layer for the trace, in place; alike layers share a graph.
+
+    policy: what is kept of a layer whose checkpoint lies inside of its graph; None: torch's own choice.
+    """
     known: dict[Any, Callable[..., Any]] = {}
 
     def compiled(forward: Any) -> Any:
         layer: nn.Module = forward.__self__
         # torch.compile stands aside while operations are recorded: the graph is made and run by hand.
-        return lambda *args, **kwargs: _call(layer, forward, args, kwargs, recorder, known)
+        return lambda *args, **kwargs: _call(layer, forward, args, kwargs, recorder, known, policy)
 
     replace_forward(layers, compiled)
 
@@ -44,16 +53,23 @@ def _call(  # noqa: PLR0917 (private, called once)
     kwargs: dict[str, Any],
     recorder: Recorder,
     known: dict[Any, Callable[..., Any]],
+    policy: Policy | None,
 ) -> Any:
     named = dict((*layer.named_parameters(), *layer.named_buffers()))
     names, weights = list(named), list(named.values())
     inputs, spec = tree_flatten((args, kwargs))
     places = [number for number, value in enumerate(inputs) if isinstance(value, Tensor)]
     flat = [*weights, *(inputs[place] for place in places)]
-    key = (type(layer), str(spec), *((tuple(t.shape), t.dtype, t.requires_grad) for t in flat))
+    key = (
+        type(layer),
+        str(spec),
+        torch.is_grad_enabled(),
+        *((tuple(t.shape), t.dtype, t.requires_grad) for t in flat),
+    )
     if key not in known:
         with _disable_current_modes():
-            known[key] = _graph_of(_Flat(layer, forward, names, inputs, places, spec), flat, recorder)
+            whole = _Flat(layer, forward, names, inputs, places, spec)
+            known[key] = _graph_of(whole, flat, recorder, policy)
     found = known[key](*flat)
     return found[0]
 
@@ -95,7 +111,25 @@ def _with_weights(  # noqa: PLR0917 (private, called once)
         return forward(*args, **kwargs)
 
 
-def _graph_of(module: _Flat, flat: list[Tensor], recorder: Recorder) -> Callable[..., Any]:
+def _tag(graph: fx.Graph, policy: Policy) -> None:
+    """Say of each result of the forward pass whether it is kept, as a checkpoint inside a graph does."""
+    backward: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if "tangents" in str(node.target):
+                backward.add(node)
+        elif any(source in backward for source in node.all_input_nodes):
+            backward.add(node)
+        elif node.op == "call_function":
+            whole = node.all_input_nodes[0] if node.target is operator.getitem else node
+            target = whole.target
+            name = target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
+            node.meta["recompute"], node.meta["ac_graph_id"] = policy(name), 0
+
+
+def _graph_of(
+    module: _Flat, flat: list[Tensor], recorder: Recorder, policy: Policy | None
+) -> Callable[..., Any]:
     from torch._functorch.aot_autograd import aot_module_simplified
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
@@ -114,13 +148,18 @@ def _graph_of(module: _Flat, flat: list[Tensor], recorder: Recorder) -> Callable
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
+    def part(joint: fx.GraphModule, inputs: Any, **settings: Any) -> Any:
+        if policy is not None:
+            _tag(joint.graph, policy)
+        return min_cut_rematerialization_partition(joint, inputs, **settings)
+
     compiler: Any = interpret
     found: Callable[..., Any] = aot_module_simplified(
         cast("Any", module),
         flat,
         fw_compiler=compiler,
         bw_compiler=compiler,
-        partition_fn=min_cut_rematerialization_partition,
+        partition_fn=part,
         decompositions=select_decomp_table(),
     )
     return found

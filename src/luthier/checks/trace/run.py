@@ -45,8 +45,8 @@ def trace_training(
     """
     layers = int(config["num_hidden_layers"])
     depths = None if whole else shallow_depths(config)
-    if depths is not None and depths[1] >= layers:
-        depths = None
+    if depths is not None and (depths[1] >= layers or shape.recomputed_layers is not None):
+        depths = None  # some layers unlike the others are not to be foretold from few
     request = {
         "step": {
             "config": dict(config),

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from luthier.checks.trace.compiled import compile_layers
 from luthier.checks.trace.events import Timeline
 from luthier.checks.trace.fused import own_loss
+from luthier.checks.trace.keeping import keep_layers
 from luthier.checks.trace.kernels import FLASH, HIDDEN, register
 from luthier.checks.trace.marks import layers_of, mark_layers
 from luthier.checks.trace.packed import pack_without_data
@@ -44,11 +44,9 @@ class StepRequest(Record):
 
 def trace_step(request: StepRequest) -> Timeline:
     """Events of loading and of two optimiser steps, marked by phase. Errors: Unsupported."""
-    mode = request.shape.activation_checkpointing
-    if mode in ("selective", "offload") or request.shape.recomputed_layers is not None:
+    if request.shape.activation_checkpointing == "selective" and not request.shape.compiled:
         raise Unsupported(
-            "what selective and offloaded checkpointing keep is not traced yet",
-            hint="leave out --exact: the formula counts it",
+            "selective checkpointing needs compiled layers", hint="set training.compile: true, or use full"
         )
     register()
     model, head = _model(request)
@@ -66,8 +64,7 @@ def trace_step(request: StepRequest) -> Timeline:
     for master in masters:
         recorder.add(master.data, "optimizer")
     mark_layers(model, recorder)
-    if request.shape.compiled:
-        compile_layers(layers_of(model), recorder)
+    keep_layers(layers_of(model), request.shape, recorder)
     for name, weight in optimizer.model_weights.items():
         named = _name_master(recorder, optimizer.masters[name])
         weight.register_post_accumulate_grad_hook(named)  # type: ignore[no-untyped-call]
@@ -173,8 +170,6 @@ def _model(request: StepRequest) -> tuple[Any, Head]:
         pack_without_data(model, kind, head=head.weight, double=_doubles(request.method))
     if not isinstance(request.method, Full):
         add_lora(model, request.method)
-    if request.shape.activation_checkpointing == "full":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train(), head
 
 
