@@ -62,6 +62,16 @@ IN_CHATS: dict[str, dict | str] = {
     "bad-tool-call": {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}]}]},
     "half-letter": '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "a"}]}',
     "missing-image": {**chat(ASK, ANSWER), "image": "gone.png"},
+    "images": {"messages": [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]},
+        {"role": "assistant", "content": "Paris"},
+    ]},
+    "holds-images": {"messages": [
+        {"role": "user", "content": [{"type": "image", "image": "a.png"}]}, {"role": "assistant", "content": "Paris"},
+    ]},
+    "image-without-reference": {"messages": [
+        {"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "Paris"},
+    ]},
 }  # fmt: skip
 
 
@@ -93,7 +103,7 @@ def test_faults_of_conversations(code: str, tmp_path: Path) -> None:
     rows = [*CHATS[:3], IN_CHATS[code], *CHATS[3:]]
     if code == "bad-tools":
         rows = [{**row, "tools": []} if isinstance(row, dict) and "tools" not in row else row for row in rows]
-    holds(run(tmp_path, rows), code)
+    holds(run(tmp_path, rows, images=code != "holds-images"), code)
 
 
 BESIDE: dict[str, Callable[[Path, Callable], tuple[CheckReport, int]]] = {

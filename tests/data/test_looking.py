@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import random
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,7 @@ from luthier.data.pool import ordered
 from luthier.data.seen import Seen
 from luthier.errors import DataError
 from luthier.schema.data import CheckReport
-
-
-def png() -> bytes:
-    """One grey pixel."""
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + part(b"IHDR", head)
-        + part(b"IDAT", zlib.compress(b"\0\0"))
-        + part(b"IEND", b"")
-    )
+from pictures import png
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

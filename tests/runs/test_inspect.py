@@ -33,7 +33,7 @@ def test_only_the_first_rows_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(inspect, "read_file", counted)
     chats = inspect.first_chats(data, base=Path("/"), count=3, say=print)
-    assert [chat.line for chat in chats] == [1, 2, 3]
+    assert [chat.line for chat, _ in chats] == [1, 2, 3]
     assert read <= 60
 
 
@@ -45,7 +45,7 @@ def test_broken_rows_on_the_way_are_told(tmp_path: Path) -> None:
     )
     said: list[str] = []
     chats = inspect.first_chats(data, base=Path("/"), count=3, say=said.append)
-    assert [chat.line for chat in chats] == [1, 4, 5]
+    assert [chat.line for chat, _ in chats] == [1, 4, 5]
     assert len(said) == 2
     assert "a.jsonl:2" in said[0]
     assert "a.jsonl:3" in said[1]

@@ -65,16 +65,18 @@ def show(
             {
                 "rows": [
                     {
-                        "file": row.file,
-                        "line": row.line,
-                        "tokens": [{"text": t, "id": i, "trained": k} for t, i, k in tokens],
+                        "file": shown.row.file,
+                        "line": shown.row.line,
+                        "tokens": [{"text": t, "id": i, "trained": k} for t, i, k in shown.pieces],
+                        "images": shown.images,
                     }
-                    for row, tokens in rows
+                    for shown in rows
                 ]
             }
         )
         return
-    for row, tokens in rows:
+    for shown in rows:
+        row, tokens = shown.row, shown.pieces
         text = Text()
         for piece, token, trained in tokens:
             text.append(piece, style="bold green" if trained else "dim")
@@ -83,6 +85,9 @@ def show(
         carrying = sum(1 for _, _, t in tokens if t)
         title = f"{Path(row.file).name}:{row.line}  {len(tokens)} tokens, {carrying} trained"
         out().print(Padding(Panel(text, title=title, title_align="left", border_style="dim"), (0, 0, 0, 2)))
+        if shown.images:
+            words = f"  images: {', '.join(shown.images)}; a model of text cannot be trained on this row"
+            out().print(Text(words, style="yellow"), soft_wrap=True)
     out().print("  [bold green]green[/] carries loss, [dim]grey[/] is only read")
 
 
@@ -154,6 +159,7 @@ def _settings(
     except LuthierError as problem:  # the rest can be checked without the model
         err().print(f"tokens are not counted: {problem.message}", style="yellow", soft_wrap=True)
     return files or data.train, {
+        "images": False,
         "held_out": held_out or kept,
         "tokenizer": tokenizer if recipe.task in ("chat", "text-generation") else None,
         "sequence_length": recipe.training.sequence_length,

@@ -27,10 +27,11 @@ from luthier.data.read import RawRow, read_file
 from luthier.data.rows import ranks, rows_for
 from luthier.data.samples import Samples
 from luthier.data.seen import Seen
-from luthier.data.shapes import Shape, detect, to_chat
+from luthier.data.shapes import Shape, detect
 from luthier.data.sources import Resolved, resolve
 from luthier.data.splits import prompt_key
 from luthier.data.stats import lengths
+from luthier.data.vision import chat_or_view
 from luthier.errors import DataError, LuthierError, RecipeError, did_you_mean
 from luthier.schema.data import CheckReport
 from luthier.schema.protocols import TextTokenizer
@@ -127,6 +128,7 @@ def check(
     purpose: RowPurpose = "chat",
     label_delimiter: str | None = None,
     deep: bool = True,
+    images: bool | None = None,
     on_row: OnRow | None = None,
     on_problem: Callable[[LuthierError], None] | None = None,
 ) -> CheckReport:
@@ -134,8 +136,9 @@ def check(
 
     held_out: rows to be judged on, looked for among the training rows. tokenizer: counts tokens and
     tries the chat template. purpose: what the rows are to train; other than for a chat, ``columns`` has
-    that task's roles. deep: whether texts are looked into, or only the structure. on_row is told of
-    every row that can be used, and whether it belongs into a cleaned file: it is no copy of an earlier
+    that task's roles. deep: whether texts are looked into, or only the structure. images: whether
+    conversations may hold images (None: where no tokenizer is named; a model of text cannot see them).
+    on_row is told of every row that can be used, and whether it belongs into a cleaned file: it is no copy of an earlier
     row and does not stand in the held-out rows; on_problem of every row that cannot be used.
     Raises FileProblem for files that cannot be opened, RecipeError for a wrong column role; all that
     is wrong with rows is a finding. ``read = kept + sum(dropped)``.
@@ -173,6 +176,7 @@ def check(
         train_on,
         keep_rows=on_row is not None,
         base=str(base),
+        images=tokenizer is None if images is None else images,
     )
     large = sum(file.path.stat().st_size for file in resolved.files) > _SEVERAL
     count = processes() if large and on_row is None else 1
@@ -277,7 +281,7 @@ def _held_out(
                     facts, texts = kind_facts(row, shape)
                     held.add(facts, "\n".join(texts))
                     continue
-                chat = to_chat(row, shape, system=system)
+                chat, _ = chat_or_view(row, shape, system=system)
             except RowProblem:
                 continue
             held.ids.add(int(chat.id[:16], 16))

@@ -93,6 +93,11 @@ CODES = {
         "warning", "texts hold letters in a wrong encoding", "read the source again in its own encoding"
     ),
     "control-character": Code("warning", "texts hold control characters", "remove them"),
+    "images": Code(
+        "info",
+        "conversations hold images",
+        "they are kept as references; a model of text is refused: name the recipe with --for to see it",
+    ),
     "missing-image": Code(
         "error",
         "images are missing",

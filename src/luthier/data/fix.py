@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 from luthier.data.check import check
+from luthier.data.images import media_type
 from luthier.data.read import RawRow
 from luthier.data.sources import resolve
 from luthier.errors import LuthierError, UsageError
@@ -40,7 +42,7 @@ def fix(
 
         def write(row: RawRow, reason: str | None) -> None:
             if reason is None:
-                kept.write(json.dumps(row.value, ensure_ascii=False, default=str) + "\n")
+                kept.write(json.dumps(row.value, ensure_ascii=False, default=_plain) + "\n")
             else:
                 left = {"file": row.file, "line": row.line, "reason": reason}
                 dropped.write(json.dumps(left, ensure_ascii=False) + "\n")
@@ -52,3 +54,10 @@ def fix(
         report = check(sources, base=base, held_out=held_out, on_row=write, on_problem=left_out, **settings)
     unfinished.replace(out)
     return report
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no words for: bytes (images of a table) as a data address, dates and numbers as text."""
+    if isinstance(value, bytes):
+        return f"data:{media_type(value)};base64,{base64.b64encode(value).decode()}"
+    return str(value)

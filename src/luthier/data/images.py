@@ -54,29 +54,37 @@ def part_reference(part: dict[str, Any]) -> Any:
     return value
 
 
-def image_problem(row: dict[str, Any], file: str, base: str) -> tuple[str, str, str | None] | None:
+def image_problem(
+    row: dict[str, Any], file: str, base: str, turns: list[Any] | None = None
+) -> tuple[str, str, str | None] | None:
     """Code, detail and sample of the first image of a row that is missing or broken.
 
     file: the row's file, whose folder relative paths start from (base is the folder that file starts
-    from). Addresses of the web are not asked for.
+    from). turns: the row's messages. Addresses of the web are not asked for.
     """
-    for reference in _all(row):
-        said = reference if isinstance(reference, str) else f"{len(reference)} bytes"
-        content = _content(reference, file, Path(base))
-        if content is None:
-            continue
-        kind = "missing-image" if content == b"" else None if whole(content) else "broken-image"
-        if kind:
-            return kind, "", said[:120]
+    for reference in all_references(row, turns):
+        problem = reference_problem(reference, file, base)
+        if problem:
+            said = reference if isinstance(reference, str) else f"{len(reference)} bytes"
+            return problem, "", said[:120]
     return None
 
 
-def _all(row: dict[str, Any]) -> list[Any]:
+def reference_problem(reference: Any, file: str, base: str) -> str | None:
+    """``missing-image`` or ``broken-image``; None for a whole image and for one that is not looked at."""
+    content = _content(reference, file, Path(base))
+    if content is None or (content and whole(content)):
+        return None
+    return "broken-image" if content else "missing-image"
+
+
+def all_references(row: dict[str, Any], turns: list[Any] | None = None) -> list[Any]:
+    """All images of a row, in its columns and its messages."""
     found: list[Any] = []
     for name, value in row.items():
         if name.lower() in COLUMNS:
             found += references(value)
-    for message in row.get("messages") or ():
+    for message in turns or ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
             if isinstance(part, dict) and part.get("type") in PARTS:
@@ -117,3 +125,11 @@ def whole(content: bytes) -> bool:
         return content[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1")
     end = _ENDS.get(kind)
     return end is None or end in content[-_TAIL:]
+
+
+def media_type(content: bytes) -> str:
+    """Media type by the first bytes."""
+    kind = next((kind for sign, kind in _SIGNS.items() if content.startswith(sign)), None)
+    if kind is None and content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        kind = "webp"
+    return f"image/{kind}" if kind else "application/octet-stream"

@@ -22,6 +22,7 @@ from luthier.data.render import prompt_ids, prompt_of, render_rows
 from luthier.data.rows import row_maker
 from luthier.data.shapes import Shape, to_chat
 from luthier.data.splits import prompt_key
+from luthier.data.vision import chat_or_view, turns_of
 from luthier.errors import LuthierError
 from luthier.schema.protocols import ChatRow, TextTokenizer
 from luthier.schema.recipe import TrainOn
@@ -56,6 +57,8 @@ class How:
     train_on: TrainOn = "assistant"
     keep_rows: bool = False
     base: str = "/"
+    images: bool = True
+    """Whether conversations may hold images; where a model of text is named they may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +122,14 @@ def look_job(how: How) -> Callable[[Piece], Looked]:
                 continue
             try:
                 if isinstance(shape, Shape):
-                    chat = to_chat(row, shape, system=how.system)
+                    chat, pictured = _as_chat(row, shape, how)
                     facts = _chat(chat, how, weight=_weight(piece, len(found)))
+                    facts.found += pictured
                     chats.append((chat, facts))
                     text = words_of(chat)
                 else:
                     facts, text = _typed(row, shape, how, weight=_weight(piece, len(found)))
-                facts.found += _images(row, how)
+                facts.found += _images(row, shape, how)
             except RowProblem as problem:
                 broken(problem)
                 continue
@@ -266,8 +270,20 @@ def kind_facts(row: RawRow, kind: Kind) -> tuple[Facts, list[str]]:
     return Facts(row.line, row.file, digest, digest, 0, labels=labels, classes=kind.name in LABELLED), texts
 
 
-def _images(row: RawRow, how: How) -> list[Found]:
-    problem = image_problem(row.value, row.file, how.base)
+def _as_chat(row: RawRow, shape: Shape, how: How) -> tuple[ChatRow, list[Found]]:
+    if not how.images:
+        return to_chat(row, shape, system=how.system), []
+    chat, vision = chat_or_view(row, shape, system=how.system)
+    if vision is None:
+        return chat, []
+    return chat, [("images", "", ", ".join(image.value for image in vision.images))]
+
+
+def _images(row: RawRow, shape: Shape | Kind | Layout, how: How) -> list[Found]:
+    turns = None
+    if isinstance(shape, Shape) and shape.name in ("messages", "sharegpt"):
+        turns = turns_of(row.value, shape)
+    problem = image_problem(row.value, row.file, how.base, turns)
     return [] if problem is None else [problem]
 
 

@@ -30,6 +30,9 @@ ROLES = {
 }
 """Role as written -> role as templates know it."""
 
+HOLDS_IMAGES = "holds-images"
+"""Code of rows that only a model which sees images can be trained on."""
+_IMAGES = ("image", "image_url", "input_image")
 _PLAIN = ("user", "assistant", "system", "tool")
 _KEPT = ("name", "tool_call_id", "reasoning_content", "thinking", "reasoning", "weight", "train")
 
@@ -91,6 +94,15 @@ def _content(value: Any, number: int, file: str, line: int) -> str:
         return ""
     if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
         others = sorted({str(part["type"]) for part in value if part["type"] != "text"})
+        if others and all(name in _IMAGES for name in others):
+            raise RowProblem(
+                HOLDS_IMAGES,
+                f"message {number} holds an image ({', '.join(others)}), which a model of text cannot see",
+                file=file,
+                line=line,
+                hint="leave such rows out, or put what the images show into words; models that see images "
+                "cannot be tuned yet",
+            )
         if others:
             raise RowProblem(
                 "unsupported-part",

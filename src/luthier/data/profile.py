@@ -14,10 +14,12 @@ from typing import Any
 from luthier.data.columns import as_text
 from luthier.data.kinds import LABELLED, Kind, detect_kind
 from luthier.data.languages import guess_language
+from luthier.data.messages import RowProblem
 from luthier.data.read import RawRow, read_rows
 from luthier.data.render import render_rows
-from luthier.data.shapes import detect, map_rows
+from luthier.data.shapes import by_file, detect
 from luthier.data.stats import lengths, lengths_of
+from luthier.data.vision import chat_or_view
 from luthier.errors import DataError, LuthierError
 from luthier.schema.data import DataProfile
 from luthier.schema.protocols import ChatRow, TextTokenizer
@@ -159,8 +161,27 @@ def profile_rows(
 ) -> DataProfile:
     """Describe rows as read_rows gives them."""
     account = account or Account()
-    shape, mapped = map_rows(rows, format=format, columns=columns, system=system, on_problem=account)
-    return profile_chats(mapped, tokenizer, shape.name, account=account)
+    stream = iter(rows)
+    first = list(islice(stream, _LOOKED_AT))
+    shape = detect(first, format=format, columns=columns)
+    pictured = 0
+
+    def chats() -> Iterator[ChatRow]:
+        nonlocal pictured
+        for own, row in by_file(chain(first, stream), format=format, columns=columns):
+            try:
+                chat, vision = chat_or_view(row, own, system=system)
+            except RowProblem as problem:
+                account(problem)
+                continue
+            pictured += vision is not None
+            yield chat
+
+    found = profile_chats(chats(), tokenizer, shape.name, account=account)
+    if pictured:
+        structure = {**found.structure, "images": round(pictured / found.rows, 4)}
+        found = found.model_copy(update={"structure": structure})
+    return found
 
 
 def profile_chats(

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+from luthier.data.images import reference_problem
+from luthier.data.messages import RowProblem
 from luthier.data.read import read_file
 from luthier.data.render import render_rows
-from luthier.data.shapes import map_rows, several
+from luthier.data.shapes import by_file, several
 from luthier.data.show import show_tokens
 from luthier.data.sources import resolve
 from luthier.data.tokenizer import load_tokenizer
+from luthier.data.vision import chat_or_view
 from luthier.errors import DataError, LuthierError, UsageError
 from luthier.runs.model import Say
 from luthier.runs.scratch import bring_model
 from luthier.schema.load import load_recipe, recipe_from
 from luthier.schema.protocols import ChatRow, TokenRow
 from luthier.schema.recipe import DataChoice
+from luthier.schema.rows import ImageReference
 
 Piece = tuple[str, int, bool]
 """A token's text, its id, and whether it carries loss."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShownRow:
+    """A row as it would be trained on, and the images it holds, with what is wrong with them."""
+
+    row: TokenRow
+    pieces: list[Piece]
+    images: tuple[str, ...] = ()
+
+
 def rendered_rows(
     source: Path, overrides: Sequence[str], *, model: str | None, count: int, say: Say
-) -> list[tuple[TokenRow, list[Piece]]]:
+) -> list[ShownRow]:
     """The first training rows of a recipe, or of a data file with a model's template.
 
-    Files are read no further than needed; say is told of rows on the way that cannot be used.
+    Files are read no further than needed; say is told of rows on the way that cannot be used. Images
+    stand as their names: no model of text can be trained on such a row.
     """
     if source.suffix in (".yaml", ".yml"):
         recipe = load_recipe(source, overrides)
@@ -42,12 +57,18 @@ def rendered_rows(
     found = bring_model(recipe, say=say)
     tokenizer = load_tokenizer(found.path)
     chats = first_chats(recipe.data, base=Path("/"), count=count, say=say)
-    rows = render_rows(chats, tokenizer, recipe.data.train_on)
-    return [(row, show_tokens(row, tokenizer)) for row in rows]
+    rows = render_rows([chat for chat, _ in chats], tokenizer, recipe.data.train_on)
+    return [
+        ShownRow(row, show_tokens(row, tokenizer), images)
+        for row, (_, images) in zip(rows, chats, strict=True)
+    ]
 
 
-def first_chats(data: DataChoice, *, base: Path, count: int, say: Say) -> list[ChatRow]:
-    """The first usable training rows; the files are read up to them (and the few that tell their shape).
+def first_chats(
+    data: DataChoice, *, base: Path, count: int, say: Say
+) -> list[tuple[ChatRow, tuple[str, ...]]]:
+    """The first usable training rows and their images; files are read up to them (and the few that tell
+    their shape).
 
     Raises one DataError for all broken rows where none can be used.
     """
@@ -58,16 +79,27 @@ def first_chats(data: DataChoice, *, base: Path, count: int, say: Say) -> list[C
     if first is None:
         problems = problems or [DataError("the data set is empty: no row was read", file=files[0].shown)]
         raise several(problems)
-    _, mapped = map_rows(
-        chain([first], raw),
-        format=data.format,
-        columns=data.columns,
-        system=data.system,
-        on_problem=problems.append,
-    )
-    chats = list(islice(mapped, count))
+    chats: list[tuple[ChatRow, tuple[str, ...]]] = []
+    for shape, row in by_file(chain([first], raw), format=data.format, columns=data.columns):
+        if len(chats) == count:
+            break
+        try:
+            chat, vision = chat_or_view(row, shape, system=data.system)
+        except RowProblem as problem:
+            problems.append(problem)
+            continue
+        images = () if vision is None else vision.images
+        chats.append((chat, tuple(_words(image, row.file, base) for image in images)))
     if not chats and problems:
         raise several(problems)
-    for problem in problems:
-        say(f"left out: {problem}")
+    for one in problems:
+        say(f"left out: {one}")
     return chats
+
+
+def _words(image: ImageReference, file: str, base: Path) -> str:
+    """An image by its name, and whether it is there."""
+    if image.kind == "bytes":
+        return f"{image.type or 'image'} in the row ({image.value})"
+    problem = reference_problem(image.value, file, str(base))
+    return image.value if problem is None else f"{image.value} ({problem.removesuffix('-image')})"

@@ -76,6 +76,36 @@ class PreferenceRow:
     group: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """Which image a row means, never its pixels."""
+
+    kind: Literal["path", "url", "bytes"]
+    value: str
+    """The path as the row writes it (from the folder of its file), the address, or 24 letters of the SHA-256
+    of the bytes that stand in the row itself."""
+    type: str | None = None
+    """Media type, where the row says it: ``image/png``."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionRow:
+    """A conversation with images, for a task that reads them."""
+
+    messages: list[Message]
+    """``content`` is a text, or a list of ``{"type": "text", "text"}`` and ``{"type": "image", "image": n}``,
+    n counting the row's images."""
+    images: tuple[ImageReference, ...]
+    file: str
+    line: int
+    id: str
+    """Digest of words and image references."""
+    key: str
+    """Digest of what is asked, its images included."""
+    tools: list[dict[str, Any]] | None = None
+    group: str | None = None
+
+
 TaskRow = LabelRow | PairRow | RankingRow | PreferenceRow
 
 
