@@ -39,7 +39,7 @@ _NO_GGUF = (
 PURPOSES: dict[Purpose, PurposeSpec] = {
     spec.purpose: spec
     for spec in (
-        PurposeSpec("chat", "chat", "chats", ("decoder", "vision-language"), "decoder"),
+        PurposeSpec("chat", "chat", "chats", ("decoder", "vision-language"), "decoder", section="preference"),
         PurposeSpec("text-generation", "chat", "chats", ("decoder",), "decoder"),
         PurposeSpec(
             "similarity",
@@ -89,6 +89,32 @@ def spec_of(purpose: Purpose) -> PurposeSpec:
 SECTIONS = tuple(dict.fromkeys(spec.section for spec in PURPOSES.values() if spec.section is not None))
 
 
+def tunes_preferences(recipe: Recipe) -> bool:
+    """Whether a chat is tuned on pairs of a better and a worse answer."""
+    return recipe.preference is not None
+
+
+def _check_preference(recipe: Recipe) -> None:
+    """Refuse settings of the data that would have no effect on pairs. Errors: RecipeError."""
+    if recipe.preference is None:
+        return
+    if recipe.data.packing:
+        raise RecipeError(
+            "data.packing: pairs of answers are not packed; they lie end to end without padding all the same",
+            hint="leave data.packing out",
+        )
+    train_on, loss = recipe.data.train_on, recipe.preference.loss
+    if train_on != "assistant" and (train_on, loss) != ("all", "orpo"):
+        raise RecipeError(
+            f"data.train_on: {train_on} has no effect on {loss}, which weighs whole answers",
+            hint="leave data.train_on out; orpo also takes all, which adds the prompt to its cross-entropy",
+        )
+    if loss == "orpo" and (recipe.preference.label_smoothing or recipe.preference.sft):
+        raise RecipeError(
+            "preference.label_smoothing and preference.sft are settings of dpo", hint="leave them out"
+        )
+
+
 def check_supported(recipe: Recipe) -> None:
     """Refuse what a recipe asks for and its purpose does not have. Errors: Unsupported with the reason."""
     spec = spec_of(recipe.task)
@@ -99,6 +125,7 @@ def check_supported(recipe: Recipe) -> None:
                 f"{section} is a section of another purpose than {recipe.task}",
                 hint=f"set task: {owners}, or drop the section",
             )
+    _check_preference(recipe)
     if spec.no_gguf is not None and recipe.export is not None and recipe.export.gguf:
         raise Unsupported(
             f"there is no GGUF export for {recipe.task}: {spec.no_gguf}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from luthier.evaluation.metrics import METRICS
+from luthier.evaluation.preference import PAIR_METRICS
 from luthier.evaluation.retrieval import CORRELATION_METRICS, RANKING_METRICS
 from luthier.evaluation.totals import SET_METRICS
 
@@ -39,4 +40,6 @@ def named(metric: str) -> Named | None:
         return Named(*RANKING_METRICS[metric])
     if metric in CORRELATION_METRICS:
         return Named(*CORRELATION_METRICS[metric], share=False)
+    if metric in PAIR_METRICS:
+        return Named(*PAIR_METRICS[metric])
     return OWN.get(metric)

@@ -139,6 +139,16 @@ def _byte_nats(rows: Sequence[ScoredRow], labels: tuple[str, ...]) -> Floats:
     return np.array([[row.figures["nats"] / np.log(2), row.figures["bytes"]] for row in rows])
 
 
+def _margin(rows: Sequence[ScoredRow], labels: tuple[str, ...]) -> Floats:
+    del labels
+    return np.array([[row.figures["margin"], 1.0] for row in rows])
+
+
+def _chosen_nats(rows: Sequence[ScoredRow], labels: tuple[str, ...]) -> Floats:
+    del labels
+    return np.array([[-row.figures["chosen"], row.figures["chosen_tokens"]] for row in rows])
+
+
 SET_METRICS: dict[str, SetMetric] = {
     metric.name: metric
     for metric in (
@@ -191,6 +201,25 @@ SET_METRICS: dict[str, SetMetric] = {
             "Bits per byte",
             "Cross-entropy of the text in bits, over its bytes in UTF-8: the same unit for every tokenizer.",
             _byte_nats,
+            _ratio,
+            greater_is_better=False,
+            highest=float("inf"),
+        ),
+        SetMetric(
+            "preference_margin",
+            "Preference margin",
+            "Reward of the chosen answer minus that of the rejected one, the mean over pairs.",
+            _margin,
+            _ratio,
+            lowest=float("-inf"),
+            highest=float("inf"),
+        ),
+        SetMetric(
+            "chosen_loss",
+            "Loss of the chosen",
+            "Cross-entropy of the chosen answers in nats a token: preference tuning may part the answers by "
+            "making both less likely, which shows here.",
+            _chosen_nats,
             _ratio,
             greater_is_better=False,
             highest=float("inf"),

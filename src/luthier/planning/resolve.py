@@ -426,13 +426,19 @@ def _holds(when: Condition, recipe: Recipe, arch: Architecture, size: int, rows:
         and (not when.purposes or recipe.task in when.purposes)
         and (not when.kinds or kind in when.kinds)
         and (not when.families or any(family.startswith(name.lower()) for name in when.families))
-        and (not when.goals or (recipe.model.from_scratch is not None and "from-scratch" in when.goals))
+        and (not when.goals or not goals_of(recipe).isdisjoint(when.goals))
         and (not when.presets or "balanced" in when.presets)
         and (when.parameters_below is None or size < when.parameters_below)
         and (when.parameters_from is None or size >= when.parameters_from)
         and (when.rows_below is None or rows < when.rows_below)
         and (when.rows_from is None or rows >= when.rows_from)
     )
+
+
+def goals_of(recipe: Recipe) -> set[str]:
+    """What a recipe is after, as the table of settings names it."""
+    scratch, pairs = recipe.model.from_scratch is not None, recipe.preference is not None
+    return {name for name, holds in (("from-scratch", scratch), ("preference", pairs)) if holds}
 
 
 def disk_bytes(recipe: Recipe, arch: Architecture, trainable: int) -> int:

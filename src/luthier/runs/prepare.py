@@ -11,10 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from luthier.catalog.purposes import check_supported, spec_of
+from luthier.catalog.purposes import check_supported, spec_of, tunes_preferences
 from luthier.data.chat_template import check_template, read_template
 from luthier.data.inputs import check_labels, load_inputs
 from luthier.data.load import LoadedData, load_splits, read_chats
+from luthier.data.preferences import KIND as PAIRS
+from luthier.data.preferences import load_preferences, read_held_out
 from luthier.data.remote import pin
 from luthier.data.rows import rows_for
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
@@ -139,12 +141,14 @@ def rates(found: dict[str, Any]) -> dict[str, float]:
 def read_data(recipe: Recipe, tokenizer: FileTokenizer) -> LoadedData:
     """The splits of a recipe whose paths are absolute."""
     read = load_splits if spec_of(recipe.task).rows == "chats" else load_inputs
+    if tunes_preferences(recipe):
+        read = load_preferences
     return read(recipe, tokenizer, base=Path("/"), sequence_length=recipe.training.sequence_length)
 
 
 def system_prompt(data: LoadedData) -> str | None:
     """The system prompt that all held-out rows share: what a chat with the tuned model starts from."""
-    if data.splits.kind != "chats":
+    if data.splits.kind not in ("chats", PAIRS):
         return None
     found = {
         str(row.messages[0].get("content")) if row.messages[0].get("role") == "system" else None
@@ -183,6 +187,10 @@ def with_labels(recipe: Recipe, data: LoadedData) -> Recipe:
 def read_tests(files: Mapping[str, tuple[str, ...]], recipe: Recipe) -> dict[str, Sequence[Any]]:
     """Rows of files that are only judged, read the way the recipe reads its own."""
     base = Path("/")
+    if tunes_preferences(recipe):
+        return {
+            name: read_held_out(recipe.data, sources, base=base, name=name) for name, sources in files.items()
+        }
     if spec_of(recipe.task).rows == "chats":
         return {name: read_chats(recipe.data, sources, base=base)[0] for name, sources in files.items()}
     return {

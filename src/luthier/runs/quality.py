@@ -14,6 +14,7 @@ from luthier.hub.cache import room
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.runs.stages import load_results
 from luthier.schema.results import Artifact
+from luthier.schema.rows import PreferenceChat
 
 if TYPE_CHECKING:
     from luthier.runs.workflow import Work
@@ -32,7 +33,9 @@ class QualityJudge:
         self.work = work
         self.rows: Sequence[ChatRow] = ()
         baseline, tuned = load_results(work.run, "baseline"), load_results(work.run, "tuned")
-        split = next((name for name in work.tests if name in tuned and name in baseline), None)
+        judged = [name for name in work.tests if name in tuned and name in baseline]
+        # A file's likelihood of two given answers is not asked for: only answers are compared.
+        split = next((name for name in judged if not isinstance(work.tests[name][0], PreferenceChat)), None)
         if split is None or most == 0:
             return
         rows = work.tests[split]
@@ -55,7 +58,7 @@ class QualityJudge:
                 generator,
                 self.rows,
                 split=self.split,
-                metrics=self.work.recipe.evaluation.metrics or tuple(self.tuned.metrics),
+                metrics=tuple(self.tuned.metrics),
                 max_new_tokens=longest,
                 progress=work.board.progress("ship", f"{artifact.kind} on {self.split}"),
                 cache_dir=room("answers"),

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.catalog.purposes import spec_of
+from luthier.catalog.purposes import spec_of, tunes_preferences
 from luthier.data.splits import choose
 from luthier.data.tokenizer import FileTokenizer
 from luthier.errors import CheckpointError, FileProblem
@@ -120,7 +120,7 @@ class Work:
         for key in WITHOUT_EFFECT:
             values.get("training", {}).pop(key, None)
         own = spec_of(self.recipe.task).section
-        named = (*sections, own) if own is not None else sections
+        named = (*sections, own) if own is not None and values.get(own) is not None else sections
         return digest_of(self.data_digest, *(f"{name}={values.get(name)!r}" for name in named))
 
     @cached_property
@@ -197,7 +197,8 @@ def _save_results(work: Work, name: str, inputs: str, results: dict[str, EvalRes
 
 def _baseline(work: Work) -> None:
     _save_results(work, "baseline", work.judged, judge_base(work, "baseline", work.tests))
-    if spec_of(work.recipe.task).rows == "chats":
+    # Nothing that costs no training has a likelihood for two answers.
+    if spec_of(work.recipe.task).rows == "chats" and not tunes_preferences(work.recipe):
         from luthier.runs.floors import judge_floors
         from luthier.tasks.chat import ChatTask
 

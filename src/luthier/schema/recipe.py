@@ -83,6 +83,19 @@ class RerankingChoice(Record):
     """yes-no: what the model is told to judge; the usual web search sentence when not given."""
 
 
+class PreferenceChoice(Record):
+    """How a chat model is tuned on pairs of a better and a worse answer."""
+
+    loss: Literal["dpo", "orpo"] = "dpo"
+    """dpo: against the untouched model; orpo: on the chosen answer and the odds between both, in one go."""
+    beta: float = Field(0.1, gt=0)
+    """dpo: how much moving away from the untouched model costs; orpo: weight of the odds ratio."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """dpo: share of the pairs that are taken to be the wrong way round."""
+    sft: float = Field(0.0, ge=0)
+    """dpo: weight of the chosen answer's cross-entropy beside the pairs (orpo has it in full)."""
+
+
 class FromScratch(Record):
     """A model that begins with random weights: which shape, which size, which tokenizer."""
 
@@ -385,6 +398,8 @@ class ExportChoice(Record):
     """Merged weights as safetensors."""
     gguf: tuple[GgufType, ...] = ()
     """GGUF files by type."""
+    onnx: bool = False
+    """An ONNX graph for onnxruntime (classification, similarity and reranking)."""
     parity_prompts: int = Field(8, ge=1)
     """How many held-out prompts each export must answer like the trained model."""
     quality_rows: int = Field(64, ge=0)
@@ -430,6 +445,8 @@ class Recipe(Record):
     """Settings of the purpose similarity."""
     reranking: RerankingChoice | None = None
     """Settings of the purpose reranking."""
+    preference: PreferenceChoice | None = None
+    """Tune a chat on pairs of a better and a worse answer; the task stays chat."""
     evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice)
     export: ExportChoice | None = Field(default_factory=ExportChoice)
     classification: ClassificationChoice | None = None

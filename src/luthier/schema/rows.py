@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from luthier.schema.protocols import Message
+from luthier.schema.protocols import ChatRow, Message, TokenRow
 from luthier.schema.recipe import Purpose
 
 RowPurpose = Purpose | Literal["preference"]
@@ -74,6 +74,24 @@ class PreferenceRow:
     """Digest of the prompt."""
     tools: list[dict[str, Any]] | None = None
     group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """A rendered preference row: the prompt with either answer, of which the answer's tokens are trained."""
+
+    chosen: TokenRow
+    rejected: TokenRow
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceChat(ChatRow):
+    """A held-out preference row as a conversation that ends with the better answer."""
+
+    rejected: list[Message] = field(default_factory=list)
+    """The messages of the worse answer."""
+    asked: int = 0
+    """How many messages are the prompt; those after it are the better answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from luthier.models.attention import (
     attending_to_documents,
@@ -18,7 +19,17 @@ from luthier.models.attention import (
 from luthier.models.heads import Head, head_is_right, head_of
 from luthier.models.varlen import Kernel
 from luthier.training.losses import linear_cross_entropy
-from luthier.training.objective import Loss, MicroBatch, flatten, full_logits_loss, rounded, unpack
+from luthier.training.objective import (
+    Flat,
+    Loss,
+    MicroBatch,
+    Padded,
+    flatten,
+    full_logits_loss,
+    rounded,
+    unpack,
+)
+from luthier.training.preference import token_log_probs
 
 
 @dataclass(frozen=True)
@@ -46,45 +57,69 @@ class CausalObjective:
     def __call__(self, model: Any, batch: MicroBatch) -> Loss:
         flat = flatten(batch)
         weight = float(flat.targets.numel())
-        if self.documents:
-            flat = rounded(flat)
-            with self.scope(model):
-                inputs = {
-                    "input_ids": flat.ids,
-                    "position_ids": flat.positions,
-                    "use_cache": False,
-                    **document_arguments(
-                        flat.lengths,
-                        device=flat.ids.device,
-                        tensors=self.tensors,
-                        longest=self.longest,
-                        kernel=self.kernel,
-                    ),
-                }
-                if self.head is None:
-                    kept = model(**inputs, logits_to_keep=flat.sources).logits[0].float()
-                    return Loss(_plain(kept, flat.targets), weight)
-                hidden = model.base_model(**inputs).last_hidden_state[0, flat.sources]
-        else:
+        if self.head is None and not self.documents:
             rows = unpack(flat)
-            inputs = {
-                "input_ids": rows.ids,
-                "position_ids": rows.positions,
-                "attention_mask": rows.mask,
-                "use_cache": False,
-            }
-            if self.head is None:
-                return Loss(full_logits_loss(model(**inputs).logits, rows.labels), weight)
-            states = model.base_model(**inputs).last_hidden_state
-            hidden = states[rows.mask.bool()][flat.sources]
+            logits = model(**_padded(rows)).logits
+            return Loss(full_logits_loss(logits, rows.labels), weight)
+        states = self.states(model, flat)
+        if self.head is None:
+            return Loss(_plain(states, flat.targets), weight)
         total = linear_cross_entropy(
-            hidden,
+            states,
             self.head.weight,
             flat.targets,
             multiplier=self.head.multiplier,
             softcap=self.head.softcap,
         )
         return Loss(total, weight)
+
+    def states(self, model: Any, flat: Flat) -> Tensor:
+        """What predicts each trained token: hidden states [trained, width], or fp32 logits without a head."""
+        if self.documents:
+            filled = rounded(flat)
+            with self.scope(model):
+                inputs = {
+                    "input_ids": filled.ids,
+                    "position_ids": filled.positions,
+                    "use_cache": False,
+                    **document_arguments(
+                        filled.lengths,
+                        device=filled.ids.device,
+                        tensors=self.tensors,
+                        longest=self.longest,
+                        kernel=self.kernel,
+                    ),
+                }
+                if self.head is None:
+                    logits: Tensor = model(**inputs, logits_to_keep=flat.sources).logits[0].float()
+                    return logits
+                hidden: Tensor = model.base_model(**inputs).last_hidden_state[0, flat.sources]
+                return hidden
+        rows = unpack(flat)
+        if self.head is None:
+            found: Tensor = model(**_padded(rows)).logits[rows.mask.bool()][flat.sources].float()
+            return found
+        states: Tensor = model.base_model(**_padded(rows)).last_hidden_state
+        return states[rows.mask.bool()][flat.sources]
+
+    def log_probs(self, model: Any, flat: Flat) -> Tensor:
+        """Log-probability of each trained token, with its graph: [trained] in fp32, in nats."""
+        states = self.states(model, flat)
+        if self.head is None:
+            return states.log_softmax(dim=1).gather(1, flat.targets[:, None]).squeeze(1)
+        head = self.head
+        return token_log_probs(
+            states, head.weight, flat.targets, multiplier=head.multiplier, softcap=head.softcap
+        )
+
+
+def _padded(rows: Padded) -> dict[str, Any]:
+    return {
+        "input_ids": rows.ids,
+        "position_ids": rows.positions,
+        "attention_mask": rows.mask,
+        "use_cache": False,
+    }
 
 
 def _plain(logits: Any, targets: Any) -> Any:

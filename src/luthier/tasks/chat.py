@@ -84,6 +84,10 @@ class ChatTask(ModelTask):
         """Greedy answers of the trained model, scored in the same way."""
         return self._judge(self.tuned_generator(run_directory), rows, told, cache_dir)
 
+    def answer_metrics(self) -> tuple[str, ...] | None:
+        """Metrics of greedy answers; None chooses them by the expected ones."""
+        return self.recipe.evaluation.metrics
+
     def _judge(
         self, generator: Generator, rows: Rows, told: Told, cache_dir: Path | None
     ) -> dict[str, EvalResult]:
@@ -93,7 +97,7 @@ class ChatTask(ModelTask):
                 generator,
                 chats,
                 split=name,
-                metrics=choice.metrics,
+                metrics=self.answer_metrics(),
                 max_new_tokens=choice.max_new_tokens,
                 progress=told(f"{generator.label} on {name}"),
                 cache_dir=cache_dir,

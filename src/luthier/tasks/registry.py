@@ -25,6 +25,10 @@ def load_task(
 def task_class(recipe: Recipe) -> type[ModelTask]:
     """The class of a purpose's task."""
     match recipe.task:
+        case "chat" if recipe.preference is not None:
+            from luthier.tasks.preference import PreferenceTask
+
+            return PreferenceTask
         case "chat":
             from luthier.tasks.chat import ChatTask
 
