@@ -28,6 +28,10 @@ def evaluate(
     model: str | None = None,
     gguf: str | None = None,
     metrics: tuple[str, ...] = (),
+    benchmark: tuple[str, ...] = (),
+    benchmark_data: str | None = None,
+    shots: int | None = None,
+    run_code: Flag = False,
     max_rows: int | None = None,
     max_new_tokens: int = 256,
     min_delta: float | None = None,
@@ -57,6 +61,15 @@ def evaluate(
         Which of a run's GGUF files answers, instead of the trained model.
     metrics
         Metrics by name, the first one primary; chosen from the rows when not given.
+    benchmark
+        Public benchmarks in place of --data: mmlu, arc, arc_easy, hellaswag, truthfulqa, boolq, gsm8k,
+        mbpp (several with commas). A run is judged against its base model.
+    benchmark_data
+        Folder with the benchmarks' files, a file, hub:NAME[CONFIG]/SPLIT, or hub for the usual data set.
+    shots
+        Examples before each question of a benchmark; each has its usual number.
+    run_code
+        Let benchmarks run the code that the model writes, in a sandbox.
     max_rows
         Judge no more rows than this, chosen by seed.
     max_new_tokens
@@ -69,6 +82,23 @@ def evaluate(
     json
         Print one JSON object.
     """
+    if benchmark:
+        from luthier.cli.benchmarks import judge_benchmarks
+
+        found = judge_benchmarks(
+            what,
+            names=benchmark,
+            data=benchmark_data,
+            against=against,
+            model=model,
+            gguf=gguf,
+            shots=shots,
+            run_code=run_code,
+            max_rows=max_rows,
+            longest=max_new_tokens,
+            json=json,
+        )
+        return _gated(found, min_delta, no_regression=no_regression)
     run = None if against or model or gguf or _no_run(what) else _run(what)
     if run is not None:
         code, comparisons = _run_comparisons(run, data, name, json=json)
@@ -97,6 +127,10 @@ def evaluate(
                 )
             )
         comparisons = _shown(results, json=json)
+    return _gated(comparisons, min_delta, no_regression=no_regression)
+
+
+def _gated(comparisons: Sequence[Comparison], min_delta: float | None, *, no_regression: bool) -> int:
     if min_delta is not None or no_regression:
         from luthier.evaluation.floors import check_gate
 

@@ -1,4 +1,4 @@
-"""A saved chat model as a Generator, in a process of its own: torch never loads here."""
+"""A saved chat model as a Generator and a Scorer, in a process of its own: torch never loads here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from luthier.errors import ToolchainError
 from luthier.llamacpp.process import OFFLINE, end_tree
 from luthier.runs.answer import AnswerFailed
 from luthier.runs.process import torch_environment
-from luthier.schema.protocols import Generated, Message, Progress
+from luthier.schema.protocols import Generated, Likelihood, Message, Progress
 from luthier.schema.recipe import Dtype
 
 
@@ -83,16 +83,29 @@ class Speaker:
         progress: Progress | None = None,
     ) -> list[Generated]:
         """Greedy answers in the order of chats."""
-        assert self._child is not None
-        assert self._child.stdin is not None
         asked = {
             "chats": [list(chat) for chat in chats],
             "tools": None if tools is None else [None if t is None else list(t) for t in tools],
             "max_new_tokens": max_new_tokens,
         }
-        self._child.stdin.write(json.dumps(asked) + "\n")
+        answers = self._asked(asked, "answers", progress)
+        return [Generated(text, tuple(ids), stopped) for text, ids, stopped in answers]
+
+    def score(
+        self, pairs: Sequence[tuple[str, str]], *, progress: Progress | None = None
+    ) -> list[Likelihood]:
+        """Likelihood of each continuation after its context, in the order of pairs."""
+        found = self._asked({"pairs": [list(pair) for pair in pairs]}, "scores", progress)
+        return [Likelihood(nats, tokens, greedy) for nats, tokens, greedy in found]
+
+    def _asked(self, request: dict[str, Any], wanted: str, progress: Progress | None) -> list[Any]:
+        """What the process answers to a request, progress told on the way."""
+        assert self._child is not None
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(request) + "\n")
         self._child.stdin.flush()
-        while "answers" not in (found := self._next()):
+        while wanted not in (found := self._next()):
             if progress is not None:
                 progress(found["done"], found["total"])
-        return [Generated(text, tuple(ids), stopped) for text, ids, stopped in found["answers"]]
+        answers: list[Any] = found[wanted]
+        return answers

@@ -121,6 +121,34 @@ class Generator(Protocol):
         """Greedy answers in the order of chats. Each chat ends with a user or tool turn."""
 
 
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a model finds one continuation of one context."""
+
+    nats: float
+    """Log-probability of the continuation: the sum over its tokens, natural logarithm, at most 0."""
+    tokens: int
+    """Tokens of the continuation."""
+    greedy: bool
+    """Whether each of its tokens is the likeliest one in its place."""
+
+
+class Scorer(Protocol):
+    """Whatever can say how likely a text is: multiple choice and language modelling need no answers."""
+
+    label: str
+    weights_digest: str
+
+    def score(
+        self, pairs: Sequence[tuple[str, str]], *, progress: Progress | None = None
+    ) -> list[Likelihood]:
+        """Likelihood of each continuation after its context, plain text without a template.
+
+        An empty context stands for the beginning of a text. Contexts longer than the model's lose their
+        beginning.
+        """
+
+
 class Embedder(Protocol):
     """Texts into vectors, for mining and for retrieval; base and tuned models alike."""
 

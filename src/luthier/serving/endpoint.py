@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from luthier.errors import Unreachable, UsageError
-from luthier.schema.protocols import Generated, Message, Progress
+from luthier.errors import Unreachable, Unsupported, UsageError
+from luthier.schema.protocols import Generated, Likelihood, Message, Progress
 
 AT_ONCE = 8
 TRIES = 5
@@ -98,6 +98,48 @@ class Endpoint:
                 raise
         return answers
 
+    def score(
+        self, pairs: Sequence[tuple[str, str]], *, progress: Progress | None = None
+    ) -> list[Likelihood]:
+        """Likelihood of each continuation after its context, where the server tells those of a prompt.
+
+        Asked through ``/completions`` with ``echo`` and ``logprobs``, as vLLM and others take it.
+        Errors: Unsupported where it does not.
+        """
+
+        def one(pair: tuple[str, str]) -> Likelihood:
+            context, rest = pair
+            context, rest = context.rstrip(), context[len(context.rstrip()) :] + rest
+            body = {
+                "model": self.model,
+                "prompt": context + rest,
+                "max_tokens": 1,
+                "temperature": 0,
+                "logprobs": 1,
+                "echo": True,
+            }
+            try:
+                told = self._ask("POST", "/completions", body)["choices"][0].get("logprobs") or {}
+                return _likelihood(told, len(context), len(context + rest))
+            except (UsageError, KeyError, TypeError, IndexError, ValueError) as error:
+                raise Unsupported(
+                    f"{self.address} tells no log-probabilities of a prompt, which this is judged by "
+                    f"({type(error).__name__}: {error})",
+                    hint="serve it with vLLM, or judge the model's folder",
+                ) from error
+
+        found: list[Likelihood] = []
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                for done, likelihood in enumerate(pool.map(one, pairs), 1):
+                    found.append(likelihood)
+                    if progress is not None:
+                        progress(done, len(pairs))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return found
+
     def _ask(self, verb: str, path: str, body: dict[str, Any] | None) -> Any:
         trouble = ""
         for tried in range(TRIES):
@@ -125,6 +167,23 @@ class Endpoint:
         raise Unreachable(
             f"{self.address} did not answer ({trouble})", hint="is the server up, and the address with /v1?"
         )
+
+
+def _likelihood(told: dict[str, Any], start: int, end: int) -> Likelihood:
+    """The part of a prompt's tokens that begin within [start, end) of its characters.
+
+    The first token of a text has no probability and counts nothing.
+    """
+    nats, tokens, greedy = 0.0, 0, True
+    tops = told.get("top_logprobs") or [None] * len(told["tokens"])
+    for offset, log, top in zip(told["text_offset"], told["token_logprobs"], tops, strict=True):
+        if start <= offset < end and log is not None:
+            nats += float(log)
+            tokens += 1
+            greedy = greedy and (not top or log >= max(top.values()))
+    if not tokens:
+        raise ValueError("no token of the continuation was echoed")
+    return Likelihood(nats, tokens, greedy)
 
 
 def _words(response: httpx2.Response) -> str:

@@ -1,8 +1,9 @@
 """A saved chat model that answers for another process: ``python -m luthier.tasks.speak FOLDER DTYPE``.
 
-JSON lines: one with label and digest once the model is loaded, then for each request of standard input
-(``{"chats", "tools", "max_new_tokens"}``) progress (``{"done", "total"}``) and one line with the
-answers. Ends with its input. A failure is one line with message, hint and exit code.
+JSON lines: one with the digest once the model is loaded, then for each request of standard input
+(``{"chats", "tools", "max_new_tokens"}``, or ``{"pairs"}`` of context and continuation) progress
+(``{"done", "total"}``) and one line with the answers or the log-probabilities. Ends with its input. A
+failure is one line with message, hint and exit code.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def _serve(folder: Path, dtype: Any, out: TextIO) -> None:
     from luthier.data.tokenizer import load_tokenizer
     from luthier.models.generate import TorchGenerator
     from luthier.models.load import load_causal, weights_digest
+    from luthier.models.score import scorer_of
 
     def say(**values: Any) -> None:
         out.write(json.dumps(values) + "\n")
@@ -35,9 +37,17 @@ def _serve(folder: Path, dtype: Any, out: TextIO) -> None:
     named = f"{weights_digest(folder)}\n{dtype}\n{tokenizer.digest}"
     digest = hashlib.sha256(named.encode()).hexdigest()
     generator = TorchGenerator(model, tokenizer, label=folder.name, weights_digest=digest)
+    scorer = scorer_of(generator, tokenizer)
     say(weights_digest=digest)
     for line in sys.stdin:
         asked = json.loads(line)
+        if "pairs" in asked:
+            found = scorer.score(
+                [(context, rest) for context, rest in asked["pairs"]],
+                progress=lambda done, total: say(done=done, total=total),
+            )
+            say(scores=[[one.nats, one.tokens, one.greedy] for one in found])
+            continue
         answers = generator.generate(
             asked["chats"],
             tools=asked["tools"],

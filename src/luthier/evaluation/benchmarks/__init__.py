@@ -1,0 +1,1 @@
+"""Public benchmarks: what each asks, how it is scored, and where its rows come from."""

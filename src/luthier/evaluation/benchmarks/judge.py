@@ -1,0 +1,227 @@
+"""A model on a benchmark's rows: by log-likelihood, by its numbers, or by running its code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import DataError
+from luthier.evaluation.benchmarks.tasks import Asked, Benchmark
+from luthier.evaluation.generation import evaluate
+from luthier.evaluation.likelihood import ChoiceItem, judge_choices
+from luthier.evaluation.metrics import without_thinking
+from luthier.evaluation.sandbox import Ran, run_python
+from luthier.evaluation.statistics import metric_of
+from luthier.schema.protocols import ChatRow, Generator, Message, Progress, Scorer
+from luthier.schema.results import EvalResult, ScoredRow
+
+_FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A row of a file, read, with its place."""
+
+    id: str
+    asked: Asked
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A benchmark made ready: rows, each with its examples."""
+
+    benchmark: Benchmark
+    rows: tuple[Read, ...]
+    examples: Mapping[str, tuple[Asked, ...]]
+    """Topic -> examples; every row's under ``""`` where topics do not matter."""
+    left_out: int = 0
+    """Rows of the file that could not be asked."""
+
+    def shown(self, row: Read) -> tuple[Asked, ...]:
+        """The examples before a row."""
+        return self.examples.get(row.asked.topic, self.examples.get("", ()))
+
+
+def read_rows(
+    task: Benchmark, values: Iterable[tuple[Mapping[str, Any], str, int]]
+) -> tuple[list[Read], int]:
+    """Rows of a file (value, file, line), each with a stable name, and how many cannot be asked.
+
+    TruthfulQA has rows without multiple-choice targets; such rows are left out and counted. Errors:
+    DataError with file and line where the first row is of another form.
+    """
+    found: list[Read] = []
+    left = 0
+    seen: dict[str, int] = defaultdict(int)
+    for value, file, line in values:
+        if task.name == "truthfulqa" and value.get("mc1_targets", ...) is None:
+            left += 1
+            continue
+        try:
+            asked = task.read(value)
+        except DataError as error:
+            raise DataError(
+                f"is no row of {task.name}: {error.message}",
+                file=file,
+                line=line,
+                hint=f"rows as {task.hub} has them",
+            ) from error
+        words = json.dumps([asked.text, asked.choices, asked.answer, asked.tests], ensure_ascii=False)
+        name = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        seen[name] += 1
+        found.append(Read(name if seen[name] == 1 else f"{name}#{seen[name]}", asked, file, line))
+    return found, left
+
+
+def pose(
+    task: Benchmark, rows: Sequence[Read], examples: Sequence[Read], shots: int, left_out: int = 0
+) -> Posed:
+    """The rows with the first ``shots`` examples of their topic (or of all), none of them judged.
+
+    Errors: DataError where a topic has too few.
+    """
+    judged = {row.asked.text for row in rows}
+    chosen: dict[str, list[Asked]] = defaultdict(list)
+    for one in examples:
+        kept = chosen[one.asked.topic]
+        if len(kept) < shots and one.asked.text not in judged:
+            kept.append(one.asked)
+    for topic in {row.asked.topic for row in rows} if shots else ():
+        if len(chosen[topic]) < shots:
+            about = f" about {topic}" if topic else ""
+            raise DataError(
+                f"{task.name} is asked with {shots} examples, and there are {len(chosen[topic])}{about}",
+                hint="ask for fewer with --shots, or bring the file with the examples",
+            )
+    return Posed(task, tuple(rows), {topic: tuple(kept) for topic, kept in chosen.items()}, left_out)
+
+
+def choice_items(posed: Posed) -> list[ChoiceItem]:
+    """What a scorer is asked."""
+    task = posed.benchmark
+    items = []
+    for row in posed.rows:
+        shown = "".join(f"{one.text}{task.delimiter}{one.choices[one.right]}\n\n" for one in posed.shown(row))
+        items.append(
+            ChoiceItem(
+                id=row.id,
+                context=task.head.format(topic=row.asked.topic) + shown + row.asked.text,
+                choices=row.asked.choices,
+                right=row.asked.right,
+                question=row.asked.text,
+                delimiter=task.delimiter,
+                group=_group(row),
+            )
+        )
+    return items
+
+
+def _group(row: Read) -> str | None:
+    """A row that stands in the file twice counts once."""
+    return f"row {row.id.split('#')[0]}" if "#" in row.id else None
+
+
+def judge_by_likelihood(
+    scorer: Scorer, posed: Posed, *, progress: Progress | None = None, cache_dir: Path | None = None
+) -> EvalResult:
+    """Multiple choice: the likeliest choice is the answer."""
+    return judge_choices(
+        scorer,
+        choice_items(posed),
+        split=posed.benchmark.name,
+        primary=posed.benchmark.metric,
+        settings={"shots": _shots(posed)},
+        progress=progress,
+        cache_dir=cache_dir,
+    )
+
+
+def _shots(posed: Posed) -> int:
+    return max((len(shown) for shown in posed.examples.values()), default=0)
+
+
+def chat_rows(posed: Posed) -> list[ChatRow]:
+    """What a generator is asked: examples as earlier turns, the question last."""
+    rows = []
+    for row in posed.rows:
+        messages: list[Message] = []
+        for one in (*posed.shown(row), row.asked):
+            messages += [
+                {"role": "user", "content": one.text},
+                {"role": "assistant", "content": one.answer},
+            ]
+        rows.append(ChatRow(messages, row.file, row.line, row.id, group=_group(row)))
+    return rows
+
+
+def judge_by_answer(
+    generator: Generator,
+    posed: Posed,
+    *,
+    max_new_tokens: int,
+    progress: Progress | None = None,
+    cache_dir: Path | None = None,
+    run: Callable[[str], Ran] = run_python,
+) -> EvalResult:
+    """Numbers and code: what the model writes is compared, or run with the row's tests.
+
+    run: runs a program; only code benchmarks call it.
+    """
+    task = posed.benchmark
+    rows = chat_rows(posed)
+    metric = task.metric if task.kind == "numeric" else "exact_match"
+    result = evaluate(
+        generator,
+        rows,
+        split=task.name,
+        metrics=(metric,),
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+        cache_dir=cache_dir,
+    )
+    settings = {**result.settings, "shots": _shots(posed), "metrics": task.metric}
+    if task.kind == "numeric":
+        return result.model_copy(update={"settings": settings})
+    scored = [_ran(row, one, run) for row, one in zip(posed.rows, result.rows, strict=True)]
+    groups = [row.group for row in scored]
+    return result.model_copy(
+        update={
+            "rows": tuple(scored),
+            "metrics": {task.metric: metric_of([row.scores[task.metric] for row in scored], groups)},
+            "primary": task.metric,
+            "reason": "the code that was written runs, and passes every test of its row",
+            "settings": settings,
+        }
+    )
+
+
+def _ran(row: Read, scored: ScoredRow, run: Callable[[str], Ran]) -> ScoredRow:
+    program = f"{code_of(scored.answer)}\n\n{row.asked.tests}\n"
+    ended = run(program)
+    said = (
+        ""
+        if ended.passed
+        else f"\n\n[{ended.outcome}: {ended.said.splitlines()[-1][:200] if ended.said else ''}]"
+    )
+    return scored.model_copy(
+        update={
+            "scores": {"pass": float(ended.passed)},
+            "answer": scored.answer + said,
+            "figures": {"seconds": ended.seconds},
+        }
+    )
+
+
+def code_of(answer: str) -> str:
+    """The program in an answer: what stands in its first code fence, else all of it."""
+    text = without_thinking(answer)
+    found = _FENCE.search(text)
+    return found.group(1) if found else text
