@@ -124,6 +124,16 @@ BESIDE: dict[str, Callable[[Path, Callable], tuple[CheckReport, int]]] = {
         run(folder, [*LABELS[:3], {"text": "something", "label": ""}, *LABELS[3:]]), 4
     ),
     "empty-text": lambda folder, make: (run(folder, [*LABELS[:3], {"text": " ", "label": "a"}, *LABELS[3:]]), 4),
+    "over-length-refused": lambda folder, make: (
+        run(
+            folder,
+            [*CHATS[:3], chat(ASK, ("assistant", "word " * 400)), *CHATS[3:]],
+            tokenizer=make("chatml"),
+            sequence_length=128,
+            refuse_long=True,
+        ),
+        4,
+    ),
     "over-length": lambda folder, make: (
         run(
             folder,

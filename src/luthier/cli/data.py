@@ -138,7 +138,7 @@ def check(
     if json:
         print_json(found.model_dump(mode="json"))
     else:
-        show_findings(found)
+        show_findings(found, recipe=recipe)
     return DataError.exit_code if found.errors else 0
 
 
@@ -160,6 +160,7 @@ def _settings(
         err().print(f"tokens are not counted: {problem.message}", style="yellow", soft_wrap=True)
     return files or data.train, {
         "images": False,
+        "refuse_long": data.over_length == "error",
         "held_out": held_out or kept,
         "tokenizer": tokenizer if recipe.task in ("chat", "text-generation") else None,
         "sequence_length": recipe.training.sequence_length,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.padding import Padding
 from rich.text import Text
 
@@ -13,8 +15,8 @@ from luthier.schema.data import CheckReport, DataProfile, Lengths
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 
-def show_findings(report: CheckReport) -> None:
-    """All findings, worst first, then what was kept and dropped."""
+def show_findings(report: CheckReport, *, recipe: Path | None = None) -> None:
+    """All findings, worst first, then what was kept and dropped. recipe: what the data were checked for."""
     order = ("error", "warning", "info")
     for finding in sorted(report.findings, key=lambda f: order.index(f.level)):
         where = f"{finding.file}:{finding.line}" if finding.line is not None else (finding.file or "")
@@ -40,8 +42,27 @@ def show_findings(report: CheckReport) -> None:
         most = max(rows for _, rows in report.histogram)
         bars = "".join(BLOCKS[min(7, int(rows / most * 7.999))] for _, rows in report.histogram)
         facts.append(("lengths", f"{bars}  up to {report.histogram[-1][0]} tokens"))
-    facts.append(("read in", f"{report.seconds:.1f} s ({report.megabytes:.1f} MB)"))
+    facts.append(("read in", f"{report.seconds:.1f} s ({report.megabytes:.1f} MB of text)"))
+    if recipe is not None:
+        facts.append(("checked for", str(recipe)))
+    facts.append(("verdict", _verdict(report)))
     out().print(grid(facts))
+
+
+def _verdict(report: CheckReport) -> Text:
+    """What the findings mean for a training."""
+    errors = len(report.errors)
+    warnings = sum(finding.level == "warning" for finding in report.findings)
+    beside = f"; {_several(warnings, 'warning')} to look at" if warnings else ""
+    if not errors:
+        return Text(f"nothing stops a training{beside}", style="green")
+    fix = "; --fix OUT writes the rows that can be used" if report.kept else ""
+    stops = "stops" if errors == 1 else "stop"
+    return Text(f"{_several(errors, 'error')} {stops} a training{beside}{fix}", style="red")
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def lengths(found: Lengths) -> str:

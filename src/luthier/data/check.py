@@ -129,6 +129,7 @@ def check(
     label_delimiter: str | None = None,
     deep: bool = True,
     images: bool | None = None,
+    refuse_long: bool = False,
     on_row: OnRow | None = None,
     on_problem: Callable[[LuthierError], None] | None = None,
 ) -> CheckReport:
@@ -138,8 +139,9 @@ def check(
     tries the chat template. purpose: what the rows are to train; other than for a chat, ``columns`` has
     that task's roles. deep: whether texts are looked into, or only the structure. images: whether
     conversations may hold images (None: where no tokenizer is named; a model of text cannot see them).
-    on_row is told of every row that can be used, and whether it belongs into a cleaned file: it is no copy of an earlier
-    row and does not stand in the held-out rows; on_problem of every row that cannot be used.
+    refuse_long: whether a training would stop at rows over the sequence length. on_row is told of every
+    row that can be used, and whether it belongs into a cleaned file: it is no copy of an earlier row and
+    does not stand in the held-out rows; on_problem of every row that cannot be used.
     Raises FileProblem for files that cannot be opened, RecipeError for a wrong column role; all that
     is wrong with rows is a finding. ``read = kept + sum(dropped)``.
     """
@@ -177,6 +179,7 @@ def check(
         keep_rows=on_row is not None,
         base=str(base),
         images=tokenizer is None if images is None else images,
+        refuse_long=refuse_long,
     )
     large = sum(file.path.stat().st_size for file in resolved.files) > _SEVERAL
     count = processes() if large and on_row is None else 1

@@ -133,6 +133,11 @@ CODES = {
         "rows are longer than the sequence length",
         "raise training.sequence_length, or set data.over_length to truncate or drop",
     ),
+    "over-length-refused": Code(
+        "error",
+        "rows are longer than the sequence length, and the recipe does not say what becomes of them",
+        "raise training.sequence_length, or set data.over_length to truncate or drop",
+    ),
     "nothing-trained": Code(
         "error", "no token of these rows would be trained", "give an assistant turn a weight other than 0"
     ),

@@ -57,6 +57,8 @@ class How:
     train_on: TrainOn = "assistant"
     keep_rows: bool = False
     base: str = "/"
+    refuse_long: bool = False
+    """Whether rows over the limit stop a training."""
     images: bool = True
     """Whether conversations may hold images; where a model of text is named they may not."""
 
@@ -301,7 +303,8 @@ def _measure(
         if how.limit is not None and len(row.ids) > how.limit and facts.key is not None:
             lost = int(row.trained[how.limit :].sum())
             cut = f"{len(row.ids):,} tokens; truncation would cut {lost:,} trained ones"
-            facts.found.append(("over-length", f"{how.limit:,} tokens", cut))
+            code = "over-length-refused" if how.refuse_long else "over-length"
+            facts.found.append((code, f"{how.limit:,} tokens", cut))
         if not row.trained.any():
             facts.found.append(("nothing-trained", "", None))
     for problem in problems:

@@ -231,19 +231,11 @@ def diff(old: DatasetVersion, new: DatasetVersion, *, root: Path | None = None) 
     """Rows added, removed, changed, moved between two versions. Copies count one by one."""
     root = root or datasets_root()
     one, two = _rows(old, root), _rows(new, root)
-    before, after = _numbered(one.ids), _numbered(two.ids)
-    fresh, gone = ~np.isin(after, before), ~np.isin(before, after)
+    fresh, gone, moved = _matched(one, two)
     lost_keys = np.unique(one.keys[gone])
     changed = fresh & np.isin(two.keys, lost_keys)
     # Each row that went explains one that came, so no row counts as changed and removed at once.
     changed_rows = _paired(two.keys, changed, one.keys[gone])
-    places = {mark: row for row, mark in enumerate(before.tolist())} if len(before) <= 5_000_000 else {}
-    kept = np.flatnonzero(~fresh)
-    moved = [
-        row
-        for row in kept.tolist()
-        if places and one.split_names[one.splits[places[after[row]]]] != two.split_names[two.splits[row]]
-    ]
     added = np.setdiff1d(np.flatnonzero(fresh), changed_rows)
     removed = int(gone.sum()) - len(changed_rows)
     removed_rows = _left(one.keys, gone, two.keys[changed_rows])
@@ -253,16 +245,39 @@ def diff(old: DatasetVersion, new: DatasetVersion, *, root: Path | None = None) 
         added=len(added),
         removed=removed,
         changed=len(changed_rows),
-        kept=len(kept),
+        kept=int((~fresh).sum()),
         moved=len(moved),
         samples={
             "added": tuple(two.where(row) for row in added[:_SHOWN].tolist()),
             "removed": tuple(one.where(row) for row in removed_rows[:_SHOWN].tolist()),
             "changed": tuple(two.where(row) for row in changed_rows[:_SHOWN].tolist()),
-            "moved": tuple(two.where(row) for row in moved[:_SHOWN]),
+            "moved": tuple(two.where(row) for row in moved[:_SHOWN].tolist()),
         },
         leaks=_leaks(two, one),
     )
+
+
+def _matched(one: Ledger, two: Ledger) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    """Rows of the new version that came, rows of the old one that went, and rows that are in another split.
+
+    Copies are matched within their split first: a test row that is copied into train came there.
+    """
+    before, after = _numbered(one.ids + _salt(one)), _numbered(two.ids + _salt(two))
+    fresh, gone = ~np.isin(after, before), ~np.isin(before, after)
+    came, went = np.flatnonzero(fresh), np.flatnonzero(gone)
+    now, then = _numbered(two.ids[came]), _numbered(one.ids[went])
+    moved = came[np.isin(now, then)]
+    fresh[moved] = False
+    gone[went[np.isin(then, now)]] = False
+    return fresh, gone, moved
+
+
+def _salt(ledger: Ledger) -> NDArray[np.uint64]:
+    """A number for the split of each row."""
+    marks = [
+        int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") for name in ledger.split_names
+    ]
+    return np.array(marks, dtype=np.uint64)[ledger.splits]
 
 
 def _numbered(ids: NDArray[np.uint64]) -> NDArray[Any]:
