@@ -240,12 +240,25 @@ def _targets(model: nn.Module, lora: Lora) -> list[str]:
     known = sorted({name.rpartition(".")[2] for name in linear})
     for target in lora.targets:
         if not any(_matches(name, target) for name in linear):
+            _refuse_experts(model, target)
             near = did_you_mean(target, known)
             raise RecipeError(
                 f"method.targets: the model has no linear layer named {target}",
                 hint=f"{near} " * bool(near) + f"linear layers are: {', '.join(known)}",
             )
     return [name for name in linear if any(_matches(name, target) for target in lora.targets)]
+
+
+def _refuse_experts(model: nn.Module, target: str) -> None:
+    """Say why a target that names the experts of a layer gets no adapter. Raises Unsupported."""
+    fused = [name for name, weight in model.named_parameters() if weight.ndim == 3]
+    if any(_matches(name, target) or _matches(name.rpartition(".")[0], target) for name in fused):
+        raise Unsupported(
+            f"method.targets: {target} are experts, which {type(model).__name__} keeps in one tensor for all "
+            "of them: adapters stand beside linear layers alone",
+            hint="adapt the attention, as targets: all-linear does, or use method.name: full, which trains "
+            "experts and router too",
+        )
 
 
 def _matches(path: str, target: str) -> bool:
