@@ -15,10 +15,11 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from luthier.planning.estimate import kernels_for
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method
-from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE
+from luthier.sizing.activations import OURS
 from luthier.sizing.flops import training_flops
 from luthier.sizing.host import case_of, passing_bytes
 from luthier.sizing.parameters import architecture_from_config
@@ -73,12 +74,18 @@ def host_rows() -> tuple[list[HostRow], float]:
     for row in data["rows"]:
         arch = architecture_from_config(data["models"][row["model"]])
         method: Method = Lora(rank=row["rank"]) if row["method"] == "lora" else Full()
+        task = row.get("task", "chat")
+        texts = 2 if task == "similarity" else row["documents"]
+        if task != "chat":
+            arch = arch.model_copy(update={"head": False, "tied_embeddings": False})
         shape = TrainingShape(
             micro_batch_size=row["micro_batch"],
-            sequence_length=row["sequence"],
-            documents=row["documents"],
+            batch_size=row.get("batch"),
+            sequence_length=row["sequence"] * (texts if task == "similarity" else 1),
+            documents=texts,
             trained_share=row["trained_share"],
             activation_checkpointing=row["checkpointing"],
+            padded=task != "chat",
         )
         found.append(_host_row(row, arch, method, shape))
     return found, float(data["matrix_rate"])
@@ -86,6 +93,8 @@ def host_rows() -> tuple[list[HostRow], float]:
 
 def _host_row(row: dict[str, Any], arch: Architecture, method: Method, shape: TrainingShape) -> HostRow:
     settings = [row[key] for key in ("model", "method", "rank", "micro_batch", "sequence", "checkpointing")]
+    if "task" in row:
+        settings += [row["task"], row["batch"]]
     flops = training_flops(
         arch,
         method,
@@ -93,9 +102,10 @@ def _host_row(row: dict[str, Any], arch: Architecture, method: Method, shape: Tr
         trained_share=shape.trained_share,
         checkpointing=shape.activation_checkpointing == "full",
     )
+    kernels = kernels_for("cpu", "float32", padded=shape.padded)
     return HostRow(
         name=f"{row['model']} {row['method']} {row['micro_batch']} x {row['sequence']}",
-        memory=training_memory(arch, method, shape, dtype="float32", kernels=OURS_ONE_BY_ONE, cuda=False),
+        memory=training_memory(arch, method, shape, dtype="float32", kernels=kernels, cuda=False),
         case=case_of(method, shape),
         passing=passing_bytes(arch, shape, 4),
         measured=max(row["forward"] + row["backward"] + row["optimizer"]) * MIB,
@@ -203,12 +213,13 @@ def main(words: list[str]) -> int:
 
 def source(runtime: int, waste: dict[str, float], reserved: tuple[float, float, float], context: int) -> str:
     """The module that is shipped."""
-    shares = ", ".join(f'"{case}": {value}' for case, value in waste.items())
+    shares = "".join(f'\n    "{case}": {value},' for case, value in waste.items())
     return f'''"""Constants fitted to measured rows, written by benchmarks/memory/fit.py: do not edit."""
 
 RUNTIME = {runtime // MIB} << 20
 """Bytes of interpreter, torch and transformers, model not counted."""
-HEAP_WASTE = {{{shares}}}
+HEAP_WASTE = {{{shares}
+}}
 """Holes that the C library's heap leaves, as a share of a layer's passing tensors, summed over the layers."""
 RESERVED = {reserved}
 """Reserved over allocated memory with expandable segments: lowest, expected, highest."""

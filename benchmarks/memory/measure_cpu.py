@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 MIB_LINE = "VmHWM:"
 
@@ -36,20 +37,21 @@ def main() -> None:
     parser.add_argument("--trained-share", type=float, default=0.5)
     parser.add_argument("--checkpointing", choices=["none", "full"], default="none")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--task", choices=["chat", "classification", "similarity"], default="chat")
+    parser.add_argument("--batch", type=int, help="rows of a contrastive batch, in chunks of micro_batch")
     print(json.dumps(measure(parser.parse_args())))
 
 
-def measure(args: argparse.Namespace) -> dict[str, object]:
+def chat(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Model, objective and batch of conversations."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from luthier.models.lora import add_lora
-    from luthier.schema.recipe import Lora, TrainingChoice
+    from luthier.schema.recipe import Lora
     from luthier.tasks.causal import causal_objective
     from luthier.training.loop import OnDevice
-    from luthier.training.optimizer import Optimizer
 
-    imports = high_water()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     if args.method == "lora":
         add_lora(model, Lora(rank=args.rank))
@@ -65,7 +67,68 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         (places % length).expand(shape).contiguous(),
         (places // length + 1).expand(shape).contiguous(),
     )
-    objective = causal_objective(model)
+    return model, causal_objective(model), batch
+
+
+def padded(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Model, objective and batch of texts that are read as a whole: 4 labels, or pairs in one batch."""
+    import torch
+
+    from luthier.models.classifier import load_classifier
+    from luthier.models.embed import load_backbone
+    from luthier.models.lora import add_lora
+    from luthier.schema.recipe import Lora, SimilarityChoice
+    from luthier.tasks.classification import ClassificationObjective
+    from luthier.tasks.encoded import EncodedBatch
+    from luthier.tasks.texts import TextsBatch, VectorObjective, chunks_of
+    from luthier.tasks.vectors import settings_of
+
+    generator = torch.Generator().manual_seed(0)
+    fresh: tuple[str, ...] = ()
+    rows = args.batch or args.micro_batch
+    texts = 2 * rows if args.task == "similarity" else rows
+    ids = torch.randint(1000, 30000, (texts, args.sequence), generator=generator)
+    mask, labels = torch.ones_like(ids), torch.zeros(rows, dtype=torch.long)
+    mask[-1, args.sequence // 2 :] = 0  # one shorter text, so that the mask is not left out
+    whole = EncodedBatch(ids, mask, labels, torch.zeros_like(ids))
+    if args.task == "classification":
+        model, fresh = load_classifier(
+            args.model, ("a", "b", "c", "d"), multi=False, dtype="float32", pad_id=0, seed=0
+        )
+        objective: Any = ClassificationObjective(multi=False)
+        batch: Any = whole
+    else:
+        model = load_backbone(args.model, dtype="float32")
+        choice = SimilarityChoice(loss="in-batch-negatives")
+        objective = VectorObjective(settings_of(args.model, "", choice), None, choice, ())
+        places = torch.arange(rows)
+        batch = TextsBatch(
+            whole,
+            places,
+            places + rows,
+            torch.zeros(0, dtype=torch.long),
+            torch.zeros(rows),
+            chunks_of(mask.sum(dim=1).tolist(), 2 * args.micro_batch),
+            recompute=rows > args.micro_batch,
+        )
+    if args.method == "lora":
+        add_lora(model, Lora(rank=args.rank), whole=fresh)
+    else:
+        model.requires_grad_(True)
+    return model, objective, batch
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    import torch
+    import transformers
+
+    from luthier.schema.recipe import TrainingChoice
+    from luthier.training.optimizer import Optimizer
+
+    assert torch.__version__
+    assert transformers.__version__
+    imports = high_water()
+    model, objective, batch = chat(args) if args.task == "chat" else padded(args)
     optimizer = Optimizer(model, TrainingChoice(learning_rate=1e-4, epochs=1))
     model.train()
     if args.checkpointing == "full":

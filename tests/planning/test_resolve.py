@@ -240,6 +240,20 @@ def test_the_plan_is_of_the_layers_as_they_will_run() -> None:
     assert len(set(sizes)) == len(sizes)
 
 
+def test_texts_that_are_read_as_a_whole_are_padded_and_a_row_s_texts_count_together() -> None:
+    arch = SMOL.model_copy(update={"causal": False, "layer_norm": True, "gated_mlp": False})
+    pairs = PROFILE.model_copy(update={"inputs": 2.0, "prompts": None, "answers": None})
+    chosen = TrainingChoice(batch_size=16, sequence_length=128, epochs=1.0, learning_rate=1e-4)
+    wanted = recipe(task="similarity", training=chosen)
+    found = resolve(wanted, arch=arch, hardware=LAPTOP, profile=pairs)
+    assert found.recipe.training.sequence_length == 128
+    assert (found.shape.padded, found.shape.documents, found.shape.sequence_length) == (True, 2, 256)
+    assert found.shape.compared == 16 * 16
+    one = resolve(recipe(task="reranking", training=chosen), arch=arch, hardware=LAPTOP, profile=PROFILE)
+    assert (one.shape.padded, one.shape.documents, one.shape.compared) == (True, 1, 0)
+    assert one.estimate.process.expected < found.estimate.process.expected
+
+
 def test_selective_checkpointing_brings_compiled_layers() -> None:
     few = {"activation_checkpointing": "selective", "max_steps": 3}
     asked = recipe(training=TrainingChoice.model_validate(few))

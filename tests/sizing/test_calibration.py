@@ -50,6 +50,14 @@ def test_held_out_rows_are_never_fitted_and_come_out_right(fit: ModuleType) -> N
         assert row.predicted(RUNTIME, HEAP_WASTE) == pytest.approx(row.measured, rel=0.10), row.name
 
 
+def test_encoders_on_a_processor_within_ten_percent(fit: ModuleType) -> None:
+    """Labels and pairs, adapters and all weights, chunks with cached gradients: MiniLM's resident set."""
+    rows = [row for row in fit.host_rows()[0] if "MiniLM" in row.name]
+    assert len(rows) == 6
+    for row in rows:
+        assert row.predicted(RUNTIME, HEAP_WASTE) == pytest.approx(row.measured, rel=0.10), row.name
+
+
 def test_a_process_on_a_gpu_stays_below_the_band_s_top(fit: ModuleType) -> None:
     """Reserved memory and what lies outside torch, over the rows that were and were not fitted."""
     for row in fit.device_rows():

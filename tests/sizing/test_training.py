@@ -85,9 +85,11 @@ def test_h100_rows_within_three_percent() -> None:
 
 
 def test_cpu_runs_within_ten_percent() -> None:
-    """Peak resident set of steps of our own trainer, three models."""
+    """Peak resident set of steps of our own trainer, three models that chat (others: test_calibration)."""
     data = _read("cpu.json")
     for row in data["rows"]:
+        if "task" in row:
+            continue
         arch = architecture_from_config(data["models"][row["model"]])
         method: Method = Lora(rank=row["rank"]) if row["method"] == "lora" else Full()
         shape = TrainingShape(

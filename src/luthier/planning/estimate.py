@@ -13,7 +13,7 @@ from luthier.schema.hardware import Accelerator, Hardware
 from luthier.schema.model import Architecture, ModelCard
 from luthier.schema.plan import BatchShape
 from luthier.schema.recipe import Full, Method
-from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, Kernels
+from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, PADDED, PADDED_ON_HOST, Kernels
 from luthier.sizing.calibration import CONTEXT_HOPPER, RESERVED
 from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
@@ -44,9 +44,12 @@ def compiles(device: Device, dtype: str, steps: int) -> bool:
     return device == "cuda" and dtype == "bfloat16" and steps >= STEPS_TO_COMPILE
 
 
-def kernels_for(device: Device, dtype: str, *, compiled: bool = False) -> Kernels:
-    """The kernels that the trainer uses there. compiled: whether its layers are."""
-    found = OURS if device == "cuda" and dtype != "float32" else OURS_ONE_BY_ONE
+def kernels_for(device: Device, dtype: str, *, compiled: bool = False, padded: bool = False) -> Kernels:
+    """The kernels that the trainer uses there. compiled: whether its layers are; padded: whether rows are."""
+    if padded:
+        found = PADDED if device == "cuda" else PADDED_ON_HOST
+    else:
+        found = OURS if device == "cuda" and dtype != "float32" else OURS_ONE_BY_ONE
     return replace(found, layers="compiled") if compiled else found
 
 
@@ -75,7 +78,9 @@ def estimate_training(
     assumed: tuple[str, ...] = ()
     if arch.extra_parameters and isinstance(method, Full):
         assumed = ("towers stay frozen: only the text backbone is trained",)
-    used = kernels or kernels_for(device, dtype, compiled=shape.compiled)
+    if not arch.causal and not shape.padded:
+        shape = shape.model_copy(update={"padded": True})
+    used = kernels or kernels_for(device, dtype, compiled=shape.compiled, padded=shape.padded)
     gpu = hardware.accelerators[0] if device == "cuda" and hardware.accelerators else None
     hopper = gpu is not None and (gpu.compute_capability or (0, 0)) >= (9, 0)
     memory = training_memory(

@@ -119,13 +119,11 @@ class _Resolver:
         self._types()
         self._documented()
         length = self._length()
-        if self.profile.inputs > 1:
-            # From here on a row's texts count as one sequence, which no context limits: each alone is read.
-            self.arch = self.arch.model_copy(update={"max_positions": None})
-        together = math.ceil(length * self.profile.inputs)  # all texts of a row are in memory at once
+        texts = math.ceil(self.profile.inputs)
+        together = length * texts  # all texts of a row are in memory at once
         tokens, steps = self._amount(together)
         self._kernels(steps)
-        shape = self._cut(together)
+        shape = self._cut(together, texts)
         self._intervals(steps)
         evaluation = self._evaluation()
         self._name()
@@ -252,10 +250,10 @@ class _Resolver:
         )
         return int(length)
 
-    def _cut(self, length: int) -> TrainingShape:
+    def _cut(self, length: int, texts: int) -> TrainingShape:
         """Micro-batch and checkpointing: the fastest cut of the batch that fits.
 
-        length: tokens of all texts of the longest row.
+        length: tokens of all texts of the longest row; texts: how many they are.
         """
         batch = int(self.value("training.batch_size"))
         micro = self.given.training.micro_batch_size
@@ -271,12 +269,14 @@ class _Resolver:
             micro_batch_size=micro or batch,
             sequence_length=length,
             batch_size=batch,
-            documents=max(1, int(length // mean)) if packed else 1,
+            documents=max(1, int(length // mean)) if packed else texts,
             mean_length=length if packed else mean,
             trained_share=min(1.0, self.profile.trained_share),
             activation_checkpointing=mode or "none",
             recomputed_layers=self.given.training.recomputed_layers,
             compiled=bool(self.value("training.compile")),
+            padded=self.spec.answers != "chat",
+            compared=self._compared(batch, texts),
         )
         question = self._question(1)
         shape = largest_step(
@@ -299,6 +299,14 @@ class _Resolver:
             else f"without it the step would not fit {question.budget / GIB:.1f} GiB, or run slower",
         )
         return shape
+
+    def _compared(self, batch: int, texts: int) -> int:
+        """Numbers that compare a batch's vectors: each query with every document, for each dimension."""
+        choice = self.given.similarity
+        if self.given.task != "similarity":
+            return 0
+        cuts = 1 + len(choice.dimensions) if choice is not None and choice.dimensions else 1
+        return cuts * batch * batch * max(1, texts - 1)
 
     def _question(self, tokens: int) -> Question:
         dtype = str(self.value("model.dtype"))

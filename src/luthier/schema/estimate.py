@@ -77,6 +77,10 @@ class TrainingShape(Record):
     """How many layers that holds for; None: all. The others keep everything."""
     compiled: bool = False
     """Whether layers are compiled, which keeps less and needs more at once."""
+    padded: bool = False
+    """Whether rows lie side by side, padded to the longest, with a mask: where a text is read as a whole."""
+    compared: int = 0
+    """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
 
     @property
     def tokens(self) -> int:

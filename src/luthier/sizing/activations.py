@@ -36,6 +36,8 @@ class Kernels:
     """Whether 16-bit trained weights have fp32 masters, and gradients beside those."""
     wide_residual: bool = False
     """Whether norms and the stream between layers are fp32, as after prepare_model_for_kbit_training."""
+    masked: bool = False
+    """Whether attention is given a mask of its own, which each layer keeps."""
     joins_documents: bool = False
     """Whether documents are attended to one at a time and joined again (CPU, and fp32 on a GPU)."""
     foreach: bool = False
@@ -48,6 +50,9 @@ OURS = Kernels()
 """Luthier's trainer on CUDA in half precision."""
 OURS_ONE_BY_ONE = Kernels(joins_documents=True)
 """Luthier's trainer where torch has no variable-length kernel: on a CPU, and in fp32."""
+PADDED = Kernels(attention="efficient", masked=True)
+"""Luthier's trainer where rows lie side by side, on CUDA."""
+PADDED_ON_HOST = Kernels(masked=True)
 TRANSFORMERS = Kernels(loss="logits", adapters="peft", masters=False, keeps_logits=True)
 """A plain transformers and PEFT loop."""
 
@@ -193,7 +198,7 @@ class Layer:
             return kept, at_softmax + scores * (16 if e == 4 else 14)
         kept += (q + 2 * (kv if self.kernels.attention == "flash" else q)) * e
         joined = self.kernels.joins_documents and self.documents > 1
-        kept += heads * 4 + q * e * (2 if joined else 1)
+        kept += heads * 4 + q * e * (2 if joined else 1) + (self.span * e if self.kernels.masked else 0)
         return kept, kept + 2.0 * q * e + 4 * kv * e + 4 * q + self._residual
 
     def _mlp(self) -> tuple[float, float]:

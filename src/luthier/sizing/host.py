@@ -54,10 +54,14 @@ def heap_waste(arch: Architecture, method: Method, shape: TrainingShape, element
 
 
 def case_of(method: Method, shape: TrainingShape) -> str:
-    """Which share of the passing tensors is wasted: by method, and for adapters by checkpointing."""
-    if isinstance(method, Full):
-        return "full"
-    return "lora-checkpointing" if shape.activation_checkpointing == "full" else "lora"
+    """Which share of the passing tensors is wasted.
+
+    By method, for adapters by checkpointing, and by whether rows are padded: whole tensors pass there that
+    are otherwise made document by document.
+    """
+    if not isinstance(method, Full) and shape.activation_checkpointing == "full":
+        return "lora-checkpointing"
+    return ("padded-" if shape.padded else "") + ("full" if isinstance(method, Full) else "lora")
 
 
 def passing_bytes(arch: Architecture, shape: TrainingShape, element: int) -> int:

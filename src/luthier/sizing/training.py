@@ -216,6 +216,7 @@ class _Step:
         self.head = arch.vocab_size * h if arch.head else 0
         self.last_norm = kernels.layers != "fused"  # compiled layers leave the one after them as it is
         self.trained = self.tokens * shape.trained_share
+        self.compared = 12.0 * shape.compared  # cosines, their softmax and the gradient, in fp32
         self.alive = 0.0
         if kernels.keeps_logits and kernels.loss == "logits":
             self.alive = float(self.tokens * arch.vocab_size * element)
@@ -276,7 +277,7 @@ class _Step:
         """Height of the loss in the forward pass."""
         vocab, h, e = self.arch.vocab_size, self.arch.hidden_size, self.element
         if not self.head:
-            return 0.0
+            return self.compared
         if self.kernels.loss == "logits":
             # Logits in the model's type, their fp32 copy and log-probabilities.
             return self.tokens * (vocab * (10 if e == 2 else 12) + h * (e + 4))
@@ -316,7 +317,7 @@ class _Step:
     def _head(self) -> float:
         """Height at the head's gradient, before the last layer."""
         if not self.head:
-            return 0.0
+            return self.compared
         hidden = self.trained * self.arch.hidden_size * self.element
         if self.kernels.loss in ("fused", "tiles"):
             # The last norm's backward pass is in fp32, beside the gradient of its output.

@@ -48,6 +48,11 @@ def trace_step(request: StepRequest) -> Timeline:
         raise Unsupported(
             "selective checkpointing needs compiled layers", hint="set training.compile: true, or use full"
         )
+    if request.shape.padded:
+        raise Unsupported(
+            "padded rows (encoders, and purposes whose answer is not text) are not traced",
+            hint="leave out --exact: the formula counts them",
+        )
     register()
     model, head = _model(request)
     timeline = Timeline()
