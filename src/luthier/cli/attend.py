@@ -6,6 +6,7 @@ from luthier.cli import story
 from luthier.cli.console import err, out, print_json
 from luthier.cli.follow import Follower
 from luthier.errors import Interrupted
+from luthier.runs.abilities import load_abilities
 from luthier.runs.directory import RunDirectory
 from luthier.runs.process import current_state, raise_for_end, start_worker
 from luthier.runs.stages import (
@@ -58,6 +59,7 @@ class Attendant:
             out().print("  [dim]no test rows: nothing was proved[/]")
             return
         story.show_comparisons(comparisons, load_floors(self.run))
+        story.show_abilities(load_abilities(self.run))
         split = comparisons[0].split
         baseline, tuned = load_results(self.run, "baseline"), load_results(self.run, "tuned")
         if split in baseline and split in tuned:

@@ -304,6 +304,27 @@ def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] 
         )
 
 
+def show_abilities(comparisons: Sequence[Comparison]) -> None:
+    """General ability before and after in a line, and what was lost of it as a warning."""
+    if not comparisons:
+        return
+    from luthier.evaluation.probe import broken
+
+    parts = [f"{c.split} {score_words(c.main.baseline)} -> {score_words(c.main.tuned)}" for c in comparisons]
+    lost = broken(comparisons)
+    said = "" if lost else " (no loss beyond doubt)"
+    out().print(f"  general ability: {', '.join(parts)}{said}", style="dim", highlight=False)
+    for split, difference in lost:
+        out().print(
+            Text("  warning: ", style="bold yellow").append(
+                f"the tuning cost general ability: {difference.metric} on {split} "
+                f"{score_words(difference.baseline)} -> {score_words(difference.tuned)}, "
+                f"{delta_words(difference)}",
+                style="yellow",
+            )
+        )
+
+
 def score_words(metric: Metric) -> str:
     """A score alone: a share as a percentage, another as it is."""
     return f"{metric.value:.1%}" if 0 <= metric.low <= metric.high <= 1 else f"{metric.value:.3f}"

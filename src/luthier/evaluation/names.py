@@ -25,6 +25,16 @@ OWN = {
         "F1 of the labels given to a row against the expected ones, the mean over rows; a row that has no "
         "label and is given none counts as right.",
     ),
+    "acc": Named("Right choices", "Share of questions whose likeliest choice is the right one."),
+    "acc_norm": Named(
+        "Right choices by length",
+        "Share of questions whose likeliest choice, log-probability over its length in characters, is right.",
+    ),
+    "right_probability": Named(
+        "Probability of the right choice",
+        "Its share of the probability of all choices, the mean over questions.",
+    ),
+    "pass": Named("Tests passed", "Share of rows whose code runs and passes all tests."),
     "labels_exact": Named("All labels right", "Share of rows that were given exactly the expected labels."),
 }
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from luthier.models.heads import Head, head_is_right, head_of
-from luthier.schema.protocols import Likelihood, Progress
+from luthier.schema.protocols import Likelihood, Progress, TextTokenizer
 
 if TYPE_CHECKING:
-    from luthier.data.tokenizer import FileTokenizer
     from luthier.models.generate import TorchGenerator
 
 BATCH_TOKENS = 2048
@@ -25,6 +24,13 @@ HEAD_ROWS = 512
 """Places whose logits exist at the same time."""
 DIFFERENCE = 1e-3
 """Nats a token by which a shared row may differ from rows of their own, in fp32."""
+
+
+class ScoringTokenizer(TextTokenizer, Protocol):
+    """A tokenizer that also says what it puts before a plain text."""
+
+    prefix_ids: tuple[int, ...]
+    special_tokens: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class TorchScorer:
     def __init__(
         self,
         model: Any,
-        tokenizer: FileTokenizer,
+        tokenizer: ScoringTokenizer,
         *,
         label: str,
         weights_digest: str,
@@ -227,7 +233,7 @@ class TorchScorer:
         return logs, best
 
 
-def scorer_of(generator: TorchGenerator, tokenizer: FileTokenizer) -> TorchScorer:
+def scorer_of(generator: TorchGenerator, tokenizer: ScoringTokenizer) -> TorchScorer:
     """The same model, under the same name and scope, as a scorer."""
     return TorchScorer(
         generator.model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from luthier.runs.abilities import load_abilities
 from luthier.runs.directory import RunDirectory
 from luthier.runs.report.context import Command, ReportContext, read_points
 from luthier.runs.report.render import render_markdown, write_report
@@ -53,6 +54,7 @@ def context_of(run: RunDirectory) -> ReportContext:
         tuned=load_results(run, "tuned"),
         comparisons=tuple(load_comparisons(run)),
         floors=tuple(load_floors(run)),
+        abilities=tuple(load_abilities(run)),
         others=tuple(load_floor_results(run)),
         artifacts=tuple(load_artifacts(run)),
         licence=licence_of(facts.get("licence")),

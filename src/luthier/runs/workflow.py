@@ -19,6 +19,7 @@ from luthier.data.tokenizer import FileTokenizer
 from luthier.errors import CheckpointError, FileProblem
 from luthier.evaluation.compare import compare
 from luthier.hub.cache import room
+from luthier.runs.abilities import probe_base, probe_tuned, probed
 from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.measurements import keep_measurement
 from luthier.runs.prepare import read_corpus, read_data, read_tests, tokenizer_of
@@ -206,6 +207,8 @@ def _baseline(work: Work) -> None:
         assert isinstance(task, ChatTask)
         floors = judge_floors(work, task.base_generator)
         work.run.save_stage("floors", work.judged, [floor.model_dump(mode="json") for floor in floors])
+    if probed(work):
+        probe_base(work)
 
 
 def _train(work: Work) -> None:
@@ -242,6 +245,8 @@ def _prove(work: Work, inputs: str) -> None:
 
         beaten = compare_floors(floors, tuned)
         work.run.save_stage("floor_comparisons", inputs, [f.model_dump(mode="json") for f in beaten])
+    if probed(work):
+        probe_tuned(work, inputs)
     work.run.save_stage("comparison", inputs, [c.model_dump(mode="json") for c in comparisons])
 
 

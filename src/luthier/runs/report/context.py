@@ -68,6 +68,8 @@ class ReportContext:
     comparisons: tuple[Comparison, ...] = ()
     floors: tuple[Floor, ...] = ()
     """The tuned model against what costs no training."""
+    abilities: tuple[Comparison, ...] = ()
+    """General ability before and after: what the tuning broke, or did not."""
     others: tuple[EvalResult, ...] = ()
     """What else answered the same splits: floors, few-shot prompting, GGUF files, served models."""
     artifacts: tuple[Artifact, ...] = ()

@@ -83,7 +83,7 @@ def _parts(context: ReportContext) -> dict[str, Any]:
         "tiles": verdict.tiles(context),
         "score_tracks": scores.score_tracks(context),
         "difference_tracks": scores.difference_tracks(context),
-        "metric_rows": scores.metric_rows(context.comparisons),
+        "metric_rows": scores.metric_rows((*context.comparisons, *context.abilities)),
         "definitions": scores.definitions(context),
         "metric_reason": next((r.reason for r in context.tuned.values() if r.reason), ""),
         "fields": scores.field_tables(context),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from luthier.evaluation.probe import broken
 from luthier.runs.report import words
 from luthier.runs.report.context import ReportContext
 from luthier.schema.recipe import Full, QLora
@@ -83,7 +84,9 @@ def banner(context: ReportContext) -> Banner:
             names = ", ".join(words.in_sentence(d.metric) for d in worse)
             said.append(f"Worse on {comparison.split} by another measure: {names}.")
     said += [words.floor_sentence(floor) for floor in context.floors if floor.comparison.verdict != "better"]
-    return Banner(kind, headline, tuple(s for s in said if s))
+    # What was broken stands first: it is what nobody asked for.
+    lost = [words.broken_sentence(split, difference) for split, difference in broken(context.abilities)]
+    return Banner(kind, headline, tuple(s for s in (*lost, *said) if s))
 
 
 def tiles(context: ReportContext) -> list[Tile]:

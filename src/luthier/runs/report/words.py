@@ -107,6 +107,18 @@ def floor_sentence(floor: Floor) -> str:
     )
 
 
+def broken_sentence(split: str, difference: Difference) -> str:
+    """General ability that was lost, in one sentence."""
+    d = difference
+    share = is_share(d.metric, d.baseline)
+    before, after = (score(d.metric, m.value, share=share) for m in (d.baseline, d.tuned))
+    ends = " to ".join(signed(end, share=share) for end in (d.delta.low, d.delta.high))
+    return (
+        f"Warning: the tuning cost general ability. On {split} (not of this task) {in_sentence(d.metric)} "
+        f"went from {before} to {after} (difference {ends}, {d.delta.n} rows)."
+    )
+
+
 def doubt(difference: Difference) -> str | None:
     """What an inconclusive result could and could not have shown; None where there is no doubt."""
     if difference.verdict != "inconclusive":
