@@ -61,6 +61,9 @@ def test_from_recipe_to_other_rows(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     write(tmp_path / "pairs.jsonl", pairs(0, 120))
     recipe = str(shipped_recipe("preference-qwen3-1.7b-lora").path)
+    shown = json.loads(luthier(tmp_path, "data", "show", recipe, *FAST, "--json", "-n", "1"))["rows"]
+    trained = ["".join(t["text"] for t in row["tokens"] if t["trained"]) for row in shown]
+    assert trained == ['{"colour":"red"}<|im_end|>', "red is the ball<|im_end|>"]
     luthier(tmp_path, "train", recipe, *FAST, "export.gguf=[]")
     (run,) = (tmp_path / "runs").iterdir()
 

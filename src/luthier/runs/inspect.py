@@ -9,12 +9,13 @@ from pathlib import Path
 
 from luthier.data.images import reference_problem
 from luthier.data.messages import RowProblem
+from luthier.data.preferences import read_held_out, render_pairs
 from luthier.data.read import read_file
 from luthier.data.render import render_rows
 from luthier.data.shapes import by_file, several
 from luthier.data.show import show_tokens
 from luthier.data.sources import resolve
-from luthier.data.tokenizer import load_tokenizer
+from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.data.vision import chat_or_view
 from luthier.errors import DataError, LuthierError, UsageError
 from luthier.runs.model import Say
@@ -22,7 +23,7 @@ from luthier.runs.scratch import bring_model
 from luthier.schema.load import load_recipe, recipe_from
 from luthier.schema.protocols import ChatRow, TokenRow
 from luthier.schema.recipe import DataChoice
-from luthier.schema.rows import ImageReference
+from luthier.schema.rows import ImageReference, PreferenceChat
 
 Piece = tuple[str, int, bool]
 """A token's text, its id, and whether it carries loss."""
@@ -56,12 +57,22 @@ def rendered_rows(
         recipe = recipe_from({"model": {"id": model}, "data": {"train": str(source)}}, overrides)
     found = bring_model(recipe, say=say)
     tokenizer = load_tokenizer(found.path)
+    if recipe.preference is not None:
+        return _pairs(recipe.data, tokenizer, count)
     chats = first_chats(recipe.data, base=Path("/"), count=count, say=say)
     rows = render_rows([chat for chat, _ in chats], tokenizer, recipe.data.train_on)
     return [
         ShownRow(row, show_tokens(row, tokenizer), images)
         for row, (_, images) in zip(rows, chats, strict=True)
     ]
+
+
+def _pairs(data: DataChoice, tokenizer: FileTokenizer, count: int) -> list[ShownRow]:
+    """The first pairs of a preference recipe, the chosen answer before the rejected one."""
+    rows = read_held_out(data, data.train, base=Path("/"), name="train")[:count]
+    pairs = render_pairs([row for row in rows if isinstance(row, PreferenceChat)], tokenizer)
+    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    return [ShownRow(side, show_tokens(side, tokenizer)) for side in sides]
 
 
 def first_chats(
