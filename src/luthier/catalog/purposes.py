@@ -131,6 +131,11 @@ def check_supported(recipe: Recipe) -> None:
             f"there is no GGUF export for {recipe.task}: {spec.no_gguf}",
             hint="set export.gguf to [] and take the merged weights, which transformers loads",
         )
+    if recipe.export is not None and recipe.export.onnx and spec.answers == "chat":
+        raise Unsupported(
+            f"there is no ONNX export for {recipe.task}: a decoder that writes text goes out as GGUF",
+            hint="set export.onnx: false and export.gguf: Q4_K_M",
+        )
     scratch = recipe.model.from_scratch
     if scratch is not None and scratch.tokenizer == "characters" and recipe.export and recipe.export.gguf:
         raise Unsupported(

@@ -16,9 +16,10 @@ def export(
     gguf: str = "",
     adapter: Annotated[bool, Parameter(negative="")] = False,
     merged: Annotated[bool, Parameter(negative="")] = False,
+    onnx: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Write a run's adapter, merged weights or GGUF files, each checked against the trained model.
+    """Write a run's adapter, merged weights, GGUF or ONNX files, each checked against the trained model.
 
     Parameters
     ----------
@@ -30,6 +31,8 @@ def export(
         The adapter alone, in PEFT format.
     merged
         The merged weights as safetensors.
+    onnx
+        A graph for onnxruntime (classification, similarity and reranking).
     json
         Print one JSON object.
     """
@@ -42,12 +45,12 @@ def export(
     from luthier.schema.load import export_from
     from luthier.schema.run import Job
 
-    if not (gguf or adapter or merged):
+    if not (gguf or adapter or merged or onnx):
         raise UsageError(
             "name what to export", hint="for example: luthier export latest --merged --gguf Q4_K_M,Q8_0"
         )
     found = resolve(run)
-    wanted = export_from(adapter=adapter, merged=merged, gguf=gguf)
+    wanted = export_from(adapter=adapter, merged=merged, gguf=gguf, onnx=onnx)
     check_supported(found.recipe.model_copy(update={"export": wanted}))
     if wanted.gguf:
         from luthier.llamacpp.setup import converter

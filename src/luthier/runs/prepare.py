@@ -22,6 +22,7 @@ from luthier.data.rows import rows_for
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.data.versions import record
 from luthier.errors import DoesNotFit, Unsupported
+from luthier.exporting.onnx import demand_onnx
 from luthier.hub.snapshot import LocalModel
 from luthier.llamacpp.setup import converter
 from luthier.planning.audit import audit
@@ -81,6 +82,8 @@ def prepare(
     check_trackers(recipe.training.trackers)
     if recipe.export is not None and recipe.export.gguf:
         converter()  # an export that cannot be made is refused before hours are spent
+    if recipe.export is not None and recipe.export.onnx:
+        demand_onnx()
     model = bring_model(recipe, say=say, progress=progress, offline=offline)
     for duty in hold_to_licence(recipe, "trained", named=model.licence):
         say(f"the licence asks: {duty}")

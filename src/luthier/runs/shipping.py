@@ -19,6 +19,7 @@ from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory
 from luthier.runs.quality import QualityJudge
+from luthier.runs.shipping_values import held_values, ship_onnx
 from luthier.runs.stages import licence_of, load_artifacts, load_comparisons, load_estimate
 from luthier.schema.recipe import ExportChoice, Full
 from luthier.schema.results import Artifact, ParityCheck, TrainResult
@@ -42,18 +43,21 @@ def ship(work: Work, export: ExportChoice) -> list[Artifact]:
     if export.adapter and not isinstance(work.recipe.method, Full):
         folders["adapter"] = task.save_adapter(out / "adapter")
     ggufs: list[Artifact] = []
-    parity: ParityCheck | None = None
-    if export.merged or export.gguf:
+    parities: dict[str, ParityCheck | None] = {}
+    if export.merged or export.gguf or export.onnx:
         expected = _expected(work, task, export) if export.gguf else []
+        held = held_values(work, export) if export.onnx else None
         folders["merged"] = task.save_merged(out / "merged")
-        parity = _read_back(work, folders["merged"], export)
+        parities["merged"] = _read_back(work, folders["merged"], export)
         task.free()
         ggufs = _ggufs(work, export, folders["merged"], expected) if export.gguf else []
+        if held is not None:
+            folders["onnx"], parities["onnx"] = ship_onnx(work, folders["merged"], held)
     if not export.merged and "merged" in folders:
         shutil.rmtree(folders.pop("merged"))
     _papers(work, out, folders, ggufs)
     made = [artifact_of(path, kind, relative_to=work.run.path) for kind, path in folders.items()]
-    made = [a.model_copy(update={"parity": parity}) if a.kind == "merged" else a for a in made]
+    made = [a.model_copy(update={"parity": parities.get(a.kind)}) for a in made]
     write_checksums(out)
     return [*made, *ggufs]
 

@@ -159,6 +159,8 @@ class ParityCheck(Record):
     problems: tuple[str, ...] = ()
     largest_difference: float | None = None
     """Models that write no text: largest difference of their logits, scores or vectors on these inputs."""
+    agreement: float | None = None
+    """Models that write no text: least cosine of vectors, rank correlation of scores, share of same labels."""
 
 
 class Quality(Record):
@@ -180,7 +182,7 @@ class Artifact(Record):
     """A file or folder that was written for use elsewhere."""
 
     kind: str
-    """``adapter``, ``merged``, ``gguf:F16``, ``gguf:Q4_K_M``, ``model-card``..."""
+    """``adapter``, ``merged``, ``onnx``, ``gguf:F16``, ``gguf:Q4_K_M``, ``model-card``..."""
     path: str
     """Path relative to the run directory."""
     bytes: int

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from luthier.data.inputs import inputs_of
+from luthier.data.inputs import Input, inputs_of
 from luthier.errors import CheckpointError, RecipeError
 from luthier.evaluation.calibration import (
     choose_refusal,
@@ -323,6 +323,11 @@ class ClassificationTask(ModelTask):
             name: self._judge("tuned", self.trained_digest, name, part, told) for name, part in rows.items()
         }
 
+    def tuned_logits(self, run_directory: Path, inputs: Sequence[Input]) -> tuple[Any, int | None]:
+        """Logits of the trained model, [inputs, labels], and the longest input that it reads."""
+        self.load_trained(run_directory)
+        return self._logits_of(inputs), self._longest
+
     def _judge(self, label: str, digest: str, name: str, rows: Sequence[LabelRow], told: Told) -> EvalResult:
         began = time.perf_counter()
         logits = self._logits(rows, progress=told(f"{label} on {name}"))
@@ -361,9 +366,10 @@ class ClassificationTask(ModelTask):
 
     def _logits(self, rows: Sequence[LabelRow], *, progress: Progress | None = None) -> Any:
         """[rows, labels], of the model as it is now. Inputs are cut only at the model's own limit."""
-        inputs = encode(
-            [inputs_of(row, self.recipe.task)[0] for row in rows], self.tokenizer, most=self._longest
-        )
+        return self._logits_of([inputs_of(row, self.recipe.task)[0] for row in rows], progress=progress)
+
+    def _logits_of(self, texts: Sequence[Input], *, progress: Progress | None = None) -> Any:
+        inputs = encode(texts, self.tokenizer, most=self._longest)
         room = (self.recipe.evaluation.batch_size or 16) * max(len(one) for one in inputs)
         batches = []
         for places in by_length([len(one) for one in inputs], room):
@@ -374,7 +380,7 @@ class ClassificationTask(ModelTask):
                 segments=self._segments,
             )
             batches.append((places, batch.inputs))
-        return logits_of(self.model, batches, len(rows), progress=progress)
+        return logits_of(self.model, batches, len(inputs), progress=progress)
 
     @property
     def _longest(self) -> int | None:
