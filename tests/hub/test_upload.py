@@ -99,7 +99,8 @@ def taking(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", httpd.address)
     monkeypatch.setenv("HF_TOKEN", "hf_tests_only")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    # read from the environment when huggingface_hub is imported, which another test may have done
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     threading.Thread(target=httpd.serve_forever, daemon=True).start()

@@ -118,7 +118,7 @@ def test_killing_the_command_leaves_the_run_working(place: Path) -> None:
     end = time.monotonic() + 120
     runs: list[Path] = []
     while not runs and time.monotonic() < end:
-        runs = list((place / "runs").glob("orphan-*"))
+        runs = [path.parent for path in (place / "runs").glob("orphan-*/status.json")]
         time.sleep(0.05)
     run = RunDirectory(runs[0])
     wait(run, lambda: run.status.worker is not None)
@@ -133,7 +133,7 @@ def test_control_c_once_stops_and_saves(place: Path) -> None:
     end = time.monotonic() + 120
     runs: list[Path] = []
     while not runs and time.monotonic() < end:
-        runs = list((place / "runs").glob("stopped-*"))
+        runs = [path.parent for path in (place / "runs").glob("stopped-*/status.json")]
         time.sleep(0.05)
     run = RunDirectory(runs[0])
     wait(run, lambda: run.status.step > 5)

@@ -111,7 +111,7 @@ def test_every_loss_learns_and_the_saved_folder_scores_alike(
     tmp_path: Path, name: str, rows: list[dict[str, Any]], changes: dict[str, Any]
 ) -> None:
     library = pytest.importorskip("sentence_transformers")
-    epochs = 24 if name in ("margin-mse", "distillation") else 6
+    epochs = 24 if name in ("margin-mse", "distillation", "lambda", "lambda-graded") else 6
     recipe, model, splits = make(
         tmp_path, rows, training={"epochs": epochs, "learning_rate": 5e-3}, **changes
     )
