@@ -1,0 +1,173 @@
+"""Rows of benchmarks in every form that they come in, examples, code in answers, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.errors import DataError, UsageError
+from luthier.evaluation.benchmarks.judge import (
+    choice_items,
+    code_of,
+    judge_by_answer,
+    pose,
+    read_rows,
+)
+from luthier.evaluation.benchmarks.tasks import BENCHMARKS, benchmark
+from luthier.schema.protocols import Generated, Message, Progress
+
+MMLU = {"question": "Which?", "subject": "high_school_physics", "choices": ["a", "b", "c", "d"], "answer": 2}
+
+
+def asked(name: str, row: dict[str, Any]) -> Any:
+    return BENCHMARKS[name].read(row)
+
+
+def rows(name: str, *values: dict[str, Any]) -> Any:
+    return read_rows(BENCHMARKS[name], [(value, "rows.jsonl", n) for n, value in enumerate(values, 1)])
+
+
+class Says:
+    """Answers each question with the text that stands for it, the commonest last."""
+
+    label, weights_digest = "says", ""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = answers
+        self.chats: list[list[Message]] = []
+
+    def generate(
+        self,
+        chats: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Sequence[dict[str, Any]] | None] | None = None,
+        max_new_tokens: int,
+        progress: Progress | None = None,
+    ) -> list[Generated]:
+        del tools, max_new_tokens, progress
+        self.chats = [list(chat) for chat in chats]
+        given = {
+            chat[-1]["content"]: i
+            for i, chat in enumerate(sorted(self.chats, key=lambda c: c[-1]["content"]))
+        }
+        return [Generated(self.answers[given[chat[-1]["content"]]], (), True) for chat in self.chats]
+
+
+def test_both_forms_of_arc_are_one_question() -> None:
+    ours = asked("arc", {"question": "Q", "choices": ["x", "y", "z"], "answer": 1})
+    hub = asked(
+        "arc",
+        {"question": "Q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "2"},
+    )
+    assert ours == hub
+    assert hub.text == "Question: Q\nAnswer:"
+
+
+@pytest.mark.parametrize("answer", [2, "2", "C", "c"])
+def test_an_answer_is_an_index_or_a_letter(answer: object) -> None:
+    assert asked("mmlu", {**MMLU, "answer": answer}).right == 2
+
+
+@pytest.mark.parametrize("answer", [4, -1, True, None, "E", "none"])
+def test_an_answer_outside_the_choices_is_refused_with_its_line(answer: object) -> None:
+    with pytest.raises(DataError) as caught:
+        rows("mmlu", MMLU, {**MMLU, "answer": answer})
+    assert caught.value.line == 2
+
+
+def test_truthfulqa_without_choices_is_left_out_and_counted() -> None:
+    good = {"question": "Q?", "mc1_targets": {"yes": 0, "no": 1}}
+    found, left = rows("truthfulqa", good, {"question": "R?", "mc1_targets": None})
+    assert (len(found), left) == (1, 1)
+    assert found[0].asked.right == 1
+
+
+def test_marks_of_wikihow_go() -> None:
+    row = {
+        "activity_label": "Baking", "ctx_a": "[header] Bake [title] Mix.", "ctx_b": "then", "label": "1",
+        "endings": ["a [step] b", "c  d", "e", "f"],
+    }  # fmt: skip
+    found = asked("hellaswag", row)
+    assert found.text == "Baking: Bake. Mix. Then"
+    assert found.choices[:2] == ("a b", "c d")
+
+
+def test_examples_are_of_the_subject_and_never_judged() -> None:
+    physics = [{**MMLU, "question": f"P{n}?"} for n in range(4)]
+    other = [{**MMLU, "question": f"B{n}?", "subject": "biology"} for n in range(2)]
+    judged, _ = rows("mmlu", physics[0], other[0])
+    shown, _ = rows("mmlu", *physics, *other)
+    posed = pose(BENCHMARKS["mmlu"], judged, shown, 1)
+    first, second = choice_items(posed)
+    assert "P1?" in first.context
+    assert "B" not in first.context.split("P0?")[0].split("\n\n")[1].split("\n")[0]
+    assert first.context.startswith(
+        "The following are multiple choice questions (with answers) about high school physics.\n\n"
+    )
+    assert first.context.count("P0?") == 1
+    assert "B1?" in second.context
+    assert "P" not in second.context.replace("P.", "").split("biology.")[1]
+    with pytest.raises(DataError, match="2 examples"):
+        pose(BENCHMARKS["mmlu"], judged, shown, 2)
+
+
+def test_numbers_are_compared_and_examples_are_earlier_turns() -> None:
+    lines = [{"question": f"q{n}", "answer": f"<<1+{n}={n + 1}>>so {n + 1}\n#### {n + 1}"} for n in range(4)]
+    read, _ = rows("gsm8k", *lines)
+    says = Says("it is 3", "I think\n#### 5")
+    result = judge_by_answer(says, pose(BENCHMARKS["gsm8k"], read[2:], read[:2], 2), max_new_tokens=8)
+    assert [row.scores["numeric_exact"] for row in result.rows] == [1.0, 0.0]
+    assert [m["role"] for m in says.chats[0]] == ["user", "assistant"] * 2 + ["user"]
+    assert "<<" not in says.chats[0][1]["content"]
+
+
+def test_code_passes_only_with_all_its_tests() -> None:
+    row = {
+        "text": "add",
+        "code": "def f(a): return a + 1",
+        "test_list": ["assert f(1) == 2", "assert f(2) == 3"],
+    }
+    lines = [{**row, "text": name} for name in ("a", "b", "c", "d")]
+    read, _ = rows("mbpp", *lines)
+    says = Says(
+        "Here:\n```python\ndef f(a):\n    return a + 1\n```\nGood?",
+        "def f(a): return 2",
+        "import os; os._exit(0)",
+        "```\nbroken(\n```",
+    )
+    result = judge_by_answer(says, pose(BENCHMARKS["mbpp"], read, [], 0), max_new_tokens=8)
+    assert [row.scores["pass"] for row in result.rows] == [1.0, 0.0, 0.0, 0.0]
+    assert result.primary == "pass"
+    assert result.metrics["pass"].value == 0.25
+    assert "AssertionError" in result.rows[1].answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("```python\nx = 1\n```", "x = 1\n"),
+        ("Sure!\n```py\nx = 1\n", "x = 1"),
+        ("x = 1", "x = 1"),
+        ("<think>```python\ny\n```</think>```\nx = 1\n```", "x = 1\n"),
+    ],
+)
+def test_code_is_found_in_an_answer(answer: str, code: str) -> None:
+    assert code_of(answer) == code
+
+
+def test_an_unknown_benchmark_is_told_with_its_neighbours() -> None:
+    with pytest.raises(UsageError) as caught:
+        benchmark("helaswag")
+    assert "hellaswag" in str(caught.value.hint)
+
+
+def test_the_rows_of_the_tests_can_be_read() -> None:
+    folder = Path(__file__).parent / "benchmark_rows"
+    for path in folder.glob("*/*.jsonl"):
+        values = [json.loads(line) for line in path.read_text().splitlines()]
+        found, left = rows(path.parent.name, *values)
+        assert (len(found), left) == (len(values), 0)
