@@ -1,6 +1,5 @@
 """Files of every task become typed rows, each row is accounted for, and wrong keys are refused by name."""
 
-# ruff: noqa: E501 - rows stand as written
 from __future__ import annotations
 
 import json

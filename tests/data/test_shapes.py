@@ -167,7 +167,10 @@ def test_unknown_shapes_and_names_are_refused_with_the_nearest(value, columns, e
         ([MESSAGES[0], {"role": "assistant", "content": "  "}], r"message 2 \(assistant\) is empty"),
         ([{"role": "user", "content": ""}, MESSAGES[1]], r"message 1 \(user\) is empty"),
         ([MESSAGES[0], {"role": "assistant", "tool_calls": [{}]}], "a tool call has no name"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}, MESSAGES[1]], r"holds an image \(image_url\)"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}, MESSAGES[1]],
+            r"holds an image \(image_url\)",
+        ),
         ([{"role": "user", "content": "half \ud83d a letter"}, MESSAGES[1]], "half of a letter"),
     ],
 )

@@ -1,6 +1,5 @@
 """Versions are told by content, never change, and say which rows came and went and what leaks."""
 
-# ruff: noqa: E501 - cases stand in one line
 from __future__ import annotations
 
 import json
