@@ -152,3 +152,65 @@ def test_a_four_bit_base_is_offered_where_wide_weights_do_not_fit() -> None:
     assert raised.value.hint is not None
     assert "method.name=qlora" in raised.value.hint.split(";")[0]
     assert "then it fits" in raised.value.hint
+
+
+def test_cost_names_whose_price_and_when(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "llama-3.1-8b-instruct", "--length", "1024")
+    listed = json.loads(run(capsys, *words, "--hardware", "h100", "--json"))
+    assert "read 2026-" in listed["priced"]
+    cost, seconds = listed["estimate"]["cost"]["expected"], listed["estimate"]["seconds"]["expected"]
+    assert cost == pytest.approx(seconds / 3600 * float(listed["priced"].split()[0].lstrip("$")))
+    given_ = json.loads(run(capsys, *words, "--hardware", "h100", "--price-per-hour", "1", "--json"))
+    assert given_["priced"] == "$1.00 an hour, as given"
+    assert given_["estimate"]["cost"]["expected"] == pytest.approx(seconds / 3600)
+    unknown = json.loads(run(capsys, *words, "--hardware", "vram 24GB", "--json"))
+    assert unknown["estimate"]["cost"] is None
+    assert unknown["priced"] == ""
+    text = run(capsys, *words, "--hardware", "h100")
+    assert "Cost  $" in text
+    assert "RunPod" in text
+
+
+def test_what_cannot_be_planned_has_words(
+    capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each bad input of a config and of the command line: a sentence, never a number or a traceback."""
+    base = {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
+        "max_position_embeddings": 2048,
+    }  # fmt: skip
+
+    def plan(config: object, *words: str) -> str:
+        folder = tmp_path_factory.mktemp("model")
+        text = config if isinstance(config, str) else json.dumps(config)
+        (folder / "config.json").write_text(text)
+        with pytest.raises(SystemExit) as left:
+            main(("plan", str(folder), "--hardware", "rtx 4090", *words))
+        caught = capsys.readouterr()
+        assert left.value.code, caught.out
+        assert "Traceback" not in caught.err
+        return caught.err
+
+    for missing in base.keys() - {"num_key_value_heads", "max_position_embeddings"}:
+        left_out = {key: value for key, value in base.items() if key != missing}
+        assert missing in plan(left_out), missing
+    assert plan(base | {"num_hidden_layers": "many"})
+    assert plan(base | {"hidden_size": -64})
+    assert plan(base | {"num_attention_heads": 5, "num_key_value_heads": 5})
+    assert plan(base | {"num_key_value_heads": 3})
+    assert "novel" in plan(base | {"model_type": "novel"})
+    assert plan("{")
+    assert plan("[1]")
+    assert "beyond the model's context" in plan(base, "--length", "4096")
+    assert "nothing to train on" in plan(base, "--rows", "0")
+    assert "nothing to train on" in plan(base, "--epochs", "0")
+    assert "batch of 0" in plan(base, "--batch", "0")
+    assert plan(base, "--length", "0")
+    assert plan(base, "--length", "-5")
+    assert plan(base, "--rank", "0")
+    assert plan(base, "--epochs", "nan")
+    assert plan(base, "--price-per-hour", "-1")
+    assert "is not known hardware" in run(
+        capsys, "plan", "llama-3.1-8b-instruct", "--hardware", "rtx 9999", code=2
+    )

@@ -12,7 +12,7 @@ from luthier.errors import FileProblem
 from luthier.files import write_text
 
 FOLDER = Path(__file__).parent
-FORMAT = 1
+FORMAT = 2
 """Raised when the index's own layout changes, so that older caches are not read."""
 
 
@@ -95,6 +95,8 @@ def _gpu(entry: dict[str, Any]) -> dict[str, Any]:
     entry["bandwidth"] = entry["bandwidth"] * 1e9
     if "capability" in entry:
         entry["compute_capability"] = entry.pop("capability")
+    if "price" in entry:
+        entry["price_per_hour"] = entry.pop("price")
     return entry
 
 
@@ -102,6 +104,14 @@ def _check(index: dict[str, Any]) -> None:
     """References between the files hold; the records' own rules are checked when it is read."""
     licences = {entry["id"] for entry in index["licences"]}
     seen: set[str] = set()
+    for entry in index["gpus"]:
+        if ("price_per_hour" in entry) != ("priced" in entry) or entry.get("priced", "") not in {
+            "",
+            *index["sources"],
+        }:
+            raise FileProblem(
+                f"{entry['id']}: a price has a source in sources.yaml", file=FOLDER / "gpus.yaml"
+            )
     for model in index["models"]:
         name = model["id"]
         if name in seen:

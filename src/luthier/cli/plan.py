@@ -64,7 +64,7 @@ def plan(
     dtype
         float32 or bfloat16; what the device does fast if not given.
     price_per_hour
-        US dollars an hour, for the cost.
+        US dollars an hour, for the cost; a dated list price of the hardware in words if not given.
     exact
         Follow the very step, tensor by tensor, in place of the formula (GPU plans; takes seconds to minutes).
     offline
@@ -72,10 +72,14 @@ def plan(
     json
         Print one JSON object.
     """
+    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
+        raise UsageError(f"{price_per_hour:g} dollars an hour", hint="use 0 or more")
     if Path(model).suffix in (".yaml", ".yml"):
         if length is not None or dtype is not None:
             raise UsageError("a recipe has its own settings", hint="write them as key=value after the recipe")
-        return _of_recipe(Path(model), overrides, hardware, exact=exact, offline=offline, as_json=json)
+        return _of_recipe(
+            Path(model), overrides, hardware, price=price_per_hour, exact=exact, offline=offline, as_json=json
+        )
     if overrides:
         raise UsageError(
             f"{overrides[0]} is a setting of a recipe, and {model} is a model",
@@ -85,18 +89,27 @@ def plan(
     from luthier.planning.estimate import compiles
     from luthier.planning.hypothetical import parse_hardware
 
+    _check(rows=rows, epochs=epochs, rank=rank, length=length)
     machine = parse_hardware(hardware) if hardware is not None else audit()
     arch, config = shape_of(model)
     shape = _wanted(arch, length, batch)
-    if rows < 1 or epochs <= 0:
-        raise UsageError(
-            f"{rows} rows, {epochs:g} times, are nothing to train on", hint="use at least one row"
-        )
     tokens = round(rows * epochs * shape.sequence_length)
     question = _question(arch, _method(method, rank), machine, dtype=dtype, tokens=tokens)
     steps = max(1, round(rows * epochs / batch))
     shape = shape.model_copy(update={"compiled": compiles(question.device, question.dtype, steps)})
     return _answer(model, question, shape, config=config, price=price_per_hour, exact=exact, as_json=json)
+
+
+def _check(*, rows: int, epochs: float, rank: int, length: int | None) -> None:
+    """Refuse numbers that describe no training."""
+    if rows < 1 or not 0 < epochs < float("inf"):
+        raise UsageError(
+            f"{rows} rows, {epochs:g} times, are nothing to train on", hint="use at least one row"
+        )
+    if rank < 1:
+        raise UsageError(f"adapters of rank {rank}", hint="use at least 1; 8 to 64 are usual")
+    if length is not None and length < 1:
+        raise UsageError(f"rows of {length} tokens", hint="use at least 1")
 
 
 def shape_of(model: str) -> tuple[Architecture, dict[str, Any] | None]:
@@ -183,8 +196,7 @@ def _answer(
     estimate = question.estimate(shape)
     if exact:
         estimate = _traced(question, shape, estimate, config)
-    if price is not None and estimate.seconds is not None:
-        estimate = estimate.model_copy(update={"cost": _cost(estimate, price)})
+    estimate, priced = _priced(estimate, question.hardware, price)
     savings = changes(question, shape)
     if as_json:
         print_json(
@@ -194,6 +206,7 @@ def _answer(
                 "budget": question.budget,
                 "shape": shape.model_dump(mode="json"),
                 "estimate": estimate.model_dump(mode="json"),
+                "priced": priced,
                 "changes": [_values(change) for change in savings],
             }
         )
@@ -201,7 +214,7 @@ def _answer(
     if trouble is not None:
         # What cannot run takes no time.
         estimate = estimate.model_copy(update={"seconds": None, "tokens_per_second": None, "cost": None})
-    _print(question, shape, estimate, savings)
+    _print(question, shape, estimate, savings, priced)
     if trouble is not None:
         raise trouble
     return 0
@@ -212,9 +225,31 @@ def _values(change: Change) -> dict[str, Any]:
     return {"what": change.what, "setting": change.setting, "saves": change.saves, "fits": change.fits}
 
 
-def _cost(estimate: Estimate, price: float) -> dict[str, float]:
-    assert estimate.seconds is not None
-    return {name: value * price / 3600 for name, value in estimate.seconds.model_dump().items()}
+def _priced(estimate: Estimate, machine: Hardware, price: float | None) -> tuple[Estimate, str]:
+    """The estimate with its cost, and where the price is from; without where none is known.
+
+    A machine that stands here has no price but the one given: nobody rents it.
+    """
+    from luthier.catalog.index import gpu, sources
+    from luthier.schema.base import Range
+
+    said = "as given"
+    if price is None and machine.hypothetical and machine.accelerators:
+        spec = gpu(machine.accelerators[0].name)
+        if spec is not None and spec.price_per_hour is not None:
+            price, said = spec.price_per_hour, sources()[spec.priced]
+    if price is None or estimate.seconds is None:
+        return estimate, ""
+    band = {name: value * price / 3600 for name, value in estimate.seconds.model_dump().items()}
+    return estimate.model_copy(update={"cost": Range(**band)}), f"${price:.2f} an hour, {said}"
+
+
+def _print_cost(estimate: Estimate, priced: str) -> None:
+    if estimate.cost is None:
+        return
+    cost = estimate.cost
+    out().print(f"  Cost  ${cost.expected:.2f}  (${cost.low:.2f} to ${cost.high:.2f})")
+    out().print(f"  assumed: {priced}", style="dim", soft_wrap=True)
 
 
 def _traced(
@@ -241,7 +276,13 @@ def _traced(
     return traced_estimate(estimate, found)
 
 
-def _print(question: Question, shape: TrainingShape, estimate: Estimate, savings: tuple[Change, ...]) -> None:
+def _print(
+    question: Question,
+    shape: TrainingShape,
+    estimate: Estimate,
+    savings: tuple[Change, ...],
+    priced: str,
+) -> None:
     from rich.padding import Padding
 
     from luthier.cli.story import columns, grid, show_estimate
@@ -275,9 +316,7 @@ def _print(question: Question, shape: TrainingShape, estimate: Estimate, savings
     table.add_row("together", *(memory(phase.total) for phase in phases), style="bold")
     out().print(Padding(table, (1, 0, 0, 2)))
     show_estimate(estimate)
-    if estimate.cost is not None:
-        cost = estimate.cost
-        out().print(f"  Cost  ${cost.expected:.2f}  (${cost.low:.2f} to ${cost.high:.2f})")
+    _print_cost(estimate, priced)
     for change in savings:
         out().print(f"  · {change.sentence}", style="dim")
     for said in estimate.assumptions:
@@ -289,6 +328,7 @@ def _of_recipe(
     overrides: tuple[str, ...],
     hardware: str | None,
     *,
+    price: float | None,
     exact: bool,
     offline: bool,
     as_json: bool,
@@ -339,6 +379,7 @@ def _of_recipe(
     )
     if exact:
         estimate = _traced(question, found.shape, estimate, config)
+    estimate, priced = _priced(estimate, machine, price)
     savings = changes(question, found.shape)
     if as_json:
         print_json(
@@ -355,6 +396,7 @@ def _of_recipe(
         )
         return 0
     show_plan(found.recipe, estimate)
+    _print_cost(estimate, priced)
     for warning in found.warnings:
         err().print(f"! {warning}", style="yellow", soft_wrap=True)
     for change in savings:

@@ -86,4 +86,8 @@ class GpuSpec(Fact):
     fp8: bool = False
     unified: bool = False
     """The accelerator's memory is the machine's memory."""
+    price_per_hour: float | None = None
+    """US dollars for an hour of one, rented on demand; None where no dated price is at hand."""
+    priced: str = ""
+    """Key into the catalogue's sources: whose price, and when."""
     verified: Literal["measured", "datasheet", "secondary", "recalled"]

@@ -404,7 +404,9 @@ def _decoder(reader: _Reader, family: _Family, name: str) -> Architecture:
         model_type=name,
         layers=layers,
         hidden_size=hidden,
-        intermediate_size=reader.optional("intermediate_size") or (4 * hidden if experts is None else 0),
+        intermediate_size=reader.whole("intermediate_size")
+        if experts is None
+        else reader.optional("intermediate_size") or 0,
         attention_heads=heads,
         kv_heads=kv_heads,
         head_dim=width,
