@@ -17,7 +17,7 @@ from luthier.serving.endpoint import Endpoint
 class Server(BaseHTTPRequestHandler):
     echoes = True
 
-    def do_POST(self) -> None:  # noqa: N802 - the name that the library calls
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         told: dict[str, Any] | None = None
         if self.echoes:

@@ -20,7 +20,7 @@ BATCH_TOKENS = 2048
 """Tokens that go through the model at once, padding counted."""
 LONGEST_TREE = 2048
 """Tokens of context and continuations that share one row: its mask grows with their square."""
-HEAD_ROWS = 512
+HEAD_ROWS = 128
 """Places whose logits exist at the same time."""
 DIFFERENCE = 1e-3
 """Nats a token by which a shared row may differ from rows of their own, in fp32."""
@@ -84,7 +84,8 @@ class TorchScorer:
         self.model.eval()
         with self.scope():
             rows = self._rows([self._encoded(context, rest) for context, rest in pairs])
-            for batch in _batches(rows):
+            # Without a head of closed form every place has logits: then one row at a time.
+            for batch in _batches(rows, BATCH_TOKENS if self.head is not None else 1):
                 for row, likelihoods in zip(batch, self._batch(batch), strict=True):
                     for place, one in zip(row.places, likelihoods, strict=True):
                         found[place] = one
@@ -227,7 +228,8 @@ class TorchScorer:
         for start in range(0, len(targets), HEAD_ROWS):
             part, aim = states[start : start + HEAD_ROWS], aims[start : start + HEAD_ROWS]
             logits = part.float() if head is None else head(part).float()
-            chosen = logits.log_softmax(-1).gather(1, aim[:, None]).squeeze(1)
+            # Not log_softmax: with a wide vocabulary a second table of logits is what memory is short of.
+            chosen = logits.gather(1, aim[:, None]).squeeze(1) - logits.logsumexp(-1)
             logs += chosen.double().tolist()
             best += (logits.argmax(-1) == aim).tolist()
         return logs, best
@@ -244,11 +246,11 @@ def scorer_of(generator: TorchGenerator, tokenizer: ScoringTokenizer) -> TorchSc
     )
 
 
-def _batches(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Rows, longest first, in batches of at most BATCH_TOKENS with their padding."""
+def _batches(rows: Sequence[_Row], most: int) -> list[list[_Row]]:
+    """Rows, longest first, in batches of at most that many tokens with their padding, or of one row."""
     batches: list[list[_Row]] = []
     for row in rows:
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].size <= BATCH_TOKENS:
+        if batches and (len(batches[-1]) + 1) * batches[-1][0].size <= most:
             batches[-1].append(row)
         else:
             batches.append([row])
