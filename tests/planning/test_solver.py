@@ -154,6 +154,18 @@ def test_a_four_bit_base_is_offered_where_wide_weights_do_not_fit() -> None:
     assert "then it fits" in raised.value.hint
 
 
+def test_experts_are_slower_than_as_many_dense_operations() -> None:
+    arch = model_card("Qwen/Qwen3-30B-A3B").architecture
+    assert arch is not None
+    assert arch.experts is not None
+    found = question("h200", arch=arch, tokens=1_000_000).estimate(shape(4, 2048))
+    assert found.seconds is not None
+    dense = found.flops / (989e12 * 0.32)
+    assert found.seconds.expected == pytest.approx(2 * dense, rel=0.01)
+    assert found.seconds.high > 4 * found.seconds.low
+    assert any("with experts" in said for said in found.assumptions)
+
+
 def test_cost_names_whose_price_and_when(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("plan", "llama-3.1-8b-instruct", "--length", "1024")
     listed = json.loads(run(capsys, *words, "--hardware", "h100", "--json"))

@@ -108,7 +108,7 @@ def estimate_training(
         checkpointing=shape.activation_checkpointing in ("full", "offload"),
         head_everywhere=used.loss == "logits",
     )
-    rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype)
+    rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype, experts=arch.experts is not None)
     work = flops.total * tokens
     seconds = rate.seconds(work) if rate is not None else None
     found = Estimate(

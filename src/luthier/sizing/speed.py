@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.schema.base import Range
 from luthier.schema.hardware import Accelerator, Hardware, Processor
@@ -48,6 +48,9 @@ CPU_PRODUCTS = 0.85
 """Share of the measured matrix rate that a step's products reach."""
 CPU_BETWEEN = 210e9
 """FLOP/s of products that what lies between them is worth."""
+EXPERTS_SHARE = _band(0.25, 0.5, 0.9)
+"""Share of a dense model's efficiency that one with experts reaches. A prior, not measured: tokens are sorted
+by expert and back, products are as many and as small as the experts, and the fullest one is waited for."""
 # FLOP/s of one core in fp32, where nothing was measured: two fused units of that width at 2.5 GHz, of
 # which large products reach about 60 %.
 _CPU_CORE = {"avx512f": 96e9, "avx2": 48e9, "neon": 24e9, "asimd": 24e9}
@@ -85,12 +88,25 @@ def cpu_rate(processor: Processor, *, measured: float | None = None, dtype: str 
 
 
 def rate_of(
-    hardware: Hardware, device: str, *, measured: float | None = None, dtype: str = "float32"
+    hardware: Hardware,
+    device: str,
+    *,
+    measured: float | None = None,
+    dtype: str = "float32",
+    experts: bool = False,
 ) -> Rate | None:
-    """Rate of the device that a run would use; None where it is not known."""
+    """Rate of the device that a run would use; None where it is not known. experts: of a model with such."""
+    found: Rate | None
     if device == "cpu" or not hardware.accelerators:
-        return cpu_rate(hardware.processor, measured=measured, dtype=dtype)
-    return gpu_rate(hardware.accelerators[0], measured=measured, dtype=dtype)
+        found = cpu_rate(hardware.processor, measured=measured, dtype=dtype)
+    else:
+        found = gpu_rate(hardware.accelerators[0], measured=measured, dtype=dtype)
+    if found is None or not experts:
+        return found
+    reached, share = found.efficiency, EXPERTS_SHARE
+    slower = _band(reached.low * share.low, reached.expected * share.expected, reached.high * share.high)
+    said = "; with experts a quarter to nine tenths of that: a prior, not measured"
+    return replace(found, efficiency=slower, source=found.source + said)
 
 
 def add(*bands: Range | None) -> Range | None:
