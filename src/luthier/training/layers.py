@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -144,7 +143,9 @@ def _graphs(compiled: bool) -> Iterator[None]:
     if not compiled:
         yield
         return
-    with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=8 * _GRAPHS):
+    from torch._dynamo import config  # takes a second to import, and plain layers need none of it
+
+    with config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=8 * _GRAPHS):
         yield
 
 
@@ -185,7 +186,9 @@ def _mark(values: Any, shape: torch.Size) -> None:
 
     Not by ``dynamic=True``: that makes variables of the layers' own constants too.
     """
-    mark: Any = torch._dynamo.maybe_mark_dynamic
+    from torch._dynamo import maybe_mark_dynamic
+
+    mark: Any = maybe_mark_dynamic
     if isinstance(values, Tensor):
         for place, size in enumerate(values.shape):
             if size > 1 and (size in shape[:2] or values.ndim == 1):

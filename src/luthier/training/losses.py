@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -122,8 +121,11 @@ def _slope(multiplier: float, softcap: float | None) -> Callable[[Tensor, Tensor
     compiled = torch.compile(slope)
 
     def run(logits: Tensor, wanted: Tensor) -> Tensor:
-        torch._dynamo.maybe_mark_dynamic(logits, 0)
-        torch._dynamo.maybe_mark_dynamic(wanted, 0)
+        from torch._dynamo import maybe_mark_dynamic  # takes a second to import
+
+        mark: Any = maybe_mark_dynamic
+        mark(logits, 0)
+        mark(wanted, 0)
         return compiled(logits, wanted)
 
     return run
