@@ -21,26 +21,32 @@ def sentences(count: int) -> list[str]:
     return found
 
 
-def save_tiny_encoder(folder: Path, *, kind: str = "bert", hidden: int = 32, seed: int = 3) -> Path:
-    """A BERT (``bert``) or ModernBERT (``modernbert``) of few weights, saved as a Hugging Face folder."""
+def save_tiny_encoder(
+    folder: Path, *, kind: str = "bert", hidden: int = 32, seed: int = 3, numbered_as_bert: bool = False
+) -> Path:
+    """A BERT (``bert``) or ModernBERT (``modernbert``) of few weights, saved as a Hugging Face folder.
+
+    numbered_as_bert: special tokens have the numbers of BERT's own vocabulary, which llama.cpp counts on.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    unused = [f"[unused{i}]" for i in range(99)] if numbered_as_bert else []
+    special = ["[PAD]", *unused, "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = [
         *special,
         *WORDS,
         *"abcdefghijklmnopqrstuvwxyz0123456789:.,",
         *[f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"],
     ]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     words = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
     )
     folder.mkdir(parents=True, exist_ok=True)
     words.save(str(folder / "tokenizer.json"))

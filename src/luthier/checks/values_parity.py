@@ -20,16 +20,24 @@ SAME: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 5e-2}
 the trained model computes in."""
 SAME_COSINE = 0.999
 """Least cosine of a vector at full precision to the trained model's."""
+BROKEN_COSINE = 0.8
+"""Least cosine below which a quantised embedder is broken, not quantised (MiniLM-L6 in Q4_K_M: 0.98)."""
 
 
 def check_values(
-    held: Held, ids: Sequence[Sequence[int]], values: NDArray[Any], *, allowed: float | None, by: str
+    held: Held,
+    ids: Sequence[Sequence[int]],
+    values: NDArray[Any],
+    *,
+    allowed: float | None,
+    by: str,
+    least: float = SAME_COSINE,
 ) -> ParityCheck:
     """Hold an export's token ids and answers to the trained model's.
 
     ids: of each input, as the export reads it. values: shaped as ``held.values``. allowed: largest
     difference as a share of the largest answer; None where only the cosine counts (a vector in other
-    arithmetic). by: who answered, in words.
+    arithmetic), which must then be ``least``. by: who answered, in words.
     """
     problems = []
     same = [list(mine) == list(theirs) for mine, theirs in zip(held.ids, ids, strict=True)]
@@ -44,11 +52,11 @@ def check_values(
     worst = float(rows.max())
     agreement = agreement_of(held.answers, mine, theirs)
     if held.answers == "embed":
-        limit = SAME_COSINE if allowed is None else -1.0
+        limit = least if allowed is None else -1.0
         if not agreement >= limit:
             problems.append(
                 f"{by} gives vectors with a cosine of {agreement:.4f} to the trained model's at the worst, "
-                f"under {SAME_COSINE}; probable cause: pooling, prompt or special tokens"
+                f"under {least:g}; probable cause: pooling, prompt or special tokens"
             )
         close = rows <= (SAME["bfloat16"] if allowed is None else allowed) * scale
     if allowed is not None:

@@ -29,6 +29,9 @@ PATTERNS = {
 }
 """Splitting pattern -> llama.cpp's name."""
 
+WORD_PIECES = "bert-bge"
+"""llama.cpp has one way of word pieces, whatever a file calls it: lower case, accents dropped."""
+
 WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "tekken"})
 """Names with which llama.cpp takes a whole word that is a token before it merges (``ignore_merges``)."""
 
@@ -38,6 +41,8 @@ def name_of(tokenizer: dict[str, Any]) -> str | None:
 
     tokenizer: the content of a tokenizer.json.
     """
+    if (tokenizer.get("model") or {}).get("type") == "WordPiece":
+        return WORD_PIECES
     name = _splitter(_steps(tokenizer.get("pre_tokenizer")))
     whole_words = bool((tokenizer.get("model") or {}).get("ignore_merges"))
     return name if name is not None and whole_words == (name in WHOLE_WORDS_FIRST) else None

@@ -27,6 +27,9 @@ def _parameters(settings: dict[str, Any]) -> Any:
     parameters.api_keys = [settings["api_key"]]
     parameters.n_gpu_layers = settings["gpu_layers"]
     parameters.embedding = settings["embedding"]
+    if settings["embedding"]:
+        # a text that is pooled goes through the model in one piece
+        parameters.n_batch = parameters.n_ubatch = max(512, parameters.n_ctx)
     if settings["alias"]:
         parameters.model_alias = {settings["alias"]}
     if settings["adapters"]:

@@ -6,7 +6,7 @@ Nothing is loaded into torch here, so all of it works on a machine that could no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from luthier.errors import DoesNotFit, Unsupported
 from luthier.exporting.onnx import demand_onnx
 from luthier.hub.snapshot import LocalModel
 from luthier.llamacpp.setup import converter
+from luthier.models.vector_settings import read_vector_settings
 from luthier.planning.audit import audit
 from luthier.planning.estimate import kernels_for
 from luthier.planning.licence_gate import hold_to_licence
@@ -35,6 +36,7 @@ from luthier.runs.directory import RunDirectory, runs_root
 from luthier.runs.model import Say
 from luthier.runs.probe import probe
 from luthier.runs.scratch import bring_model
+from luthier.runs.shipping_values import check_vector_gguf
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.protocols import Progress
@@ -85,6 +87,10 @@ def prepare(
     if recipe.export is not None and recipe.export.onnx:
         demand_onnx()
     model = bring_model(recipe, say=say, progress=progress, offline=offline)
+    if recipe.task == "similarity" and recipe.export is not None and recipe.export.gguf:
+        pooling = recipe.similarity.pooling if recipe.similarity else None
+        settings = read_vector_settings(model.path)
+        check_vector_gguf(settings if pooling is None else replace(settings, pooling=(pooling,)), model.path)
     for duty in hold_to_licence(recipe, "trained", named=model.licence):
         say(f"the licence asks: {duty}")
     if model.revision is not None and recipe.model.revision is None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.catalog.purposes import spec_of
 from luthier.checks.parity import Expected, check_parity, expect, needed_context
 from luthier.checks.parity_prompts import PromptCase, fixed_cases
 from luthier.data.render import prompt_ids, prompt_of
@@ -19,7 +20,7 @@ from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory
 from luthier.runs.quality import QualityJudge
-from luthier.runs.shipping_values import held_values, ship_onnx
+from luthier.runs.shipping_values import held_values, ship_onnx, ship_vector_ggufs
 from luthier.runs.stages import licence_of, load_artifacts, load_comparisons, load_estimate
 from luthier.schema.recipe import ExportChoice, Full
 from luthier.schema.results import Artifact, ParityCheck, TrainResult
@@ -45,13 +46,19 @@ def ship(work: Work, export: ExportChoice) -> list[Artifact]:
     ggufs: list[Artifact] = []
     parities: dict[str, ParityCheck | None] = {}
     if export.merged or export.gguf or export.onnx:
-        expected = _expected(work, task, export) if export.gguf else []
-        held = held_values(work, export) if export.onnx else None
+        values = spec_of(work.recipe.task).answers != "chat"
+        expected = _expected(work, task, export) if export.gguf and not values else []
+        held = held_values(work, export) if values and (export.onnx or export.gguf) else None
         folders["merged"] = task.save_merged(out / "merged")
         parities["merged"] = _read_back(work, folders["merged"], export)
         task.free()
-        ggufs = _ggufs(work, export, folders["merged"], expected) if export.gguf else []
-        if held is not None:
+        if export.gguf:
+            ggufs = (
+                _ggufs(work, export, folders["merged"], expected)
+                if held is None
+                else ship_vector_ggufs(work, export, folders["merged"], held)
+            )
+        if held is not None and export.onnx:
             folders["onnx"], parities["onnx"] = ship_onnx(work, folders["merged"], held)
     if not export.merged and "merged" in folders:
         shutil.rmtree(folders.pop("merged"))

@@ -160,7 +160,7 @@ class ParityCheck(Record):
     largest_difference: float | None = None
     """Models that write no text: largest difference of their logits, scores or vectors on these inputs."""
     agreement: float | None = None
-    """Models that write no text: least cosine of vectors, rank correlation of scores, share of same labels."""
+    """Models that write no text: least cosine, rank correlation of scores, share of same labels."""
 
 
 class Quality(Record):

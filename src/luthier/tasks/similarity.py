@@ -142,6 +142,10 @@ class SimilarityTask(ModelTask):
         assert self.trained_digest is not None
         return self._embedder("tuned", self.trained_digest, nullcontext)
 
+    def judge_with(self, embedder: Any, split: str, rows: Sequence[Any], *, told: Told) -> EvalResult:
+        """One split judged with another maker of vectors: ``encode(texts, role=, progress=)``."""
+        return self._judge(embedder, split, rows, self.splits, told)
+
     def _embedder(
         self, label: str, digest: str, scope: Callable[[], AbstractContextManager[None]]
     ) -> TorchEmbedder:
