@@ -298,8 +298,8 @@ class TrainingChoice(Record):
     sequence_length: int | None = Field(None, ge=8)
     """Longest sequence in tokens; derived from the data and the model's context."""
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "adamw-bf16"] = "adamw"
-    """AdamW with moments in fp32; in eight bits; in eight bits in memory that moves to the host when the GPU's is
-    short; or bf16 weights without masters, rounded by chance, and moments in bf16."""
+    """AdamW with moments in fp32; in eight bits; in eight bits in memory that moves to the host when the
+    GPU's is short; or bf16 weights without masters, rounded by chance, and moments in bf16."""
     frozen_layers: int = Field(0, ge=0)
     """Layers, from the first, that a full fine-tuning leaves as they are, with the embeddings below them."""
     weight_decay: float = Field(0.0, ge=0)
