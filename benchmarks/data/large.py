@@ -6,6 +6,7 @@
     python benchmarks/data/large.py check big.jsonl
     python benchmarks/data/large.py structure big.jsonl        # its structural part
     python benchmarks/data/large.py profile big.jsonl
+    python benchmarks/data/large.py again small.jsonl.gz       # rows in place, as data.storage=stream does
     python benchmarks/data/large.py speed small.jsonl          # beside plain JSON parsing, one core
 
 `load` twice shows the first start and the second.
@@ -227,6 +228,29 @@ def profile(path: Path) -> dict[str, float]:
     return {**found, "rows": report.read, "MB/s": path.stat().st_size / 1e6 / found["seconds"]}
 
 
+def again(path: Path) -> dict[str, float]:
+    """200 rows in random order, each read in place: milliseconds of one core a row."""
+    from luthier.data.again import Again
+    from luthier.data.chunks import chunks, parse
+    from luthier.data.large import _starts
+    from luthier.data.sources import source_of
+
+    def refuse(problem: Exception) -> None:
+        raise problem
+
+    source = source_of(path, str(path))
+    places: list[tuple[int, int]] = []
+    for chunk in chunks(source, refuse):
+        rows, starts = list(parse(chunk, refuse)), _starts(chunk)
+        places += [(int(starts[row.line - rows[0].line]), row.line) for row in rows]
+    reader = Again([source])
+    reader.row(0, *places[-1])
+    started = time.process_time()
+    for offset, line in random.Random(0).choices(places, k=200):
+        assert reader.row(0, offset, line).line == line
+    return {"rows": len(places), "ms a row": (time.process_time() - started) * 1e3 / 200}
+
+
 def speed(path: Path) -> dict[str, float]:
     """Seconds of one core for each megabyte: the structural part beside plain JSON parsing.
 
@@ -277,6 +301,8 @@ def main() -> None:
         found = load(path, Path(sys.argv[3]))
     elif what == "profile":
         found = profile(path)
+    elif what == "again":
+        found = again(path)
     elif what == "speed":
         found = speed(path)
     else:
