@@ -248,3 +248,20 @@ def test_pairs_that_stand_alone_are_judged_by_correlation(tmp_path: Path) -> Non
     recipe, model, splits = make(tmp_path, rows)
     base = task_of(recipe, model, splits).judge_base(splits, splits.tests, told=told)["test"]
     assert base.primary == "spearman"
+
+
+def test_a_long_pair_is_cut_alike_wherever_the_folder_is_read(tmp_path: Path) -> None:
+    """The base reads fewer tokens than its tokenizer says, as embedders on BERT do."""
+    library = pytest.importorskip("sentence_transformers")
+    model = save_tiny_encoder(tmp_path / "base")
+    (model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 12}))
+    recipe, model, splits = make(tmp_path, ranked(), model=model, training={"epochs": 1})
+    task = fitted(recipe, model, splits, tmp_path / "run")
+    saved = task.save_merged(tmp_path / "merged")
+    pairs = [(TEXTS[i], " ".join(TEXTS[i + 1 : i + 9])) for i in range(6)]
+    mine = task.tuned_reranker(tmp_path / "run").score(pairs)
+    theirs = library.CrossEncoder(str(saved), device="cpu", local_files_only=True)
+    np.testing.assert_allclose(mine, theirs.predict(pairs), atol=1e-5)
+    np.testing.assert_allclose(
+        mine, load_saved_reranker(saved, load_tokenizer(saved)).score(pairs), atol=1e-5
+    )

@@ -18,7 +18,7 @@ from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Recipe
 from luthier.schema.results import EvalResult
 from luthier.tasks.similarity import SimilarityTask
-from luthier.tasks.texts import TextBatches, right_too, texts_of
+from luthier.tasks.texts import TextBatches, chunks_of, right_too, texts_of
 from tiny_encoders import rows_of, save_tiny_decoder, save_tiny_encoder, sentences, write_steps
 
 TEXTS = sentences(120)
@@ -252,3 +252,11 @@ def test_an_empty_text_is_told_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         make(tmp_path, rows)
     assert "6" in str(caught.value)
+
+
+def test_a_gpu_gets_few_chunks_and_a_cpu_little_padding() -> None:
+    lengths = [40] * 16 + [20] * 16 + [10] * 32
+    assert chunks_of(lengths, 64) == ((0, 16, 40), (16, 32, 20), (32, 64, 10))
+    assert chunks_of(lengths, 64, filled=8192) == ((0, 64, 40),)
+    assert chunks_of([256] * 32 + [20] * 32, 64, filled=8192) == ((0, 32, 256), (32, 64, 20))
+    assert chunks_of(lengths, 24, filled=8192) == ((0, 24, 40), (24, 48, 20), (48, 64, 10))

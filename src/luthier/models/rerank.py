@@ -204,6 +204,7 @@ def write_rerank_settings(folder: Path, settings: RerankSettings) -> None:
     config["sentence_transformers"] = {**config.get("sentence_transformers", {}), "activation_fn": path}
     _write(folder / CONFIG, config)
     if settings.form == "classification":
+        _cut_at(folder / "tokenizer_config.json", settings.max_length)
         return
     steps = [
         {
@@ -234,6 +235,13 @@ def write_rerank_settings(folder: Path, settings: RerankSettings) -> None:
     _write(folder / LOGITS / "config.json", {"true_token_id": settings.yes, "false_token_id": settings.no})
     _write(folder / LOGITS / "instruction.json", {"instruction": settings.instruction})
     write_text(folder / "chat_template.jinja", template(settings.instruction))
+
+
+def _cut_at(path: Path, longest: int | None) -> None:
+    """Let the tokenizer say how long a pair may be: there alone CrossEncoder looks for it."""
+    values = _read(path)
+    if longest is not None and values.get("model_max_length") != longest:
+        _write(path, {**values, "model_max_length": longest})
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
