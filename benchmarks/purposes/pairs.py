@@ -10,25 +10,18 @@ FOLDER holds stsb_multi, snli and scifact. --tiny runs a few steps of everything
 
 from __future__ import annotations
 
-import argparse
-import gzip
 import json
-import os
 import random
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import numpy as np
 import torch
+from side_by_side import DEVICE, Job, Row, clock, compare, fitted, parser, read, trainer_words
 
 from luthier.data.inputs import load_inputs
 from luthier.data.mine import ByWords, MiningRules, mine
@@ -39,31 +32,7 @@ from luthier.schema.recipe import Recipe
 from luthier.tasks.reranking import RerankingTask
 from luthier.tasks.similarity import SimilarityTask
 
-Row = dict[str, Any]
 IN_BATCH = "in-batch-negatives"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One comparison: rows in both tools' terms, settings, and how a saved model is judged."""
-
-    name: str
-    purpose: str
-    rows: list[Row]
-    loss: str
-    batch_size: int
-    steps: int
-    rate: float
-    length: int
-    judge: Callable[[Path], dict[str, float]]
-
-
-def read(path: Path) -> list[Row]:
-    """Rows of a JSONL file, zipped or not."""
-    path = path if path.exists() else path.with_name(path.name + ".gz")
-    held = path.read_bytes()
-    text = (gzip.decompress(held) if path.suffix == ".gz" else held).decode()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def encoder(folder: Path) -> Any:
@@ -155,8 +124,8 @@ class SciFact:
         return {name: statistics.fmean(one[name] for one in found) for name in kept}
 
 
-def rerank(science: SciFact, first: dict[str, list[str]]) -> Callable[[Path], dict[str, float]]:
-    """nDCG of the reranked candidates."""
+def rerank(science: SciFact, first: dict[str, list[str]], length: int) -> Callable[[Path], dict[str, float]]:
+    """nDCG of the reranked candidates, every model reading as many tokens of a pair as it was trained on."""
 
     def judge(folder: Path) -> dict[str, float]:
         from sentence_transformers import CrossEncoder
@@ -164,11 +133,14 @@ def rerank(science: SciFact, first: dict[str, list[str]]) -> Callable[[Path], di
         model = CrossEncoder(
             str(folder), device=DEVICE, local_files_only=True, model_kwargs={"dtype": torch.float32}
         )
-        rankings = {}
-        for query, chosen in first.items():
-            pairs = [(science.queries["test"][query], science.corpus[one]) for one in chosen]
-            rankings[query] = ranked(model.predict(pairs, batch_size=64).tolist(), chosen)
-        return science.score(rankings)
+        model.max_seq_length = length
+        pairs = [
+            (science.queries["test"][query], science.corpus[one]) for query in first for one in first[query]
+        ]
+        scores = iter(model.predict(pairs, batch_size=128).tolist())
+        return science.score(
+            {query: ranked([next(scores) for _ in chosen], chosen) for query, chosen in first.items()}
+        )
 
     return judge
 
@@ -177,6 +149,7 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
     """Everything that is compared."""
     most, documents = (60, 60) if tiny else (None, None)
     steps, few = (3, 64) if tiny else (0, None)
+    cut = 64 if tiny else 256
     train = [
         {"sentence1": row["sentence1"], "sentence2": row["sentence2"], "score": row["score"]}
         for row in read(data / "stsb_multi" / "train_en.jsonl")[:few]
@@ -204,6 +177,8 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
     def retrieve(folder: Path) -> dict[str, float]:
         return science.score(science.nearest(folder, 100))
 
+    reordered = rerank(science, first, cut)
+
     def made(
         name: str, rows: list[Row], loss: str, *, batch: int, rate: float, length: int, judge: Any
     ) -> Job:
@@ -221,8 +196,8 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
             "binary",
             batch=8,
             rate=5e-5,
-            length=64 if tiny else 256,
-            judge=rerank(science, first),
+            length=cut,
+            judge=reordered,
         ),
     ]
 
@@ -263,13 +238,7 @@ def ours(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, f
     data = load_inputs(recipe, tokenizer, base=Path("/"), sequence_length=job.length)
     recipe = settle_pairs(recipe, data.splits.train, data.splits.kind)
     kind = SimilarityTask if job.purpose == "similarity" else RerankingTask
-    task = kind(recipe, model, tokenizer, device=DEVICE)
-    began = time.perf_counter()
-    result = task.fit(data.splits, out.parent / "run", recipe_digest="b", on_metrics=lambda _: None)
-    wall = time.perf_counter() - began
-    task.save_merged(out)
-    task.free()
-    return {"seconds": wall, "step_seconds": result.seconds, "peak": result.peak_memory}
+    return fitted(lambda: kind(recipe, model, tokenizer, device=DEVICE), data.splits, out)
 
 
 def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, float]:
@@ -282,136 +251,49 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
     torch.manual_seed(seed)
-    words: dict[str, Any] = {
-        "output_dir": str(out.parent / "theirs"),
-        "max_steps": job.steps,
-        "learning_rate": job.rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": -(-job.steps // 10),
-        "seed": seed,
-        "bf16": dtype == "bfloat16",
-        "use_cpu": DEVICE == "cpu",
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-    }
+    words = trainer_words(job, seed, out, dtype)
     load = {"device": DEVICE, "local_files_only": True, "model_kwargs": {"dtype": torch.float32}}
-    if job.purpose == "reranking":
-        model_ = CrossEncoder(str(model), num_labels=1, max_length=job.length, **load)
-        flat = [
-            {"query": row["query"], "document": text, "label": label}
-            for row in job.rows
-            for texts, label in ((row["positives"], 1.0), (row["negatives"], 0.0))
-            for text in texts
-        ]
-        each = len(flat) / len(job.rows)
-        arguments = CrossEncoderTrainingArguments(
-            per_device_train_batch_size=round(job.batch_size * each), **words
-        )
-        dataset = Dataset.from_list(flat)
-        trainer = CrossEncoderTrainer(
-            model=model_, args=arguments, train_dataset=dataset, loss=cross.BinaryCrossEntropyLoss(model_)
-        )
-    else:
-        model_ = SentenceTransformer(str(model), **load)
-        model_.max_seq_length = job.length
-        loss = (
-            losses.CoSENTLoss(model_) if job.loss == "cosent" else losses.MultipleNegativesRankingLoss(model_)
-        )
-        arguments = SentenceTransformerTrainingArguments(
-            per_device_train_batch_size=job.batch_size,
-            batch_sampler="no_duplicates" if job.loss == "in-batch-negatives" else "batch_sampler",
-            **words,
-        )
-        trainer = SentenceTransformerTrainer(
-            model=model_, args=arguments, train_dataset=Dataset.from_list(job.rows), loss=loss
-        )
-    if DEVICE != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    runtime = trainer.train().metrics["train_runtime"]
-    if DEVICE != "cpu":
-        torch.cuda.synchronize()
-    wall = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated() if DEVICE != "cpu" else 0
+    with clock() as took:
+        if job.purpose == "reranking":
+            model_ = CrossEncoder(str(model), num_labels=1, max_length=job.length, **load)
+            flat = [
+                {"query": row["query"], "document": text, "label": label}
+                for row in job.rows
+                for texts, label in ((row["positives"], 1.0), (row["negatives"], 0.0))
+                for text in texts
+            ]
+            each = len(flat) / len(job.rows)
+            arguments = CrossEncoderTrainingArguments(
+                per_device_train_batch_size=round(job.batch_size * each), **words
+            )
+            dataset = Dataset.from_list(flat)
+            trainer = CrossEncoderTrainer(
+                model=model_, args=arguments, train_dataset=dataset, loss=cross.BinaryCrossEntropyLoss(model_)
+            )
+        else:
+            model_ = SentenceTransformer(str(model), **load)
+            model_.max_seq_length = job.length
+            kind = losses.CoSENTLoss if job.loss == "cosent" else losses.MultipleNegativesRankingLoss
+            arguments = SentenceTransformerTrainingArguments(
+                per_device_train_batch_size=job.batch_size,
+                batch_sampler="no_duplicates" if job.loss == "in-batch-negatives" else "batch_sampler",
+                **words,
+            )
+            trainer = SentenceTransformerTrainer(
+                model=model_, args=arguments, train_dataset=Dataset.from_list(job.rows), loss=kind(model_)
+            )
+        began = time.perf_counter()
+        trainer.train()
+        trained = time.perf_counter() - began
     model_.save_pretrained(str(out), create_model_card=False)
-    return {"seconds": wall, "step_seconds": runtime, "peak": peak}
+    return {**took, "train_seconds": trained}
 
 
 def main() -> None:
     """Run what is asked for and append one line a training."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", nargs="+", default=None)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--tiny", action="store_true")
-    asked = parser.parse_args()
-    found = jobs(asked.data, asked.model, asked.tiny)
-    chosen = [job for job in found if asked.jobs is None or job.name in asked.jobs]
-    device = torch.cuda.get_device_name() if DEVICE != "cpu" else "cpu"
-    about = {"device": device, "dtype": asked.dtype, "torch": torch.__version__}
-    warm = [replace(job, steps=min(job.steps, 5)) for job in chosen] if DEVICE != "cpu" else []
-    for job in warm:  # kernels and libraries are loaded before anything is timed
-        for arm in (ours, theirs):
-            with tempfile.TemporaryDirectory() as scratch:
-                arm(job, asked.model, 0, Path(scratch) / "model", asked.dtype)
-    for job in chosen:
-        if job.purpose == "similarity":
-            write(asked.out, {**about, "job": job.name, "arm": "base", **job.judge(asked.model)})
-        for turn, seed in enumerate(asked.seeds):
-            arms = [("luthier", ours), ("sentence-transformers", theirs)]
-            for name, arm in arms if turn % 2 == 0 else arms[::-1]:
-                with tempfile.TemporaryDirectory() as scratch:
-                    folder = Path(scratch) / "model"
-                    figures = arm(job, asked.model, seed, folder, asked.dtype)
-                    facts = {"job": job.name, "arm": name, "seed": seed, "rows": len(job.rows)}
-                    facts |= {"steps": job.steps, "batch": job.batch_size, "rate": job.rate}
-                    write(asked.out, {**about, **facts, **figures, **job.judge(folder)})
-                    shutil.rmtree(folder, ignore_errors=True)
-    print(table(asked.out))
+    asked = parser(__doc__).parse_args()
+    compare(jobs(asked.data, asked.model, asked.tiny), ours, theirs, "sentence-transformers", asked)
 
-
-def write(out: Path, line: Row) -> None:
-    """Append one result and show it."""
-    with out.open("a") as lines:
-        lines.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
-
-
-def table(out: Path) -> str:
-    """Mean and spread over seeds of each figure, side by side."""
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    lines = [
-        "| job | figure | base | Luthier | sentence-transformers | difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    skipped = {"seed", "rows", "steps", "batch", "rate"}
-    for job in dict.fromkeys(row["job"] for row in rows):
-        mine = [row for row in rows if row["job"] == job]
-        figures = [k for k, v in mine[-1].items() if isinstance(v, float) and k not in skipped]
-        for figure in figures:
-            by = {
-                arm: [r[figure] for r in mine if r["arm"] == arm and figure in r] for arm in ("base", *ARMS)
-            }
-            if not by[ARMS[0]] or not by[ARMS[1]]:
-                continue
-            cells = [
-                f"{statistics.fmean(v):.4g} ± {statistics.pstdev(v):.2g}" if v else "" for v in by.values()
-            ]
-            gap = statistics.fmean(by[ARMS[0]]) - statistics.fmean(by[ARMS[1]])
-            lines.append(f"| {job} | {figure} | {' | '.join(cells)} | {gap:+.4g} |")
-    return "\n".join(lines)
-
-
-ARMS = ("luthier", "sentence-transformers")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 if __name__ == "__main__":
     main()
