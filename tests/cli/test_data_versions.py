@@ -27,6 +27,12 @@ TRAIN = [(f"What is question {n}?", f"It is answer {n}.") for n in range(30)]
 TEST = [(f"And what is case {n}?", f"It is case {n}.") for n in range(5)]
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no line of these is broken."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)

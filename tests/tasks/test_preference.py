@@ -311,15 +311,15 @@ def test_chats_and_answers_are_judged_too(tmp_path: Path) -> None:
             "test": {"pairs": str(tmp_path / "held.jsonl"), "chats": chats},
             "train": write(tmp_path / "held.jsonl", pair_rows(24)),
         },
-        evaluation={"metrics": ("preference_accuracy", "rouge_l")},
+        evaluation={"metrics": ("preference_accuracy", "chrf")},
     )
     assert isinstance(splits.tests["pairs"][0], PreferenceChat)
     assert not isinstance(splits.tests["chats"][0], PreferenceChat)
     task = task_of(recipe, model)
     found = task.judge_base(splits, splits.tests, told=told)
-    assert list(found["pairs"].metrics) == ["preference_accuracy", "rouge_l"]
-    assert list(found["chats"].metrics) == ["rouge_l"]
-    assert found["chats"].primary == "rouge_l"
+    assert list(found["pairs"].metrics) == ["preference_accuracy", "chrf"]
+    assert list(found["chats"].metrics) == ["chrf"]
+    assert found["chats"].primary == "chrf"
     assert len(read_held_out(recipe.data, (chats,), base=Path("/"), name="x")) == 2
 
 
