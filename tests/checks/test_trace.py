@@ -80,8 +80,7 @@ def test_four_bit_rows_within_one_percent(row: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", T4["rows"], ids=_name)
 def test_whole_traces_within_one_percent_phase_by_phase(row: dict[str, Any]) -> None:
-    if row["quantisation"]:
-        found = whole(trace_plain(_step(row)), T4["models"][row["model"]]["num_hidden_layers"])
+    found = whole(trace_plain(_step(row)), T4["models"][row["model"]]["num_hidden_layers"])
     assert found.allocated / MIB == pytest.approx(row["allocated"], rel=0.0101)
     for phase, parts in found.phases.items():
         assert sum(parts.values()) / MIB == pytest.approx(row[phase], rel=0.015)

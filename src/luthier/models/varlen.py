@@ -6,19 +6,17 @@ Hopper or newer: about twice as fast there.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 Kernel = Literal["torch", "flash4"]
 
-# Since torch 2.13 fewer key heads than query heads must be asked for; before, they were just taken.
-_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
+# From here on fewer key heads than query heads must be asked for; before, they were just taken.
+_GROUPED = torch.__version__ >= "2.13"
 _FLASH4_WIDTHS = (64, 96, 128)
 
 
@@ -54,6 +52,9 @@ def varlen_attention(
     if kernel == "flash4":
         flash: Tensor = _flash4(query, key, value, ends, longest, scale, window)[0]
         return flash
+    # Loads torch's compiler, which takes a second that a run on a CPU does not need.
+    from torch.nn.attention.varlen import varlen_attn
+
     grouped: dict[str, Any] = {}
     if query.shape[1] != key.shape[1] and _GROUPED:
         grouped["enable_gqa"] = True
@@ -104,16 +105,7 @@ def _forward(  # noqa: PLR0917 (signature of the operation)
     return out, weights
 
 
-def _forward_shapes(  # noqa: PLR0917
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    ends: Tensor,
-    longest: int,
-    scale: float | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor]:
-    del key, value, ends, longest, scale, window
+def _forward_shapes(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     tokens, heads, width = query.shape
     return query.new_empty(tokens, heads, width), query.new_empty(heads, tokens, dtype=torch.float32)
 
@@ -149,19 +141,9 @@ def _backward(  # noqa: PLR0917
     return grads[0], grads[1], grads[2]
 
 
-def _backward_shapes(  # noqa: PLR0917
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    weights: Tensor,
-    ends: Tensor,
-    longest: int,
-    scale: float | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del grad, out, weights, ends, longest, scale, window
+def _backward_shapes(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    del grad
+    query, key, value = inputs[:3]
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 
@@ -10,9 +11,16 @@ from luthier.errors import LuthierError
 
 def main() -> int:
     """Trace what is asked; 0, or 2 with a message for a person in JSON."""
+    # What libraries make as they load lives as long as the process: looking through it for garbage again
+    # and again takes a fifth of the whole trace.
+    gc.disable()
+    from luthier.checks.trace.kernels import register
     from luthier.checks.trace.result import extrapolated, whole
     from luthier.checks.trace.step import StepRequest, trace_step
 
+    register()
+    gc.freeze()
+    gc.enable()
     asked = json.load(sys.stdin)
     request = StepRequest.model_validate(asked["step"])
     depths = asked["depths"]
