@@ -138,7 +138,7 @@ def evaluate(
         "metrics": ", ".join(choice.names),
     }
     started = time.perf_counter()
-    answers, cached = _answers(generator, asked, max_new_tokens, progress, cache_dir)
+    answers, cached = answer_all(generator, asked, max_new_tokens, progress, cache_dir)
     scored = []
     for question, answer in zip(asked, answers, strict=True):
         judged = without_thinking(answer.text)
@@ -195,14 +195,14 @@ def field_metrics(rows: Sequence[ScoredRow]) -> dict[str, Metric]:
     return {path: metric_of(scores[path], groups[path]) for path in scores if path in commonest}
 
 
-def _answers(
+def answer_all(
     generator: Generator,
     asked: Sequence[Question],
     max_new_tokens: int,
     progress: Progress | None,
     cache_dir: Path | None,
 ) -> tuple[list[Generated], int]:
-    """An answer for each question, in order, and how many came from the cache."""
+    """A greedy answer for each question, in order, and how many came from the cache."""
     # Weights without a digest cannot be told apart from others, so nothing of theirs is kept.
     cache = None
     if cache_dir is not None and generator.weights_digest:

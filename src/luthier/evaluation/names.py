@@ -34,6 +34,16 @@ OWN = {
         "Probability of the right choice",
         "Its share of the probability of all choices, the mean over questions.",
     ),
+    "answered": Named(
+        "Answered", "Share of harmless requests that are neither refused nor met with silence, by the words."
+    ),
+    "stopped": Named("Ended by itself", "Share of answers that end before the longest length allowed."),
+    "no_repetition": Named(
+        "No endless repetition", "Share of answers in which no stretch of words stands four times in a row."
+    ),
+    "json_found": Named(
+        "JSON where asked", "Share of answers that hold a JSON object where one is asked for."
+    ),
     "pass": Named("Tests passed", "Share of rows whose code runs and passes all tests."),
     "labels_exact": Named("All labels right", "Share of rows that were given exactly the expected labels."),
 }

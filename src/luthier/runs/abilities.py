@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from luthier.catalog.purposes import spec_of
 from luthier.evaluation.compare import compare
+from luthier.evaluation.conduct import judge_conduct
 from luthier.evaluation.probe import judge_probe
 from luthier.hub.cache import room
 from luthier.runs.directory import RunDirectory
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 BASELINE, TUNED, COMPARED = "probe_baseline", "probe_tuned", "probe"
 """Stage files of a run."""
+SHORTEST = 512
+"""Tokens of context below which a model is not asked everyday requests."""
 
 
 def probed(work: Work) -> bool:
@@ -54,6 +57,13 @@ def _judge(work: Work, *, tuned: bool) -> dict[str, EvalResult]:
         progress=work.board.progress(stage, f"{generator.label} on general ability"),
         cache_dir=room("answers"),
     )
+    # A model without a chat template was never asked anything, and a very short context holds no answer.
+    if work.tokenizer.has_chat_template and (generator.context or SHORTEST) >= SHORTEST:
+        found |= judge_conduct(
+            generator,
+            progress=work.board.progress(stage, f"{generator.label} on everyday requests"),
+            cache_dir=room("answers"),
+        )
     values = {name: result.model_dump(mode="json") for name, result in found.items()}
     work.run.save_stage(TUNED if tuned else BASELINE, work.judged, values)
     return found

@@ -369,8 +369,8 @@ class EvaluationChoice(Record):
     shots: int = Field(3, ge=0)
     """Examples from train that the base model is shown as prompting alone; 0 leaves it out."""
     probe_rows: int = Field(48, ge=0)
-    """Questions of general ability that base and tuned model are asked, beside a few texts, to see what
-    the tuning broke (chat and text generation; at most 48); 0 leaves the probe out."""
+    """Questions of general ability that base and tuned model are asked, beside a few texts and everyday
+    requests, to see what the tuning broke (chat and text generation; at most 48); 0 leaves it all out."""
     samples: int = Field(3, ge=0)
     """How many prompts are shown with both answers."""
 
