@@ -18,9 +18,11 @@ from luthier.planning.audit import audit
 from luthier.runs import registry
 from luthier.runs.adapters import adapter_file, base_file, one_base
 from luthier.runs.answer import model_folder
+from luthier.runs.directory import RunDirectory
 from luthier.runs.process import torch_environment
 from luthier.runs.shipping import chat_files
 from luthier.schema.deployment import ContextPlan
+from luthier.schema.results import TrainResult
 from luthier.serving.backends import LlamaBackend
 from luthier.serving.context import plan_context
 from luthier.serving.gateway import Served
@@ -42,6 +44,8 @@ class Choice:
     facts: tuple[tuple[str, Any], ...] = ()
     adapters: tuple[tuple[str, Path], ...] = ()
     """Names and files of adapters on this base."""
+    adapter_facts: tuple[tuple[tuple[str, Any], ...], ...] = ()
+    """For each adapter, which run and step it is of."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,11 +63,18 @@ def choose(words: str, gguf: str | None = None) -> Choice:
     run = registry.resolve(target)
     recipe, label = run.recipe, name or run.recipe.name or run.id
     answers = spec_of(recipe.task).answers
-    facts = (("run", run.id), ("base", recipe.model.id))
+    facts = (("run", run.id), ("base", recipe.model.id), *_step(run))
     if answers in TORCH:
         return Choice(label, answers, model_folder(str(run.path), answers), facts=facts)
     file, _ = chat_files(run, gguf)
     return Choice(label, "chat", file, recipe.training.sequence_length, (*facts, ("file", file.name)))
+
+
+def _step(run: RunDirectory) -> tuple[tuple[str, Any], ...]:
+    """The optimiser step whose weights were shipped, where the run says."""
+    trained = run.stage("train", TrainResult)
+    step = "" if trained is None else trained.selected_checkpoint.rpartition("-")[2]
+    return (("step", int(step)),) if step.isdigit() else ()
 
 
 def kind_of_folder(folder: Path) -> Kind:
@@ -101,7 +112,8 @@ def choose_adapters(models: Sequence[str], adapters: Sequence[str], *, say: Say)
         name, path = base.id.rpartition("/")[2], base_file(base, say=say)
     trained = max((run.recipe.training.sequence_length or 0 for run in runs.values()), default=0) or None
     files = tuple((name, adapter_file(run, say=say)) for name, run in runs.items())
-    return Choice(name, "chat", path, trained, (("base", base.id),), files)
+    told = tuple((("run", run.id), *_step(run)) for run in runs.values())
+    return Choice(name, "chat", path, trained, (("base", base.id), ("file", path.name)), files, told)
 
 
 def build(
@@ -164,7 +176,8 @@ def _llama(one: Choice, plan: ContextPlan, *, embedding: bool) -> dict[str, Serv
     facts = {**dict(one.facts), "context": plan.context}
     found = {one.name: Served(backend, only_adapter(None, len(one.adapters)), facts)}
     for index, (name, path) in enumerate(one.adapters):
-        own = {**facts, "adapter": path.name, "adapter_sha256": file_sha256(path)}
+        told = dict(one.adapter_facts[index]) if one.adapter_facts else {}
+        own = {**facts, **told, "adapter": path.name, "adapter_sha256": file_sha256(path)}
         found[name] = Served(backend, only_adapter(index, len(one.adapters)), own)
     return found
 

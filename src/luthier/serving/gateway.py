@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,15 +101,23 @@ class Gateway:
     """
 
     def __init__(
-        self, served: Mapping[str, Served], *, limits: Limits | None = None, rules: Rules | None = None
+        self,
+        served: Mapping[str, Served],
+        *,
+        limits: Limits | None = None,
+        rules: Rules | None = None,
+        on_request: Callable[[LogEntry], None] | None = None,
     ) -> None:
+        """on_request: told of each request when it has ended."""
         self.served = dict(served)
+        self._on_request = on_request
         self.limits = limits or Limits()
         self.rules = rules or Rules()
         self.meters = Meters()
         self.log: deque[LogEntry] = deque(maxlen=500)
         self._slots: dict[int, asyncio.Semaphore] = {}
         self._waiting: dict[int, int] = {}
+        self._under_way = 0
         self._started = time.time()
 
     def app(self) -> Starlette:
@@ -124,6 +132,11 @@ class Gateway:
             middleware=[Middleware(Guard, rules=self.rules)],
             exception_handlers={Refused: _refused, HTTPException: _http, Exception: _fault},
         )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered or waits for it."""
+        return self._under_way > 0 or any(self._waiting.values())
 
     def backends(self) -> list[Backend]:
         """Each model once, however many names it has."""
@@ -235,6 +248,7 @@ class Gateway:
             headers = {
                 "content-type": upstream.headers.get("content-type", "application/json"),
                 "x-luthier-weights": served.backend.weights,
+                "x-luthier-adapter": str(served.facts.get("adapter_sha256", "none")),
             }
             if content is not None:
                 return _passed(upstream.status_code, content, headers)
@@ -305,15 +319,20 @@ class Gateway:
         finally:
             self._waiting[key] -= 1
             self.meters.waiting(model, self._waiting[key])
+        self._under_way += 1
         try:
             yield
         finally:
+            self._under_way -= 1
             slots.release()
 
     def _note(self, model: str, path: str, status: int, began: float) -> None:
         seconds = time.monotonic() - began
         self.meters.request(model, path, status, seconds)
-        self.log.append(LogEntry(time.time(), model, path, status, seconds))
+        entry = LogEntry(time.time(), model, path, status, seconds)
+        self.log.append(entry)
+        if self._on_request is not None:
+            self._on_request(entry)
 
     # ---- what it says of itself -------------------------------------------------------------------
 
