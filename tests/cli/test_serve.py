@@ -22,13 +22,16 @@ def started(tmp_path_factory):
     with subprocess.Popen(
         [sys.executable, "-m", "luthier", *words],
         stdout=subprocess.PIPE,
-        env={**os.environ, "LUTHIER_API_KEY": "a key"},
+        # As a pipe is for most people: nothing comes through before it is flushed.
+        env={**os.environ, "LUTHIER_API_KEY": "a key", "PYTHONUNBUFFERED": ""},
         text=True,
     ) as child:
         assert child.stdout is not None
         text = ""
         while not text.rstrip().endswith("\n}"):
-            text += child.stdout.readline()
+            line = child.stdout.readline()
+            assert line, f"ended before it served: {text}"
+            text += line
         yield child, json.loads(text)
         if child.poll() is None:
             child.kill()

@@ -47,6 +47,7 @@ def print_json(values: Any) -> None:
     """Print one JSON object with its schema version."""
     document = {"version": JSON_VERSION, **values} if isinstance(values, dict) else values
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()  # a command that goes on (serve) is read through a pipe while it runs
 
 
 def print_error(error: LuthierError, *, as_json: bool) -> None:
