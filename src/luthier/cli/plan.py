@@ -183,6 +183,7 @@ def _answer(
 ) -> int:
     """Cut the step, estimate it, and print; 3 where nothing fits."""
     from luthier.errors import DoesNotFit
+    from luthier.planning.cost import priced
     from luthier.planning.solver import changes, does_not_fit, largest_step, smallest_step
     from luthier.sizing.training import check_shape
 
@@ -196,7 +197,7 @@ def _answer(
     estimate = question.estimate(shape)
     if exact:
         estimate = _traced(question, shape, estimate, config)
-    estimate, priced = _priced(estimate, question.hardware, price)
+    estimate, price_words = priced(estimate, question.hardware, price)
     savings = changes(question, shape)
     if as_json:
         print_json(
@@ -206,7 +207,7 @@ def _answer(
                 "budget": question.budget,
                 "shape": shape.model_dump(mode="json"),
                 "estimate": estimate.model_dump(mode="json"),
-                "priced": priced,
+                "priced": price_words,
                 "changes": [_values(change) for change in savings],
             }
         )
@@ -214,7 +215,7 @@ def _answer(
     if trouble is not None:
         # What cannot run takes no time.
         estimate = estimate.model_copy(update={"seconds": None, "tokens_per_second": None, "cost": None})
-    _print(question, shape, estimate, savings, priced)
+    _print(question, shape, estimate, savings, price_words)
     if trouble is not None:
         raise trouble
     return 0
@@ -223,25 +224,6 @@ def _answer(
 def _values(change: Change) -> dict[str, Any]:
     """A change as plain values."""
     return {"what": change.what, "setting": change.setting, "saves": change.saves, "fits": change.fits}
-
-
-def _priced(estimate: Estimate, machine: Hardware, price: float | None) -> tuple[Estimate, str]:
-    """The estimate with its cost, and where the price is from; without where none is known.
-
-    A machine that stands here has no price but the one given: nobody rents it.
-    """
-    from luthier.catalog.index import gpu, sources
-    from luthier.schema.base import Range
-
-    said = "as given"
-    if price is None and machine.hypothetical and machine.accelerators:
-        spec = gpu(machine.accelerators[0].name)
-        if spec is not None and spec.price_per_hour is not None:
-            price, said = spec.price_per_hour, sources()[spec.priced]
-    if price is None or estimate.seconds is None:
-        return estimate, ""
-    band = {name: value * price / 3600 for name, value in estimate.seconds.model_dump().items()}
-    return estimate.model_copy(update={"cost": Range(**band)}), f"${price:.2f} an hour, {said}"
 
 
 def _print_cost(estimate: Estimate, priced: str) -> None:
@@ -338,6 +320,7 @@ def _of_recipe(
     from luthier.cli.story import show_plan
     from luthier.data.tokenizer import load_tokenizer
     from luthier.planning.audit import audit
+    from luthier.planning.cost import priced
     from luthier.planning.hypothetical import parse_hardware
     from luthier.planning.measured import corrections_for
     from luthier.planning.resolve import resolve
@@ -379,7 +362,7 @@ def _of_recipe(
     )
     if exact:
         estimate = _traced(question, found.shape, estimate, config)
-    estimate, priced = _priced(estimate, machine, price)
+    estimate, price_words = priced(estimate, machine, price)
     savings = changes(question, found.shape)
     if as_json:
         print_json(
@@ -396,7 +379,7 @@ def _of_recipe(
         )
         return 0
     show_plan(found.recipe, estimate)
-    _print_cost(estimate, priced)
+    _print_cost(estimate, price_words)
     for warning in found.warnings:
         err().print(f"! {warning}", style="yellow", soft_wrap=True)
     for change in savings:

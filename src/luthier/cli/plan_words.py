@@ -9,29 +9,12 @@ from rich.text import Text
 
 from luthier.cli.console import duration, memory, out, size
 from luthier.cli.models import count, narrow, plain
+from luthier.schema.plan import REJECTION_WORDS
 
 if TYPE_CHECKING:
     from luthier.schema.plan import Candidate, Plan
 
-KINDS = {
-    "purpose": "made for another purpose",
-    "variant": "no base weights",
-    "modality": "do not read images",
-    "family": "of another family",
-    "size": "of another size",
-    "licence": "licence",
-    "context": "context too short",
-    "language": "language not covered",
-    "feature": "feature missing",
-    "gguf": "no GGUF",
-    "offline": "weights only on the Hub",
-    "unknown-shape": "shape not verified",
-    "target": "too large for where it is to run",
-    "method": "no method possible",
-    "memory": "too large",
-    "time": "too slow",
-    "cost": "too dear",
-}
+KINDS = REJECTION_WORDS
 MARKS = {"published": "", "converted": "~", "prior": "?"}
 FEW = 4
 """Rejected models named in each group, the rest is counted."""

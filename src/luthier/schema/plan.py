@@ -156,6 +156,28 @@ RejectionKind = Literal[
 ]
 
 
+REJECTION_WORDS: dict[RejectionKind, str] = {
+    "purpose": "made for another purpose",
+    "variant": "no base weights",
+    "modality": "do not read images",
+    "family": "of another family",
+    "size": "of another size",
+    "licence": "licence",
+    "context": "context too short",
+    "language": "language not covered",
+    "feature": "feature missing",
+    "gguf": "no GGUF",
+    "offline": "weights only on the Hub",
+    "unknown-shape": "shape not verified",
+    "target": "too large for where it is to run",
+    "method": "no method possible",
+    "memory": "too large",
+    "time": "too slow",
+    "cost": "too dear",
+}
+"""Each reason as a heading over the models that it leaves out."""
+
+
 class Rejection(Fact):
     """A model that is left out, with the first condition that it missed."""
 
