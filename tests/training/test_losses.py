@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from luthier.training import losses
+from luthier.sizing import loss_chunks
 from luthier.training.losses import linear_cross_entropy
 
 
 @pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.25, None), (1.0, 3.0), (2.0, 5.0)])
 @pytest.mark.parametrize("chunk", [1 << 24, 1])
 def test_equals_cross_entropy_on_the_whole_matrix(monkeypatch, multiplier, softcap, chunk):
-    monkeypatch.setattr(losses, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(loss_chunks, "CHUNK_NUMBERS", chunk)
     torch.manual_seed(0)
     hidden = torch.randn(53, 12, requires_grad=True)
     weight = torch.randn(70, 12, requires_grad=True)
@@ -42,7 +42,7 @@ def test_frozen_head_and_no_gradient():
 
 def test_no_more_than_a_chunk_of_logits_is_held(monkeypatch):
     """Largest tensor made while computing: sixteen rows of logits, not four hundred."""
-    monkeypatch.setattr(losses, "CHUNK_NUMBERS", 16 * 1000)
+    monkeypatch.setattr(loss_chunks, "CHUNK_NUMBERS", 16 * 1000)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from luthier.training import preference
+from luthier.sizing import loss_chunks
 from luthier.training.preference import dpo, log_odds_ratio, odds_ratio, token_log_probs
 
 
@@ -21,7 +21,7 @@ def case(dtype=torch.float64):
 
 @pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.25, None), (1.0, 3.0), (0.5, 2.0)])
 def test_chunks_give_the_log_softmax_and_its_gradients(monkeypatch, multiplier, softcap):
-    monkeypatch.setattr(preference, "CHUNK_NUMBERS", 23 * 16)
+    monkeypatch.setattr(loss_chunks, "CHUNK_NUMBERS", 23 * 16)
     hidden, weight, targets, weighing = case(torch.float32)
     found = token_log_probs(hidden, weight, targets, multiplier=multiplier, softcap=softcap)
     # Weights that differ by token: what a pair's loss gives each of its tokens.

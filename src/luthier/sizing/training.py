@@ -14,15 +14,11 @@ from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.activations import OURS, Kernels, Layer
 from luthier.sizing.layers import distinct_layers, layer_matrices
+from luthier.sizing.loss_chunks import chunk_rows
 from luthier.sizing.parameters import ParameterCount, count_parameters, lora_parameters, target_matrices
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIB = 1 << 20
-CHUNK_NUMBERS = 1 << 24
-"""Logits that the chunked loss holds at once (training.losses has the same numbers)."""
-CUDA_CHUNK_NUMBERS = 1 << 27
-CUDA_CHUNK_NUMBERS_WITH_WEIGHT = 1 << 29
-LEAST_CHUNK_ROWS = 16
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """Sides of the tile of logits in TRL's loss (1.16, ChunkedLogProbFunction)."""
 IN_FLIGHT = 2
@@ -288,11 +284,10 @@ class _Step:
             return float(tile + self.tokens * h * self.stream / h)
         if self.cuda and e == 2:
             # A kernel turns a chunk of 16-bit logits into their gradient; the next is made beside it.
-            numbers = CUDA_CHUNK_NUMBERS_WITH_WEIGHT if self.full else CUDA_CHUNK_NUMBERS
-            rows = min(self.trained, float(max(LEAST_CHUNK_ROWS, numbers // vocab)))
+            rows = min(self.trained, float(chunk_rows(vocab, fused=True, trains_weight=self.full)))
             chunks = 2 * vocab * (rows + min(rows, self.trained - rows))
             return chunks + 2.0 * self.trained * h * e + (self.head * 6 if self.full else 0)
-        rows = min(self.trained, float(max(LEAST_CHUNK_ROWS, CHUNK_NUMBERS // vocab)))
+        rows = min(self.trained, float(chunk_rows(vocab, fused=False)))
         following = min(rows, self.trained - rows)
         # fp32 logits with logsumexp's temporary; from the second chunk on beside what the last one left.
         left, made = (4, 8) if e == 4 else (6, 6)

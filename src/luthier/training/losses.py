@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits held at once, in numbers: 16 million are 64 MiB in fp32, small beside any model's weights and
-# large enough for full speed of the matrix product.
-CHUNK_NUMBERS = 1 << 24
-# On CUDA a product of so few rows would leave most of the chip idle: 256 MiB in bf16, and four times
-# that where each chunk's share of the weight's gradient must be added up too.
-CUDA_CHUNK_NUMBERS = 1 << 27
-CUDA_CHUNK_NUMBERS_WITH_WEIGHT = 1 << 29
+from luthier.sizing.loss_chunks import chunk_rows
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -35,7 +29,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         fused = weight.is_cuda and need_hidden and weight.dtype != torch.float32
-        rows = max(16, _numbers(fused, need_weight) // weight.shape[0])
+        rows = chunk_rows(weight.shape[0], fused=fused, trains_weight=need_weight)
         for start in range(0, hidden.shape[0], rows):
             part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
             logits = part @ weight.t()
@@ -77,13 +71,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _numbers(fused: bool, need_weight: bool) -> int:
-    """Logits held at once."""
-    if not fused:
-        return CHUNK_NUMBERS
-    return CUDA_CHUNK_NUMBERS_WITH_WEIGHT if need_weight else CUDA_CHUNK_NUMBERS
 
 
 def _spread(  # noqa: PLR0917 (private)

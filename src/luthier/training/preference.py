@@ -13,10 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK_NUMBERS = 1 << 24
-"""Logits held at once, in numbers: 64 MiB in fp32."""
-CUDA_CHUNK_NUMBERS = 1 << 27
-"""The same on CUDA, where a product of few rows would leave most of the chip idle."""
+from luthier.sizing.loss_chunks import chunk_rows
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -68,8 +65,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 def _parts(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Rows that are worked on at once."""
-    numbers = CUDA_CHUNK_NUMBERS if weight.is_cuda else CHUNK_NUMBERS
-    rows = max(16, numbers // weight.shape[0])
+    rows = chunk_rows(weight.shape[0], fused=weight.is_cuda)
     return [slice(start, start + rows) for start in range(0, hidden.shape[0], rows)]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.training import losses
+from luthier.sizing.loss_chunks import chunk_rows
 
 MULTIPROCESSORS = 132
 """Of an H100: the norm's backward kernel has one row of partial sums for each, where its scale is trained."""
@@ -81,11 +81,10 @@ class _OwnLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         trains = ctx.needs_input_grad[1]
-        numbers = losses.CUDA_CHUNK_NUMBERS_WITH_WEIGHT if trains else losses.CUDA_CHUNK_NUMBERS
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if trains else None
-        rows = max(16, numbers // weight.shape[0])
+        rows = chunk_rows(weight.shape[0], fused=True, trains_weight=trains)
         for start in range(0, hidden.shape[0], rows):
             part = hidden[start : start + rows]
             logits = part @ weight.t()
