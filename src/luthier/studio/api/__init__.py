@@ -1,0 +1,4 @@
+"""The API under /api/v1: one file for each kind of thing, with a ``router``."""
+
+ROUTERS = ("system",)
+"""Modules of this package."""
