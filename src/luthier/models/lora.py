@@ -176,13 +176,20 @@ class LoraLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> Tensor:
         """The weight with the adapter in it, computed in fp32, in the base's dtype: [out, in]."""
-        full = self.frozen_weight(torch.float32) + self.scale * (self.lora_B.float() @ self.lora_A.float())
-        if self.magnitude is not None:
-            full *= (self.magnitude.float() / torch.linalg.vector_norm(full, dim=1)).unsqueeze(1)
-        return full.to(self.base_dtype)
+        full = self.frozen_weight(torch.float32)
+        return merged_weight(full, self.lora_A, self.lora_B, self.scale, self.magnitude).to(self.base_dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={self.lora_A.shape[0]}, scale={self.scale:g}"
+
+
+@torch.no_grad()
+def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None) -> Tensor:
+    """A frozen weight [out, in] in fp32 with an adapter in it; a: [rank, in], b: [out, rank]."""
+    full = weight + scale * (b.float() @ a.float())
+    if magnitude is not None:
+        full *= (magnitude.float() / torch.linalg.vector_norm(full, dim=1)).unsqueeze(1)
+    return full
 
 
 def scale_of(lora: Lora) -> float:

@@ -22,8 +22,9 @@ from luthier.data.chat_template import write_template
 from luthier.errors import RecipeError, Unsupported
 from luthier.models.load import DTYPES, quiet, weights_digest
 from luthier.models.lora import add_lora, save_adapter
-from luthier.models.merging import merge_and_compare
-from luthier.models.packed import demand_float8, pack_base
+from luthier.models.merge_files import FilesMerge, files_merge, without_weights
+from luthier.models.merging import merge_and_compare, probe, write_and_compare
+from luthier.models.packed import demand_float8, pack_base, packing_of
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Full, Lora, Recipe
 from luthier.schema.results import EvalResult, ParityCheck, TrainResult
@@ -118,6 +119,8 @@ class ModelTask(ABC):
 
     task_type: ClassVar[str] = "CAUSAL_LM"
     """PEFT's name of the kind of model."""
+    merges_files: ClassVar[bool] = False
+    """Whether the model may be let go for the merge: nothing else is asked of it once that is saved."""
 
     def __init__(
         self,
@@ -222,7 +225,7 @@ class ModelTask(ABC):
     def ensure_base(self) -> None:
         """Read the weights again where training or merging has overwritten them."""
         overwritten = isinstance(self.recipe.method, Full) or bool(self.whole)
-        if self.merged or (self.trained_digest and overwritten):
+        if self.model is None or self.merged or (self.trained_digest and overwritten):
             self._load_base()
 
     # -- training ----------------------------------------------------------------------------
@@ -277,6 +280,8 @@ class ModelTask(ABC):
         """Put the selected weights of a finished training into the model, unless they are there."""
         if self.trained_digest is not None:
             return
+        if self.model is None:
+            self._load_base()
         folder = selected_checkpoint(run_directory, self.recipe.training)
         saved = checkpoint.load_weights(folder)
         full = isinstance(self.recipe.method, Full)
@@ -320,20 +325,27 @@ class ModelTask(ABC):
         return directory
 
     def save_merged(self, directory: Path) -> Path:
-        """Write the tuned model as a folder that stands alone. The adapter is merged in memory for good.
+        """Write the tuned model as a folder that stands alone.
 
         Weights in the dtype that they were trained in; tokenizer, template and generation settings
-        copied byte for byte from the base.
+        copied byte for byte from the base. Where the purpose allows it and the base's files name their
+        weights as the model does, the model is let go and the merge streamed from file to file; else
+        the adapter is merged in memory for good.
         """
         assert self.trained_digest is not None, "load_trained comes first"
         directory.mkdir(parents=True, exist_ok=True)
-        if not self.merged:
-            found = merge_and_compare(self.model)
-            if found is not None:
-                (directory / MERGE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        streams = self.merges_files and isinstance(self.recipe.method, Lora) and not self.merged
+        streams = streams and not self.recipe.model.trust_remote_code  # its code would have to go along
+        streamed = files_merge(self.model, self.directory) if streams else None
+        if streamed is not None:
+            found = self._merge_files(streamed, directory)
+        else:
+            found = None if self.merged else merge_and_compare(self.model)
             self.merged = True
-        with quiet(), _named(self.model, self.recipe.model.id):
-            self.model.save_pretrained(directory)
+            with quiet(), _named(self.model, self.recipe.model.id):
+                self.model.save_pretrained(directory)
+        if found is not None:
+            (directory / MERGE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         for name in TOKENIZER_FILES:
             if (self.directory / name).is_file():
                 shutil.copyfile(self.directory / name, directory / name)
@@ -345,9 +357,23 @@ class ModelTask(ABC):
                 file.chmod(0o644)
         return directory
 
+    def _merge_files(self, streamed: FilesMerge, directory: Path) -> dict[str, Any] | None:
+        """Write configuration and weights, the model let go in between."""
+        packing = packing_of(self.model)
+        probed = (probe(self.model), without_weights(self.model)) if packing else None
+        with _named(self.model, self.recipe.model.id):
+            config = self.model.config
+            config.architectures, config.dtype = [type(self.model).__name__], streamed.dtype
+            config.save_pretrained(directory)
+            if self.model.can_generate():
+                self.model.generation_config.save_pretrained(directory)
+        self.free()
+        return write_and_compare(streamed, directory, packing, probed, self.device)
+
     def free(self) -> None:
-        """Let the model go."""
+        """Let the model go; `load_trained` brings it back."""
         self.model = None
+        self.trained_digest = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -29,6 +29,8 @@ from luthier.training.objective import MicroBatch, Objective
 class ChatTask(ModelTask):
     """Conversations: cross-entropy of the assistant's tokens, judged by greedy answers."""
 
+    merges_files = True
+
     def load_model(self) -> Any:
         choice = self.recipe.model
         assert choice.dtype is not None
