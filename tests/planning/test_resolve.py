@@ -12,7 +12,16 @@ from luthier.schema.data import Lengths
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.hardware import Accelerator, Hardware, Processor
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import DataChoice, Full, Lora, ModelChoice, QLora, Recipe, TrainingChoice
+from luthier.schema.recipe import (
+    DataChoice,
+    Full,
+    Lora,
+    ModelChoice,
+    PreferenceChoice,
+    QLora,
+    Recipe,
+    TrainingChoice,
+)
 from luthier.sizing.training import training_memory
 
 GIB = 1 << 30
@@ -130,6 +139,27 @@ def test_nothing_is_left_open_and_each_value_has_a_source() -> None:
     assert found.device == "cpu"
     assert found.steps == 3 * 100
     assert found.tokens == pytest.approx(3 * 800 * 90, rel=0.02)
+
+
+def test_the_optimiser_and_a_reference_are_counted() -> None:
+    def found(**changes: object) -> Resolved:
+        return resolve(recipe(**changes), arch=SMOL, hardware=RTX_4090, profile=PROFILE)
+
+    plain, small = found(method=Full()), found(
+        method=Full(), training=TrainingChoice(optimizer="adamw-8bit")
+    )  # fmt: skip
+    saved = plain.estimate.peak.parts["optimizer"] - small.estimate.peak.parts["optimizer"]
+    assert saved == pytest.approx(plain.estimate.trainable_parameters * (8 - 2.03), rel=0.01)
+    pairs = found(preference=PreferenceChoice())
+    assert (pairs.shape.log_probs, pairs.shape.extra_forwards) == (True, 1.0)
+    odds = found(preference=PreferenceChoice(loss="orpo"))
+    assert (odds.shape.log_probs, odds.shape.extra_forwards) == (True, 0.0)
+    assert pairs.estimate.seconds is not None
+    assert odds.estimate.seconds is not None
+    assert 1.3 < pairs.estimate.seconds.expected / odds.estimate.seconds.expected < 1.6
+    # All weights: the reference answers once, before the first of two epochs.
+    whole = found(preference=PreferenceChoice(), method=Full(), training=TrainingChoice(epochs=2))
+    assert whole.shape.extra_forwards == 0.5
 
 
 def test_a_resolved_recipe_resolves_to_itself() -> None:

@@ -58,6 +58,12 @@ def test_encoders_on_a_processor_within_ten_percent(fit: ModuleType) -> None:
         assert row.predicted(RUNTIME, HEAP_WASTE) == pytest.approx(row.measured, rel=0.10), row.name
 
 
+def test_our_trainer_s_tensors_on_an_h100_within_three_percent(fit: ModuleType) -> None:
+    """13 shapes, with the loss that the trainer had when they were measured."""
+    for row in fit.device_rows():
+        assert row.formula == pytest.approx(row.allocated, rel=0.03), row.name
+
+
 def test_a_process_on_a_gpu_stays_below_the_band_s_top(fit: ModuleType) -> None:
     """Reserved memory and what lies outside torch, over the rows that were and were not fitted."""
     for row in fit.device_rows():

@@ -19,6 +19,7 @@ from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import rate_of
+from luthier.sizing.states import paged_bytes
 from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase, resident, training_memory
 
 Device = Literal["cpu", "cuda"]
@@ -87,7 +88,7 @@ def estimate_training(
         arch, method, shape, dtype=dtype, kernels=used, hopper=hopper, cuda=device == "cuda"
     )
     if evaluation is not None:
-        held = resident(arch, count_parameters(arch), method, dtype, used)
+        held = resident(arch, count_parameters(arch), method, dtype, used, shape.optimizer)
         judged = evaluation_phase(arch, evaluation, held, dtype=dtype, cuda=device == "cuda")
         memory = TrainingMemory((*memory.phases, judged), memory.trainable, memory.total)
     if device == "cuda":
@@ -107,6 +108,8 @@ def estimate_training(
         trained_share=shape.trained_share,
         checkpointing=shape.activation_checkpointing in ("full", "offload"),
         head_everywhere=used.loss == "logits",
+        extra_forwards=shape.extra_forwards + _passes_in_chunks(shape),
+        log_probs=shape.log_probs,
     )
     rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype, experts=arch.experts is not None)
     work = flops.total * tokens
@@ -122,7 +125,12 @@ def estimate_training(
         total_parameters=memory.total,
         flops=work,
         basis="formula",
-        assumptions=(*assumed, *_assumptions(shape, device, gpu, dtype), *((rate.source,) if rate else ())),
+        assumptions=(
+            *assumed,
+            *_assumptions(shape, device, gpu, dtype),
+            *_paged(arch, method, shape),
+            *((rate.source,) if rate else ()),
+        ),
     )
     return found if corrections is None else corrections.correct(found, arch, method, shape, dtype)
 
@@ -177,6 +185,11 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
     )
 
 
+def _passes_in_chunks(shape: TrainingShape) -> int:
+    """One where a contrastive batch is cut into chunks: all vectors are needed before a gradient is."""
+    return 1 if shape.compared and shape.accumulation > 1 else 0
+
+
 def _micro_batches(shape: TrainingShape, tokens: int) -> int:
     """Micro-batches in so many tokens."""
     return max(1, round(tokens / (shape.micro_batch_size * (shape.mean_length or shape.sequence_length))))
@@ -219,6 +232,14 @@ def _cost(seconds: Range | None, dollars_per_hour: float | None) -> Range | None
         return None
     price = dollars_per_hour / 3600
     return Range(low=seconds.low * price, expected=seconds.expected * price, high=seconds.high * price)
+
+
+def _paged(arch: Architecture, method: Method, shape: TrainingShape) -> tuple[str, ...]:
+    """What a paged optimiser leaves in the host's memory, where there is one."""
+    if shape.optimizer != "paged-adamw-8bit":
+        return ()
+    size = paged_bytes(arch, method)
+    return (f"{size / 2**30:.1f} GiB of paged moments move to the host's memory where the GPU's is short",)
 
 
 def _assumptions(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.catalog.index import index
-from luthier.catalog.purposes import spec_of
+from luthier.catalog.purposes import spec_of, tunes_preferences
 from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
@@ -277,6 +277,9 @@ class _Resolver:
             compiled=bool(self.value("training.compile")),
             padded=self.spec.answers != "chat",
             compared=self._compared(batch, texts),
+            optimizer=self.given.training.optimizer,
+            log_probs=tunes_preferences(self.given),
+            extra_forwards=self._reference_passes(),
         )
         question = self._question(1)
         shape = largest_step(
@@ -299,6 +302,16 @@ class _Resolver:
             else f"without it the step would not fit {question.budget / GIB:.1f} GiB, or run slower",
         )
         return shape
+
+    def _reference_passes(self) -> float:
+        """Forward passes of DPO's reference for each training pass: with adapters each time, else once."""
+        choice = self.given.preference
+        if choice is None or choice.loss != "dpo":
+            return 0.0
+        method = self.given.method
+        if isinstance(method, Lora) and method.init_from is None:
+            return 1.0
+        return 1.0 / max(1.0, float(self.value("training.epochs") or 1.0))
 
     def _compared(self, batch: int, texts: int) -> int:
         """Numbers that compare a batch's vectors: each query with every document, for each dimension."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.schema.base import Range, Record
+from luthier.schema.recipe import OptimizerName
 
 Part = Literal[
     "weights",
@@ -81,6 +82,13 @@ class TrainingShape(Record):
     """Whether rows lie side by side, padded to the longest, with a mask: where a text is read as a whole."""
     compared: int = 0
     """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
+    optimizer: OptimizerName = "adamw"
+    """Whose states stand beside the trained weights."""
+    log_probs: bool = False
+    """Whether the loss reads the log-probability of each token (pairs of answers), so that logits are made
+    again in the backward pass."""
+    extra_forwards: float = 0.0
+    """Forward passes beside each training pass: a reference that weighs every batch, or each row once."""
 
     @property
     def tokens(self) -> int:

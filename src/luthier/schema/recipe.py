@@ -25,6 +25,7 @@ Purpose = Literal[
 Dtype = Literal["float32", "bfloat16"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 TrainOn = Literal["assistant", "last", "all", "completion"]
+OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "adamw-bf16"]
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M"]
 
 
@@ -297,7 +298,7 @@ class TrainingChoice(Record):
     """Rows (packed: sequences) that go through the model at once on one device."""
     sequence_length: int | None = Field(None, ge=8)
     """Longest sequence in tokens; derived from the data and the model's context."""
-    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "adamw-bf16"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """AdamW with moments in fp32; in eight bits; in eight bits in memory that moves to the host when the
     GPU's is short; or bf16 weights without masters, rounded by chance, and moments in bf16."""
     frozen_layers: int = Field(0, ge=0)

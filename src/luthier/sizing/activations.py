@@ -17,9 +17,12 @@ class Kernels:
     attention: Literal["flash", "efficient", "eager"] = "flash"
     """flash keeps queries, keys, values, output and one number a head; efficient the same with keys and
     values repeated for every query head; eager the matrix of scores."""
-    loss: Literal["chunked", "logits", "fused", "tiles"] = "chunked"
+    loss: Literal["chunked", "logits", "fused", "tiles", "parts"] = "chunked"
     """chunked: our own, at trained places only; logits: all of them, as transformers does; fused: Liger's;
-    tiles: TRL's, a tile of logits at a time and gradients gathered in fp32."""
+    tiles: TRL's, a tile of logits at a time and gradients gathered in fp32; parts: torchtune's, whose parts
+    are all there at once."""
+    fused_loss: bool = True
+    """chunked, on CUDA in half precision: whether one kernel turns a chunk's logits into their gradient."""
     layers: Literal["plain", "fused", "compiled"] = "plain"
     """plain: transformers' own norms and MLP; fused: Liger's; compiled: a graph for each layer, whose
     norms keep their input as it is and whose kernels hold several results of the MLP at once."""

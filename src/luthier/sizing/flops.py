@@ -53,23 +53,29 @@ def training_flops(
     trained_share: float = 1.0,
     checkpointing: bool = False,
     head_everywhere: bool = False,
+    extra_forwards: float = 0.0,
+    log_probs: bool = False,
 ) -> StepFlops:
     """Operations of forward and backward pass for one token of a document of that length.
 
     Frozen weights need no gradient of their own: 4 operations a weight and token instead of 6.
-    Checkpointing runs each layer's forward pass twice. Attention's backward pass computes the scores
-    again: two and a half times its forward pass.
+    Checkpointing runs each layer's forward pass twice, and extra_forwards (a reference model's, say) once
+    more each. Attention's backward pass computes the scores again: two and a half times its forward pass.
+    log_probs: whether the backward pass makes the logits again.
     """
     count = count_parameters(arch)
     weights = count.active_linear
-    again = 1 if checkpointing else 0
+    again = (1 if checkpointing else 0) + extra_forwards
     attention = attention_forward(arch, length) * (3.5 + again)
     share = 1.0 if head_everywhere else trained_share
     head = arch.vocab_size * arch.hidden_size * share if arch.head else 0.0
+    remade = 2 * extra_forwards + (2 if log_probs else 0)
     if isinstance(method, Full):
-        return StepFlops(weights * (6.0 + 2 * again), attention, head * 6.0)
+        return StepFlops(weights * (6.0 + 2 * again), attention, head * (6.0 + remade))
     adapters = lora_parameters(arch, method.rank, method.targets)
-    return StepFlops(weights * (4.0 + 2 * again) + adapters * (6.0 + 2 * again), attention, head * 4.0)
+    return StepFlops(
+        weights * (4.0 + 2 * again) + adapters * (6.0 + 2 * again), attention, head * (4.0 + remade)
+    )
 
 
 def generation_flops(arch: Architecture, *, prompt_tokens: float, new_tokens: float) -> float:

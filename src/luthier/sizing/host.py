@@ -59,7 +59,7 @@ def case_of(method: Method, shape: TrainingShape) -> str:
     By method, for adapters by checkpointing, and by whether rows are padded: whole tensors pass there that
     are otherwise made document by document.
     """
-    if not isinstance(method, Full) and shape.activation_checkpointing == "full":
+    if not isinstance(method, Full) and shape.activation_checkpointing in ("full", "offload"):
         return "lora-checkpointing"
     return ("padded-" if shape.padded else "") + ("full" if isinstance(method, Full) else "lora")
 

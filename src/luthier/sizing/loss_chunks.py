@@ -14,7 +14,8 @@ LEAST_ROWS = 16
 
 def chunk_rows(words: int, *, fused: bool, trains_weight: bool = False) -> int:
     """Rows of one chunk. words: of the vocabulary; fused: whether a kernel turns 16-bit logits into their
-    gradient (CUDA in half precision); trains_weight: whether the head is trained."""
+    gradient (CUDA in half precision); trains_weight: whether the head is trained.
+    """
     numbers = CHUNK_NUMBERS
     if fused:
         numbers = CUDA_CHUNK_NUMBERS_WITH_WEIGHT if trains_weight else CUDA_CHUNK_NUMBERS

@@ -11,14 +11,17 @@ from typing import Literal
 from luthier.errors import UsageError
 from luthier.schema.estimate import EvaluationShape, Part, Phase, TrainingShape
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Full, Lora, Method, QLora
+from luthier.schema.recipe import Full, Lora, Method, OptimizerName, QLora
 from luthier.sizing.activations import OURS, Kernels, Layer
 from luthier.sizing.layers import distinct_layers, layer_matrices
 from luthier.sizing.loss_chunks import chunk_rows
 from luthier.sizing.parameters import ParameterCount, count_parameters, lora_parameters, target_matrices
+from luthier.sizing.states import moments, update_bytes
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIB = 1 << 20
+PARTS = 8
+"""Parts of torchtune's loss (0.6, CEWithChunkedOutputLoss)."""
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """Sides of the tile of logits in TRL's loss (1.16, ChunkedLogProbFunction)."""
 IN_FLIGHT = 2
@@ -55,21 +58,27 @@ class Resident:
     trainable: int
 
 
-def resident(
-    arch: Architecture, count: ParameterCount, method: Method, dtype: str, kernels: Kernels
+def resident(  # noqa: PLR0917 (what is trained, how, and by what)
+    arch: Architecture,
+    count: ParameterCount,
+    method: Method,
+    dtype: str,
+    kernels: Kernels,
+    optimizer: OptimizerName = "adamw",
 ) -> Resident:
-    """Weights, adapters, gradients and optimiser states of AdamW."""
+    """Weights, adapters, gradients, and the optimiser's states."""
     element = BYTES[dtype]
     if isinstance(method, Full):
         trained = count.backbone
-        if kernels.masters and element == 2:
-            return Resident(count.total * 2, 0, trained * 4, trained * (4 + 8), trained)
-        return Resident(count.total * element, 0, trained * element, trained * 2 * element, trained)
+        masters = kernels.masters and element == 2 and optimizer != "adamw-bf16"
+        size = 4 if masters else element
+        states = trained * 4 * masters + moments(arch, method, optimizer, wide=size)
+        return Resident(count.total * element, 0, trained * size, states, trained)
     assert isinstance(method, Lora)
     adapters = lora_parameters(arch, method.rank, method.targets)
     if method.dora:
         adapters += sum(times * m.outputs for times, m in target_matrices(arch, method.targets))
-    size = kernels.adapter_bytes
+    size = BYTES[method.adapter_dtype] if kernels.masters else kernels.adapter_bytes
     weights = count.total * element
     if isinstance(method, QLora):
         wide = 4 if kernels.wide_residual else element
@@ -82,8 +91,10 @@ def resident(
             for matrix in layer_matrices(arch, index)
         )
         weights = (count.total - count.linear) * element + 2 * count.linear + 4 * sides
-    moments = 2 * size if size == 4 or not kernels.masters else 12
-    return Resident(weights, adapters * size, adapters * size, adapters * moments, adapters)
+    masters = size == 2 and kernels.masters and optimizer != "adamw-bf16"
+    wide = 4 if masters else size
+    states = adapters * 4 * masters + moments(arch, method, optimizer, wide=wide)
+    return Resident(weights, adapters * size, adapters * wide, states, adapters)
 
 
 def nf4_bytes(weights: int, double: bool) -> int:
@@ -110,7 +121,7 @@ def training_memory(
     """
     check_shape(arch, shape)
     count = count_parameters(arch)
-    held = resident(arch, count, method, dtype, kernels)
+    held = resident(arch, count, method, dtype, kernels, shape.optimizer)
     element = 4 if kernels.wide_residual else BYTES[dtype]
     step = _Step(arch, method, shape, kernels, element, count, held, cuda=cuda)
     lasting: dict[Part, int] = {
@@ -130,6 +141,7 @@ def training_memory(
                 "activations": round(highest.activations),
                 "gradients": round(highest.gradients),
                 "logits": round(highest.logits),
+                "workspace": lasting["workspace"] + round(highest.workspace),
             },
         )
 
@@ -150,10 +162,11 @@ class _Moment:
     activations: float
     gradients: float
     logits: float = 0.0
+    workspace: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.activations + self.gradients + self.logits
+        return self.activations + self.gradients + self.logits + self.workspace
 
 
 class _Step:
@@ -198,7 +211,8 @@ class _Step:
         if mode == "full":
             again = float(arch.layers * self.stream)
         elif mode == "offload":
-            again = float(min(arch.layers, IN_FLIGHT) * self.stream)
+            # A CPU's layers put their inputs aside into the same memory.
+            again = float((min(arch.layers, IN_FLIGHT) if cuda else arch.layers) * self.stream)
         elif mode == "selective":
             again = sum(times * layer.selected for times, layer in made)
         self.selected = max(layer.selected for _, layer in made) if mode == "selective" else 0.0
@@ -220,6 +234,15 @@ class _Step:
         widest = max(arch.intermediate_size, arch.attention_heads * arch.head_dim)
         self.widened = 2 * h * widest if isinstance(method, QLora) else 0
         self.early = held.gradients if shape.accumulation > 1 else 0
+        self.collected = (
+            4 if kernels.masters and element == 2 and shape.optimizer != "adamw-bf16" else element
+        )
+        self.updated = update_bytes(
+            arch,
+            method,
+            shape.optimizer,
+            wide=BYTES[method.adapter_dtype] if isinstance(method, Lora) else element,
+        )
 
     def forward(self) -> list[_Moment]:
         return [_Moment(self.kept, self.early, self._loss())]
@@ -243,8 +266,7 @@ class _Step:
         ]
         if not self.full:
             return [*moments, _Moment(first + self.widened, finished, self.alive)]
-        embedding = self.embedding * self.element
-        collected = 4 if self.kernels.masters and self.element == 2 else self.element
+        embedding, collected = self.embedding * self.element, self.collected
         tied = self.arch.tied_embeddings
         before = finished - self.embedding * collected + (embedding if tied else 0)
         return [
@@ -258,7 +280,7 @@ class _Step:
 
     def update(self) -> list[_Moment]:
         temporary = (self.held.adapters or self.held.weights) if self.kernels.foreach else 0
-        return [_Moment(0.0, self.held.gradients + temporary, self.alive)]
+        return [_Moment(0.0, self.held.gradients + temporary, self.alive, self.updated)]
 
     def _head_gradient(self) -> float:
         """The head's gradient while the layers run backward."""
@@ -266,8 +288,7 @@ class _Step:
             return 0.0
         if self.arch.tied_embeddings:
             return self.head * self.element
-        collected = 4 if self.kernels.masters and self.element == 2 else self.element
-        return 0.0 if self.early else self.head * collected
+        return 0.0 if self.early else self.head * self.collected
 
     def _loss(self) -> float:
         """Height of the loss in the forward pass."""
@@ -282,17 +303,36 @@ class _Step:
         if self.kernels.loss == "tiles":
             tile = min(self.tokens, TILE_TOKENS) * TILE_WORDS * 2
             return float(tile + self.tokens * h * self.stream / h)
-        if self.cuda and e == 2:
+        if self.kernels.loss == "parts":
+            return self._parts()
+        if self.shape.log_probs:
+            rows, following = self._chunks(fused=self.cuda)
+            # logsumexp's temporary is as large as the fp32 logits; the next chunk is made beside the last.
+            return self.trained * h * e + vocab * max(rows * 8, rows * 4 + following * (6 if e == 2 else 4))
+        if self.cuda and e == 2 and self.kernels.fused_loss:
             # A kernel turns a chunk of 16-bit logits into their gradient; the next is made beside it.
-            rows = min(self.trained, float(chunk_rows(vocab, fused=True, trains_weight=self.full)))
-            chunks = 2 * vocab * (rows + min(rows, self.trained - rows))
+            rows, following = self._chunks(fused=True, trains_weight=self.full)
+            chunks = 2 * vocab * (rows + following)
             return chunks + 2.0 * self.trained * h * e + (self.head * 6 if self.full else 0)
-        rows = min(self.trained, float(chunk_rows(vocab, fused=False)))
-        following = min(rows, self.trained - rows)
+        rows, following = self._chunks(fused=False)
         # fp32 logits with logsumexp's temporary; from the second chunk on beside what the last one left.
         left, made = (4, 8) if e == 4 else (6, 6)
         height = vocab * max(rows * 8, rows * left + following * made) + 2.0 * self.trained * h * e
         return height + (self.head * (4 + e) if self.full else 0)
+
+    def _chunks(self, *, fused: bool, trains_weight: bool = False) -> tuple[float, float]:
+        """Rows of the first chunk of logits and of the one after it."""
+        rows = min(
+            self.trained, float(chunk_rows(self.arch.vocab_size, fused=fused, trains_weight=trains_weight))
+        )
+        return rows, min(rows, self.trained - rows)
+
+    def _parts(self) -> float:
+        """torchtune's loss: all logits in 16 bits; log-probabilities, or (compiled) one part's gradient."""
+        each = 2 + 2 / PARTS if self.kernels.layers == "compiled" else 6 + 4 / PARTS
+        hidden = self.trained * self.arch.hidden_size * self.element
+        gradient = self.head * (8 if self.element == 2 else 4) if self.full else 0
+        return self.tokens * self.arch.vocab_size * each + 2 * hidden + gradient
 
     def _fused(self) -> float:
         """Liger's fused loss: chunks of logits, and the gradient of the hidden states."""
@@ -324,6 +364,12 @@ class _Step:
             # Log-probabilities, the gradient of the loss and that of the softmax, each in fp32.
             numbers = self.arch.vocab_size * 12
             return self.alive + self.tokens * (numbers + self.arch.hidden_size * (self.element + 4))
+        if self.shape.log_probs:
+            rows, following = self._chunks(fused=self.cuda)
+            numbers = 6 if self.element == 2 else 4
+            # Hidden states, their gradient, and the chunk's logits made again with what they become.
+            height = 2 * hidden + self.arch.vocab_size * numbers * (rows + following)
+            return height + (self.head * (4 + self.element) if self.full else 0)
         if self.full and self.kernels.loss == "chunked":
             # The gradient as it was kept, scaled, and in the model's type.
             return 3 * hidden + self.head * (8 + (2 if self.element == 2 else 0))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.sizing.states import UPDATE_NUMBERS
+
 
 class RoundedAdamW(torch.optim.Optimizer):
     """Decoupled weight decay; moments in the weights' own type. Takes weights in bf16 or fp32.
@@ -47,17 +49,37 @@ class RoundedAdamW(torch.optim.Optimizer):
             state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
         state["step"] += 1
         first, second = group["betas"]
-        grad = weight.grad
-        assert grad is not None
-        grad = grad.float()
-        mean = torch.lerp(state["mean"].float(), grad, 1 - first)
-        square = torch.lerp(state["square"].float(), grad.square(), 1 - second)
-        state["mean"].copy_(stochastic(mean, weight.dtype))
-        state["square"].copy_(stochastic(square, weight.dtype))
-        down = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
-        wanted = weight.float() * (1 - group["lr"] * group["weight_decay"])
-        wanted.addcdiv_(mean, down, value=-group["lr"] / (1 - first ** state["step"]))
-        weight.copy_(stochastic(wanted, weight.dtype))
+        assert weight.grad is not None
+        whole = (weight, weight.grad, state["mean"], state["square"])
+        # In parts: what an update makes on its way in fp32 is many times a weight's own bytes.
+        cut = all(tensor.is_contiguous() for tensor in whole)
+        for start in range(0, weight.numel() if cut else 1, UPDATE_NUMBERS):
+            end = start + UPDATE_NUMBERS
+            parts = (tensor.view(-1)[start:end] for tensor in whole) if cut else whole
+            _update_part(*parts, step=state["step"], first=first, second=second, group=group)
+
+
+def _update_part(
+    weight: Tensor,
+    grad: Tensor,
+    old_mean: Tensor,
+    old_square: Tensor,
+    *,
+    step: int,
+    first: float,
+    second: float,
+    group: dict[str, Any],
+) -> None:
+    """Update a weight and its moments in place."""
+    grad = grad.float()
+    mean = torch.lerp(old_mean.float(), grad, 1 - first)
+    square = torch.lerp(old_square.float(), grad.square(), 1 - second)
+    old_mean.copy_(stochastic(mean, weight.dtype))
+    old_square.copy_(stochastic(square, weight.dtype))
+    down = (square / (1 - second**step)).sqrt_().add_(group["eps"])
+    wanted = weight.float() * (1 - group["lr"] * group["weight_decay"])
+    wanted.addcdiv_(mean, down, value=-group["lr"] / (1 - first**step))
+    weight.copy_(stochastic(wanted, weight.dtype))
 
 
 def stochastic(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -144,7 +144,14 @@ def _version(package: str) -> str:
 def _code() -> str:
     """Digest of the code that a trace runs through: adapters, loss, optimiser and the trace itself."""
     root = Path(__file__).parents[2]
-    followed = ("models/lora.py", "training/losses.py", "training/optimizer.py")
+    followed = (
+        "models/attention.py",
+        "models/lora.py",
+        "sizing/loss_chunks.py",
+        "sizing/states.py",
+        "training/losses.py",
+        "training/optimizer.py",
+    )
     files = [*Path(__file__).parent.glob("*.py"), *(root / name for name in followed)]
     digest = hashlib.sha256()
     for file in sorted(files):

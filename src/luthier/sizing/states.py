@@ -1,0 +1,91 @@
+"""What an optimiser keeps for the weights that it trains. Sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import Lora, Method, OptimizerName
+from luthier.sizing.layers import distinct_layers, layer_matrices
+from luthier.sizing.parameters import ParameterCount, count_parameters, target_matrices
+
+LEAST_IN_EIGHT_BITS = 4096
+"""Numbers of a tensor whose moments are kept in eight bits; smaller ones stay in fp32 (bitsandbytes 0.50,
+``min_8bit_size``)."""
+LEAST_PAGED = 100_000
+"""Numbers of a tensor whose moments are paged; smaller ones lie in ordinary memory (``get_state_buffer``)."""
+BLOCK = 256
+"""Numbers that share a scale in fp32."""
+UPDATE_NUMBERS = 1 << 24
+"""Numbers that an update in bf16 with rounding by chance works on at once (training.rounding cuts by it)."""
+UPDATE_BYTES = {2: 35, 4: 16}
+"""What stands beside each of them at the height, by the bytes of a weight: gradient, moments, weight and
+denominator in fp32, for bf16 the drawn bits with what is made of them (counted on tensors without data)."""
+
+
+def moments(arch: Architecture, method: Method, optimizer: OptimizerName, *, wide: int) -> int:
+    """Both moments of all trained weights on the device.
+
+    wide: bytes of a moment where the optimiser keeps it whole. Of paged moments only the scales count:
+    the rest moves to the host's memory when the device's is short.
+    """
+    trained = sum(times * size for times, size in trained_tensors(arch, method))
+    if optimizer in ("adamw", "adamw-bf16"):
+        return 2 * wide * trained
+    held = 0
+    for times, size in trained_tensors(arch, method):
+        if size < LEAST_IN_EIGHT_BITS:
+            held += times * 8 * size
+            continue
+        paged = optimizer == "paged-adamw-8bit" and size >= LEAST_PAGED
+        held += times * (2 * 4 * -(-size // BLOCK) + (0 if paged else 2 * size))
+    return held
+
+
+def paged_bytes(arch: Architecture, method: Method) -> int:
+    """Moments that a paged optimiser may leave in the host's memory."""
+    return sum(2 * times * size for times, size in trained_tensors(arch, method) if size >= LEAST_PAGED)
+
+
+def update_bytes(arch: Architecture, method: Method, optimizer: OptimizerName, *, wide: int) -> int:
+    """What the update makes for a moment, a tensor or part of one at a time; fused kernels make nothing."""
+    if optimizer != "adamw-bf16":
+        return 0
+    largest = max(size for _, size in trained_tensors(arch, method))
+    return UPDATE_BYTES[wide] * min(largest, UPDATE_NUMBERS)
+
+
+@lru_cache(maxsize=256)
+def trained_tensors(arch: Architecture, method: Method) -> tuple[tuple[int, int], ...]:
+    """(how many, numbers) of the tensors that are trained."""
+    return tuple(_adapters(arch, method) if isinstance(method, Lora) else _weights(arch))
+
+
+def _adapters(arch: Architecture, method: Lora) -> Iterator[tuple[int, int]]:
+    for times, matrix in target_matrices(arch, method.targets):
+        yield times, method.rank * matrix.inputs
+        yield times, method.rank * matrix.outputs
+        if method.dora:
+            yield times, matrix.outputs
+
+
+def _weights(arch: Architecture) -> Iterator[tuple[int, int]]:
+    """Matrices and biases one by one; norms and what is not described as tensors of the hidden size."""
+    assert isinstance(arch, Architecture)
+    count: ParameterCount = count_parameters(arch)
+    named = 0
+    for index, times in distinct_layers(arch):
+        for matrix in layer_matrices(arch, index):
+            named += times * (matrix.weights + matrix.biases)
+            yield times, matrix.weights
+            if matrix.biases:
+                yield times, matrix.biases
+    for table in (arch.vocab_size, arch.position_embeddings, arch.token_types):
+        if table:
+            yield 1, table * arch.hidden_size
+    if count.head:
+        yield 1, count.head
+    rest = count.backbone - named - count.embedding - count.head
+    if rest:
+        yield -(-rest // arch.hidden_size), arch.hidden_size

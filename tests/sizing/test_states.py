@@ -1,0 +1,142 @@
+"""What optimisers keep, as the formula counts it, beside what they make."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.planning.estimate import estimate_training
+from luthier.planning.hypothetical import parse_hardware
+from luthier.schema.estimate import TrainingShape
+from luthier.schema.model import Architecture
+from luthier.schema.recipe import Full, Lora, Method, OptimizerName
+from luthier.sizing import states
+from luthier.sizing.parameters import count_parameters, lora_parameters
+from luthier.sizing.states import moments, paged_bytes, trained_tensors, update_bytes
+from luthier.sizing.training import training_memory
+
+ARCH = Architecture(
+    model_type="llama",
+    layers=4,
+    hidden_size=512,
+    intermediate_size=1024,
+    attention_heads=8,
+    kv_heads=4,
+    head_dim=64,
+    vocab_size=8000,
+    tied_embeddings=False,
+)
+BERT = ARCH.model_copy(
+    update={
+        "model_type": "bert", "layer_norm": True, "gated_mlp": False, "causal": False, "qkv_bias": True,
+        "output_bias": True, "mlp_bias": True, "position_embeddings": 512, "token_types": 2, "pooler": True,
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", [ARCH, BERT], ids=["decoder", "encoder"])
+def test_every_trained_number_is_in_one_tensor(arch: Architecture) -> None:
+    whole = sum(times * size for times, size in trained_tensors(arch, Full()))
+    assert whole == pytest.approx(count_parameters(arch).backbone, abs=arch.hidden_size)
+    adapters = sum(times * size for times, size in trained_tensors(arch, Lora(rank=8)))
+    assert adapters == lora_parameters(arch, 8)
+
+
+def _step(method: Method, optimizer: OptimizerName, dtype: str = "bfloat16") -> dict[str, int]:
+    shape = TrainingShape(micro_batch_size=1, sequence_length=8, optimizer=optimizer)
+    return dict(training_memory(ARCH, method, shape, dtype=dtype).phases[-1].parts)  # type: ignore[arg-type]
+
+
+def test_bytes_of_each_optimiser_for_a_trained_weight() -> None:
+    total = count_parameters(ARCH).total
+    held = {name: _step(Full(), name) for name in ("adamw", "adamw-8bit", "paged-adamw-8bit", "adamw-bf16")}  # type: ignore[arg-type]
+    assert held["adamw"]["optimizer"] == 12 * total
+    # An fp32 master, and two moments of a byte with a scale for each 256 of them; norms stay in fp32.
+    assert held["adamw-8bit"]["optimizer"] / total == pytest.approx(4 + 2 + 2 * 4 / 256, abs=0.01)
+    assert held["paged-adamw-8bit"]["optimizer"] / total == pytest.approx(4 + 2 * 4 / 256, abs=0.02)
+    assert held["adamw-bf16"]["optimizer"] == 4 * total
+    assert held["adamw-bf16"]["gradients"] == 2 * total
+    assert all(held[name]["gradients"] == 4 * total for name in ("adamw", "adamw-8bit", "paged-adamw-8bit"))
+    assert paged_bytes(ARCH, Full()) / total == pytest.approx(2, abs=0.01)
+
+
+def test_small_adapters_stay_in_fp32() -> None:
+    trained = lora_parameters(ARCH, 4)
+    # Rank 4 beside 512 columns are 2,048 numbers: too few for eight bits. 1,024 columns are just enough.
+    inside = sum(t * s for t, s in trained_tensors(ARCH, Lora(rank=4)) if s >= 4096)
+    assert 0 < inside < trained
+    expected = 8 * (trained - inside) + inside * (2 + 8 / 256)
+    assert moments(ARCH, Lora(rank=4), "adamw-8bit", wide=4) == pytest.approx(expected)
+    assert _step(Lora(rank=4), "adamw-8bit")["optimizer"] == pytest.approx(expected)
+
+
+def test_adapters_in_bf16_have_masters() -> None:
+    wide, narrow = (_step(Lora(rank=8, adapter_dtype=kind), "adamw") for kind in ("float32", "bfloat16"))  # type: ignore[arg-type]
+    trained = lora_parameters(ARCH, 8)
+    assert (wide["adapters"], wide["gradients"], wide["optimizer"]) == (4 * trained, 4 * trained, 8 * trained)
+    assert (narrow["adapters"], narrow["gradients"], narrow["optimizer"]) == (
+        2 * trained, 4 * trained, 12 * trained,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_what_an_update_makes_is_what_the_formula_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from luthier.checks.trace.allocator import replay
+    from luthier.checks.trace.events import Timeline
+    from luthier.checks.trace.recorder import Recorder
+    from luthier.training import rounding
+
+    numbers = 1 << 20
+    weight = torch.nn.Parameter(torch.empty(numbers, dtype=getattr(torch, kind), device="meta"))
+    weight.grad = torch.empty_like(weight)
+    optimizer = rounding.RoundedAdamW([weight], lr=1e-3, betas=(0.9, 0.999))
+    optimizer.step()
+    element = weight.element_size()
+    timeline = Timeline()
+    recorder = Recorder(timeline)
+    recorder.add([weight, weight.grad, *optimizer.state[weight].values()], "x")
+    with recorder:
+        optimizer.step()
+    made = replay(timeline.events).allocated / numbers - 4 * element
+    assert made == pytest.approx(states.UPDATE_BYTES[element], abs=0.1)
+    monkeypatch.setattr(rounding, "UPDATE_NUMBERS", numbers // 8)
+    cut = Timeline()
+    recorder = Recorder(cut)
+    recorder.add([weight, weight.grad, *optimizer.state[weight].values()], "x")
+    with recorder:
+        optimizer.step()
+    # One part, and what its names still hold of the one before.
+    assert replay(cut.events).allocated / numbers - 4 * element < 0.2 * made
+    largest = max(size for _, size in trained_tensors(ARCH, Full()))
+    assert update_bytes(ARCH, Full(), "adamw-bf16", wide=element) == largest * states.UPDATE_BYTES[element]
+    huge = ARCH.model_copy(update={"vocab_size": 200_000})
+    assert update_bytes(huge, Full(), "adamw-bf16", wide=element) == (
+        states.UPDATE_NUMBERS * states.UPDATE_BYTES[element]
+    )
+
+
+def test_a_reference_and_chunks_take_time() -> None:
+    machine = parse_hardware("h100")
+    shape = TrainingShape(micro_batch_size=2, sequence_length=512, batch_size=8)
+
+    def seconds(**changed: object) -> float:
+        found = estimate_training(
+            ARCH,
+            Lora(),
+            shape.model_copy(update=changed),
+            machine,
+            tokens=10**6,
+            device="cuda",
+            dtype="bfloat16",
+        )
+        assert found.seconds is not None
+        return found.seconds.expected
+
+    plain = seconds()
+    pairs = seconds(log_probs=True)
+    dpo = seconds(log_probs=True, extra_forwards=1.0)
+    assert 1.0 < pairs / plain < 1.35
+    # A frozen weight costs a forward pass and half of a backward pass: a third pass is half as much again.
+    assert 1.4 < dpo / pairs < 1.55
+    assert seconds(compared=64) > 1.3 * plain
+    assert seconds(compared=64, batch_size=2) == plain
