@@ -190,6 +190,7 @@ def show_origin(origin: Origin) -> None:
         "extend": "goes on from",
         "branch": "branches from",
         "warm-start": "starts from the adapter of",
+        "sweep": "a trial of the sweep",
     }
     at = "" if origin.step is None else f" at step {origin.step}"
     out().print(Text(f"  {words[origin.kind]} {origin.parent}{at}"), soft_wrap=True)

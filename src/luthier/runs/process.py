@@ -66,9 +66,12 @@ def torch_environment() -> dict[str, str]:
     }
 
 
-def start_worker(run: RunDirectory, job: Job | None = None) -> subprocess.Popen[bytes]:
+def start_worker(
+    run: RunDirectory, job: Job | None = None, *, threads: int | None = None
+) -> subprocess.Popen[bytes]:
     """Start the worker of a run in a session of its own: it outlives whoever started it.
 
+    threads: of one operation; all cores when not given (what the user has set stays).
     Errors: UsageError where a worker is at it already.
     """
     if run.status.state not in ACTIVE:
@@ -92,7 +95,7 @@ def start_worker(run: RunDirectory, job: Job | None = None) -> subprocess.Popen[
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=torch_environment(),
+            env=({} if threads is None else {"OMP_NUM_THREADS": str(threads)}) | torch_environment(),
         )
 
 

@@ -138,6 +138,9 @@ class Work:
 def execute(run: RunDirectory, board: Board, job: Job | None = None) -> None:
     """Do every stage that is not done, or one job. Errors: LuthierError, Interrupted."""
     work = Work(run, board, run.recipe)
+    if job is not None and job.kind == "train":
+        _stage(work, "train", "train", work.trained, lambda: _train(work))
+        return
     result = _baseline_and_training(work)
     proved = digest_of(work.judged, work.trained, result.selected_checkpoint)
     if job is not None and job.kind == "evaluate":
@@ -149,6 +152,8 @@ def execute(run: RunDirectory, board: Board, job: Job | None = None) -> None:
             _ship(work, digest_of(proved, work.digest("export")), job.export)
     else:
         _stage(work, "prove", "comparison", proved, lambda: _prove(work, proved))
+        if job is not None:
+            return
         if (export := work.recipe.export) is not None:
             shipped = digest_of(proved, work.digest("export"))
             _stage(work, "ship", "artifacts", shipped, lambda: _ship(work, shipped, export))

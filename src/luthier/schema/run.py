@@ -52,9 +52,9 @@ class Changed(Record):
 class Origin(Record):
     """Where a run comes from."""
 
-    kind: Literal["clone", "extend", "branch", "warm-start"]
+    kind: Literal["clone", "extend", "branch", "warm-start", "sweep"]
     parent: str
-    """The parent run's id, or the adapter's folder."""
+    """The parent run's id, the adapter's folder, or the sweep's name."""
     path: str
     """Where that was."""
     step: int | None = None
@@ -97,9 +97,11 @@ class Status(Record):
 
 
 class Job(Record):
-    """One thing to do with a finished training, besides the stages that its recipe names."""
+    """What to do with a run in place of all stages that its recipe names."""
 
-    kind: Literal["evaluate", "export"]
+    kind: Literal["train", "prove", "evaluate", "export"]
+    """train: training alone, no held-out row is answered; prove: baseline, training and proof, nothing is
+    shipped; the others come on top of a finished training."""
     data: tuple[str, ...] = ()
     """evaluate: files of rows to judge base and tuned model on."""
     name: str = "extra"

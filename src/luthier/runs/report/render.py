@@ -26,29 +26,30 @@ def write_report(run_dir: Path, context: ReportContext, *, markdown: bool = Fals
 
 def render_html(context: ReportContext) -> str:
     """The report as one page. Everything that comes from data or a model is escaped."""
-    template = _environment(autoescape=True).get_template("report.html.j2")
+    template = environment(autoescape=True).get_template("report.html.j2")
     return template.render(css=(HERE / "report.css").read_text(encoding="utf-8"), **_parts(context))
 
 
 def render_markdown(context: ReportContext) -> str:
     """The report as Markdown, without the curves and the rows one by one."""
-    template = _environment(autoescape=False).get_template("report.md.j2")
+    template = environment(autoescape=False).get_template("report.md.j2")
     return template.render(**_parts(context))
 
 
-def _environment(*, autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
+def environment(*folders: Path, autoescape: bool) -> Environment:
+    """Templates of these folders and of the report, with their filters."""
+    found = Environment(
+        loader=FileSystemLoader([*folders, HERE]),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["duration"] = words.duration
-    environment.filters["cell"] = markdown_cell
-    environment.filters["fence"] = markdown_fence
-    return environment
+    found.filters["duration"] = words.duration
+    found.filters["cell"] = markdown_cell
+    found.filters["fence"] = markdown_fence
+    return found
 
 
 def markdown_cell(text: object) -> str:
