@@ -77,6 +77,14 @@ def recipe_from(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe
     return _validate(Recipe, values, lines)
 
 
+def recipe_values(text: str) -> dict[str, Any]:
+    """The values of a recipe's YAML, not checked yet. Errors: RecipeError."""
+    values = _plain(_parse(text, None))
+    if not isinstance(values, dict):
+        raise RecipeError("a recipe is a mapping of sections", hint=START)
+    return values
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """Write a recipe as YAML: defaults included, unset values left out, sources last."""
     from ruamel.yaml import YAML

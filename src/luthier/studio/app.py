@@ -16,6 +16,7 @@ from luthier.studio.access import Access
 from luthier.studio.api import ROUTERS
 from luthier.studio.guard import Guard
 from luthier.studio.pages import PAGES
+from luthier.studio.services.runs import RunIndex
 from luthier.studio.settings import StudioSettings
 from luthier.studio.web import STATIC
 from luthier.version import __version__
@@ -53,6 +54,7 @@ def create_app(settings: StudioSettings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.access = access
+    app.state.index = RunIndex(settings.runs)
     app.add_middleware(Guard, settings=settings, access=access)
     problems.install(app)
     for name in ROUTERS:

@@ -23,6 +23,7 @@ from luthier.errors import (
     Unsupported,
     UsageError,
 )
+from luthier.runs.queue import AlreadyBusy, NotQueued
 
 
 class NotFound(UsageError):
@@ -35,6 +36,8 @@ class Conflict(UsageError):
 
 STATUS: tuple[tuple[type[LuthierError], int], ...] = (
     (NotFound, 404),
+    (NotQueued, 404),
+    (AlreadyBusy, 409),
     (ModelNotFound, 404),
     (Conflict, 409),
     (GatedModel, 403),
