@@ -297,13 +297,11 @@ def cells(simulations: int, sizes: tuple[int, ...] = SIZES, seed: int = 20_261) 
             yield yes_no_cell(up, down, rows, simulations, seed + rows)
         for population in (*GRADED, RARE):
             yield graded_cell(population, rows, simulations, seed + rows)
-        if rows >= 100:
-            for population in (fields(0.3, 0.3), likeness(0.05, 0.2)):
-                yield graded_cell(population, rows, simulations, seed + rows, cluster=5)
+        for population in (fields(0.3, 0.3), likeness(0.05, 0.2)):
+            yield graded_cell(population, rows, simulations, seed + rows, cluster=5)
         for score in SCORES:
             yield score_cell(score, rows, simulations, seed + rows)
-        if rows <= 1000:
-            yield several_cell(rows, simulations, seed + rows)
+        yield several_cell(rows, simulations, seed + rows)
 
 
 def problems(cell: Cell) -> list[str]:

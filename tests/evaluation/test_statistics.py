@@ -278,3 +278,10 @@ def test_the_simulation_would_notice_a_bad_interval(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(coverage, "mean_interval", percentile)
     cell = coverage.graded_cell(coverage.fields(0.1, 0.0), 30, 2_000, 6, power=0)
     assert "covers too little" in coverage.problems(cell)
+
+
+@pytest.mark.parametrize("units", [3, 6, 10, 19])
+def test_few_groups_are_given_an_interval_that_holds_students(units: int) -> None:
+    draws = np.random.default_rng(units).normal(size=(4_000, units))
+    low, high = mean_interval(draws)
+    assert 0.94 < float(((low <= 0) & (high >= 0)).mean()) < 0.985

@@ -33,6 +33,9 @@ EXACT_FLIPS = 14
 NORMAL_FLIPS = 200
 """Above this many changed units the sign-flip distribution is taken as normal."""
 FLIPS = 9_999
+FEW_UNITS = 20
+"""Below so many independent units Student's t interval must lie within the one that is given: the correction
+for skewness needs more of them."""
 TOLERANCE = 1e-12
 """Scores nearer than this are equal: what summation order can change."""
 
@@ -169,9 +172,11 @@ def mean_interval(units: ArrayLike, *, level: float = LEVEL) -> tuple[Floats, Fl
     A t interval through Hall's cubic transformation, which takes out skewness (Hall 1992, JRSS B
     54:221-228), after adding two rows of half weight, as far above and below the mean as the row
     farthest from it. They do for graded scores what Bonett & Price's (2012, JEBS 37:479-488) added
-    counts do for yes/no scores: with few changed rows the observed spread is too small.
+    counts do for yes/no scores: with few changed rows the observed spread is too small. Below
+    ``FEW_UNITS`` units it is widened to hold Student's t interval too.
     """
     d = np.asarray(units, dtype=np.float64)
+    plain = d
     centre = d.mean(axis=-1, keepdims=True)
     farthest = np.abs(d - centre).max(axis=-1, keepdims=True)
     # No spread at all: one row off by a whole point is what might have been missed.
@@ -190,7 +195,13 @@ def mean_interval(units: ArrayLike, *, level: float = LEVEL) -> tuple[Floats, Fl
     def limit(x: float) -> Floats:
         return np.asarray(mean - error * (np.cbrt(1 + 3 * a * (x - a / 2)) - 1) / a)
 
-    return limit(quantile), limit(-quantile)
+    low, high = limit(quantile), limit(-quantile)
+    count = plain.shape[-1]
+    if 1 < count < FEW_UNITS:
+        centred_on = plain.mean(axis=-1)
+        half = t_quantile(0.5 + level / 2, count - 1) * plain.std(axis=-1, ddof=1) / math.sqrt(count)
+        low, high = np.minimum(low, centred_on - half), np.maximum(high, centred_on + half)
+    return low, high
 
 
 def unit_values(values: Floats, groups: Sequence[str | None] | None) -> tuple[Floats, NDArray[np.intp]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from luthier.runs.abilities import load_abilities
+from luthier.runs.abilities import BASELINE, TUNED, load_abilities, load_probe
 from luthier.runs.directory import RunDirectory
 from luthier.runs.report.context import Command, ReportContext, read_points
 from luthier.runs.report.render import render_markdown, write_report
@@ -55,6 +55,8 @@ def context_of(run: RunDirectory) -> ReportContext:
         comparisons=tuple(load_comparisons(run)),
         floors=tuple(load_floors(run)),
         abilities=tuple(load_abilities(run)),
+        abilities_before=load_probe(run, BASELINE),
+        abilities_after=load_probe(run, TUNED),
         others=tuple(load_floor_results(run)),
         artifacts=tuple(load_artifacts(run)),
         licence=licence_of(facts.get("licence")),

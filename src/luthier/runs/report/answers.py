@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from luthier.evaluation.compare import RowChange, row_changes
+from luthier.evaluation.compare import row_changes
 from luthier.evaluation.diff import Span, word_diff
 from luthier.runs.report import words
 from luthier.runs.report.context import ReportContext
-from luthier.schema.results import EvalResult, ScoredRow
+from luthier.schema.results import Comparison, EvalResult, ScoredRow
 
 MOST_CHANGED = 20
-
 """Changed rows of each kind that are listed."""
 
 
@@ -59,14 +59,18 @@ def samples(context: ReportContext) -> list[Sample]:
     }
     # One of each split in turn, so that no split is left out.
     turns = [(split, rows[i]) for i in range(most) for split, rows in by_split.items() if i < len(rows)]
-    return [_sample(context, split, row.id) for split, row in turns[:most]]
+    return [
+        _sample(context.baseline.get(split), context.tuned.get(split), split, row.id)
+        for split, row in turns[:most]
+    ]
 
 
-def _sample(context: ReportContext, split: str, row_id: str, change: str = "") -> Sample:
+def _sample(
+    base: EvalResult | None, tuned: EvalResult | None, split: str, row_id: str, change: str = ""
+) -> Sample:
     sides = []
     shown: ScoredRow | None = None
-    for label, style, results in (("Base", "base", context.baseline), ("Tuned", "tuned", context.tuned)):
-        result = results.get(split)
+    for label, style, result in (("Base", "base", base), ("Tuned", "tuned", tuned)):
         row = next((r for r in result.rows if r.id == row_id), None) if result is not None else None
         if result is None or row is None:
             continue
@@ -79,7 +83,8 @@ def _sample(context: ReportContext, split: str, row_id: str, change: str = "") -
 
 def _side(result: EvalResult, row: ScoredRow, label: str, style: str) -> Side:
     expected, answer = words.clean(row.expected, 2_000), words.clean(row.answer, 2_000)
-    _, spans = word_diff(expected, answer)
+    # Where nothing is expected, no word is one too many.
+    spans = word_diff(expected, answer)[1] if expected else [Span(answer, changed=False)]
     share = words.is_share(result.primary, result.metrics[result.primary])
     return Side(
         label=label,
@@ -92,21 +97,33 @@ def _side(result: EvalResult, row: ScoredRow, label: str, style: str) -> Side:
 
 def changes(context: ReportContext) -> list[Changes]:
     """Rows that got better or worse by the primary metric, by split."""
+    return _changes(context.comparisons, context.baseline, context.tuned)
+
+
+def broken_rows(context: ReportContext) -> list[Changes]:
+    """The same of what was asked beside the task: questions, texts, everyday requests."""
+    return _changes(context.abilities, context.abilities_before, context.abilities_after)
+
+
+def _changes(
+    comparisons: Sequence[Comparison], baseline: Mapping[str, EvalResult], tuned: Mapping[str, EvalResult]
+) -> list[Changes]:
     found = []
-    for c in context.comparisons:
-        base, tuned = context.baseline.get(c.split), context.tuned.get(c.split)
-        if base is None or tuned is None:
+    for c in comparisons:
+        base, after = baseline.get(c.split), tuned.get(c.split)
+        if base is None or after is None:
             continue
-        rows = row_changes(base, tuned)
-        share = words.is_share(c.primary, c.main.baseline)
-
-        def listed(part: list[RowChange], split: str = c.split, share: bool = share) -> tuple[Sample, ...]:
-            return tuple(
-                _sample(context, split, r.after.id, words.signed(r.change, share=share)) for r in part
-            )
-
+        rows = row_changes(base, after)
         worse = [r for r in rows if r.kind == "regressed"]
         better = [r for r in reversed(rows) if r.kind == "improved"]
+        share = words.is_share(c.primary, c.main.baseline)
+        worst, best = (
+            tuple(
+                _sample(base, after, c.split, r.after.id, words.signed(r.change, share=share))
+                for r in part[:MOST_CHANGED]
+            )
+            for part in (worse, better)
+        )
         found.append(
             Changes(
                 split=c.split,
@@ -114,8 +131,8 @@ def changes(context: ReportContext) -> list[Changes]:
                 improved=len(better),
                 regressed=len(worse),
                 unchanged=len(rows) - len(better) - len(worse),
-                worst=listed(worse[:MOST_CHANGED]),
-                best=listed(better[:MOST_CHANGED]),
+                worst=worst,
+                best=best,
             )
         )
     return found

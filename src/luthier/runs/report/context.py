@@ -70,6 +70,10 @@ class ReportContext:
     """The tuned model against what costs no training."""
     abilities: tuple[Comparison, ...] = ()
     """General ability before and after: what the tuning broke, or did not."""
+    abilities_before: Mapping[str, EvalResult] = field(default_factory=dict)
+    """Split -> what the untouched model answered there."""
+    abilities_after: Mapping[str, EvalResult] = field(default_factory=dict)
+    """Split -> what the tuned model answered there."""
     others: tuple[EvalResult, ...] = ()
     """What else answered the same splits: floors, few-shot prompting, GGUF files, served models."""
     artifacts: tuple[Artifact, ...] = ()

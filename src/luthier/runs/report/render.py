@@ -7,8 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from luthier.evaluation.probe import broken
 from luthier.files import write_text
-from luthier.runs.report import answers, facts, measured, scores, verdict, words
+from luthier.runs.report import answers, facts, labels, measured, scores, verdict, words
 from luthier.runs.report.context import ReportContext
 from luthier.schema.load import dump_recipe
 
@@ -84,7 +85,13 @@ def _parts(context: ReportContext) -> dict[str, Any]:
         "tiles": verdict.tiles(context),
         "score_tracks": scores.score_tracks(context),
         "difference_tracks": scores.difference_tracks(context),
-        "metric_rows": scores.metric_rows((*context.comparisons, *context.abilities)),
+        "metric_rows": scores.metric_rows(context.comparisons),
+        "broke_rows": scores.metric_rows(context.abilities),
+        "broken": broken(context.abilities),
+        "broke_changes": answers.broken_rows(context),
+        "label_tables": labels.label_tables(context),
+        "matrices": labels.matrices(context),
+        "calibration": labels.calibration(context),
         "definitions": scores.definitions(context),
         "metric_reason": next((r.reason for r in context.tuned.values() if r.reason), ""),
         "fields": scores.field_tables(context),

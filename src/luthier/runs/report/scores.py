@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from luthier.evaluation.compare import slices
+from luthier.data.languages import guess_language
+from luthier.evaluation.compare import Slice, slices
 from luthier.evaluation.names import named
 from luthier.runs.report import words
 from luthier.runs.report.charts import Interval, Tick, nice_ticks, on_track
 from luthier.runs.report.context import ReportContext
 from luthier.runs.report.facts import Fact
-from luthier.schema.results import Comparison, Difference, Metric
+from luthier.schema.results import Comparison, Difference, Metric, ScoredRow
+
+FEWEST_ROWS = 30
+"""Rows of a split that is shown in parts."""
+FEWEST_IN_PART = 10
+MOST_PARTS = 8
+"""Parts of one kind that are shown, the worst ones."""
+LONGEST_LABEL = 40
+"""Characters of an expected answer that rows are parted by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +112,8 @@ def score_tracks(context: ReportContext) -> list[PairTrack]:
                 Pair(
                     label=words.metric_name(d.metric),
                     primary=d.metric == c.primary,
-                    base=_dot("Base", "base", d.metric, d.baseline, (start, end)),
-                    tuned=_dot("Tuned", "tuned", d.metric, d.tuned, (start, end)),
+                    base=metric_dot("Base", "base", d.metric, d.baseline, (start, end)),
+                    tuned=metric_dot("Tuned", "tuned", d.metric, d.tuned, (start, end)),
                 )
                 for d in part
             ),
@@ -113,7 +123,8 @@ def score_tracks(context: ReportContext) -> list[PairTrack]:
     ]
 
 
-def _dot(label: str, style: str, name: str, metric: Metric, ends: tuple[float, float]) -> Dot:
+def metric_dot(label: str, style: str, name: str, metric: Metric, ends: tuple[float, float]) -> Dot:
+    """A score with its interval, placed on an axis."""
     share = words.is_share(name, metric)
     return Dot(
         label=label,
@@ -194,7 +205,8 @@ def _metric_row(c: Comparison, d: Difference) -> MetricRow:
 
 def definitions(context: ReportContext) -> list[Fact]:
     """What each metric shown means."""
-    names = dict.fromkeys(d.metric for c in context.comparisons for d in c.differences)
+    shown = (*context.comparisons, *context.abilities)
+    names = dict.fromkeys(d.metric for c in shown for d in c.differences)
     known = [found for name in names if (found := named(name)) is not None]
     return [Fact(found.label, found.definition) for found in known]
 
@@ -214,7 +226,7 @@ def field_tables(context: ReportContext) -> list[tuple[str, list[FieldRow]]]:
     found = []
     for split, tuned in context.tuned.items():
         base = context.baseline.get(split)
-        if base is None or not tuned.fields:
+        if base is None or not tuned.fields or any(row.gold for row in tuned.rows):
             continue
         rows = []
         for name, metric in tuned.fields.items():
@@ -222,8 +234,8 @@ def field_tables(context: ReportContext) -> list[tuple[str, list[FieldRow]]]:
                 continue
             ends = (0.0, 1.0)
             dots = [
-                _dot("Base", "base", "field_exact", base.fields[name], ends),
-                _dot("Tuned", "tuned", "field_exact", metric, ends),
+                metric_dot("Base", "base", "field_exact", base.fields[name], ends),
+                metric_dot("Tuned", "tuned", "field_exact", metric, ends),
             ]
             rows.append(FieldRow(words.clean(name, 80) or "(whole answer)", dots[0], dots[1], metric.n))
         if rows:
@@ -247,28 +259,62 @@ class SliceRow:
 
 
 def slice_rows(context: ReportContext) -> list[SliceRow]:
-    """Each split in thirds of prompt length, worst first."""
+    """Each split in parts: by length, language, expected answer and source, each of them worst first."""
     found = []
     for c in context.comparisons:
         base, tuned = context.baseline.get(c.split), context.tuned.get(c.split)
-        if base is None or tuned is None or len(tuned.rows) < 30:
+        if base is None or tuned is None or len(tuned.rows) < FEWEST_ROWS:
             continue
-        for part in slices(base, tuned):
-            d, share = part.difference, words.is_share(part.difference.metric, part.difference.baseline)
-            found.append(
-                SliceRow(
-                    split=c.split,
-                    name=part.name,
-                    rows=d.delta.n,
-                    baseline=words.score(d.metric, d.baseline.value, share=share),
-                    tuned=words.score(d.metric, d.tuned.value, share=share),
-                    delta=words.signed(d.delta.value, share=share),
-                    interval=interval_words(d.metric, d.delta, share=share, sign=True),
-                    verdict=words.VERDICTS[d.verdict],
-                    kind=d.verdict,
-                )
-            )
+        if c.primary not in tuned.rows[0].scores:
+            continue  # a score of the whole set, which parts do not add up to
+        for by in (None, *parts_of(tuned.rows)):
+            parts = slices(base, tuned, by)
+            if len(parts) > 1:
+                found += [_slice_row(c.split, part) for part in parts[:MOST_PARTS]]
     return found
+
+
+def parts_of(rows: Sequence[ScoredRow]) -> list[Callable[[ScoredRow], str]]:
+    """Ways to part rows that give several parts of some size: language, expected answer, source."""
+    languages = {row.id: guess_language(row.prompt) for row in rows}
+    found: list[Callable[[ScoredRow], str]] = []
+
+    def many(names: Counter[str]) -> bool:
+        return sum(n >= FEWEST_IN_PART for n in names.values()) > 1
+
+    # The guess of a short text may be wrong; a language that a tenth of the rows seem to have is there.
+    common = {
+        name for name, n in Counter(languages.values()).items() if n >= max(len(rows) / 10, FEWEST_IN_PART)
+    }
+    if len(common) > 1:
+        found.append(
+            lambda row: f"language {languages[row.id]}" if languages[row.id] in common else "other languages"
+        )
+    if many(Counter(row.expected for row in rows if 0 < len(row.expected) <= LONGEST_LABEL)):
+        found.append(lambda row: f"expected: {row.expected[:LONGEST_LABEL]}")
+    if many(Counter(g for row in rows if (g := source_of(row)) is not None)):
+        found.append(lambda row: f"source {source_of(row) or 'not named'}")
+    return found
+
+
+def source_of(row: ScoredRow) -> str | None:
+    """The group that the data names; copies of one row are a group of their own that says nothing."""
+    return None if row.group is None or row.group.startswith("row ") else row.group
+
+
+def _slice_row(split: str, part: Slice) -> SliceRow:
+    d, share = part.difference, words.is_share(part.difference.metric, part.difference.baseline)
+    return SliceRow(
+        split=split,
+        name=words.clean(part.name, 80),
+        rows=d.delta.n,
+        baseline=words.score(d.metric, d.baseline.value, share=share),
+        tuned=words.score(d.metric, d.tuned.value, share=share),
+        delta=words.signed(d.delta.value, share=share),
+        interval=interval_words(d.metric, d.delta, share=share, sign=True),
+        verdict=words.VERDICTS[d.verdict],
+        kind=d.verdict,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +337,7 @@ def other_rows(context: ReportContext) -> list[OtherRow]:
         style = {"base": "base", "tuned": "tuned"}.get(result.model, "third")
         share = words.is_share(result.primary, metric)
         ends = (0.0, 1.0) if share else (min(0.0, metric.low), metric.high)
-        dot = _dot(result.model, style, result.primary, metric, ends)
+        dot = metric_dot(result.model, style, result.primary, metric, ends)
         row = OtherRow(result.split, words.clean(result.model, 120), dot, metric.n)
         found.append((metric.value if metric.greater_is_better else -metric.value, row))
     order = list(dict.fromkeys(row.split for _, row in found))
