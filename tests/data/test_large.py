@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from luthier.data.load import LoadedData, load_splits
+from luthier.data.passes import Scanned
+from luthier.data.scan import Index, Split, _cut, _leakage
+from luthier.data.splits import choose_digests
 from luthier.data.store import LazyRows, row_lengths
 from luthier.data.tokenizer import FileTokenizer
 from luthier.errors import DataError
@@ -136,7 +140,7 @@ def test_texts_cut_into_pieces(tmp_path: Path, make_tokenizer) -> None:
 
 def test_several_processes_give_the_same_rows(tmp_path: Path, make_tokenizer, monkeypatch) -> None:
     monkeypatch.setattr("luthier.data.chunks.CHUNK_BYTES", 3_000)
-    monkeypatch.setattr("luthier.data.large.PIECE_BYTES", 3_000)
+    monkeypatch.setattr("luthier.data.scan.PIECE_BYTES", 3_000)
     tokenizer = make_tokenizer("chatml")
     write(tmp_path / "a.jsonl", 90)
     memory = load(tmp_path, tokenizer, "memory", train="a.jsonl")
@@ -155,6 +159,7 @@ def test_a_second_start_reads_no_row_and_a_change_is_seen(
 
     with monkeypatch.context() as patch:
         patch.setattr("luthier.data.large.ordered", never)
+        patch.setattr("luthier.data.scan.ordered", never)
         same(first, load(tmp_path, tokenizer, "cache", train="a.jsonl", processes=1))
         with pytest.raises(AssertionError):
             load(tmp_path, tokenizer, "cache", train="a.jsonl", processes=1, train_on="last")
@@ -194,3 +199,28 @@ def test_rows_changed_under_a_stream_are_refused(tmp_path: Path, make_tokenizer)
     path.write_bytes(b"x" + path.read_bytes())
     with pytest.raises(DataError, match="has changed"):
         list(found.splits.train)
+
+
+def test_millions_of_rows_take_few_bytes_each_while_they_are_cut(own_cache) -> None:
+    rows, draw = 400_000, np.random.default_rng(0)
+    index = Index()
+    for _ in range(4):
+        ids = draw.integers(0, 256, (rows // 4, 12), dtype=np.uint8)
+        numbers = draw.integers(0, 1 << 63, rows // 4, dtype=np.uint64)
+        lines = np.arange(rows // 4)
+        found = Scanned(ids.reshape(-1).view("S12"), lines, numbers, numbers, numbers, [], 0)
+        index.add(found, file=0)
+    tracemalloc.start()
+    try:
+        index.places = _cut(index, {"test": 0.05, "validation": 0.05}, file="a.jsonl")
+        splits = [Split(name, number, (), number > 0, index) for number, name in enumerate("abc")]
+        assert _leakage(splits) == ({"b": 0, "c": 0}, {"b": 0, "c": 0})
+        chosen = choose_digests(index.column("ids"), rows // 2, seed=1)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(split.rows()) for split in splits] == [rows * 18 // 20, rows // 20, rows // 20]
+    assert len(chosen) == rows // 2
+    assert peak / rows < 75
+    assert (kept - chosen.nbytes) / rows < 5
+    assert not list(own_cache.iterdir())

@@ -78,15 +78,13 @@ def test_squad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_questions_on_one_article_stay_on_one_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from luthier.data.large import Scanner, readings
+    from luthier.data.scan import Scanner, readings
 
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     recipe = load_recipe(example("squad.jsonl", tmp_path, SQUAD), ())
     sources = sources_of(recipe, base=tmp_path)
     splits = Scanner(recipe, sources, *readings(recipe, sources)).splits()
-    titles = [
-        {SQUAD[row]["title"] for row in split.rows.tolist()} for split in splits if split.rows is not None
-    ]
+    titles = [{SQUAD[row]["title"] for row in split.rows().tolist()} for split in splits]
     assert len(titles) == 3
     assert all(titles)
     assert sum(map(len, titles)) == len(set.union(*titles)) == 5

@@ -18,7 +18,8 @@ from luthier.data.read import (
 )
 from luthier.data.sources import Source
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
+"""Short rows take a hundred times their bytes while they are rendered, in each process."""
 _ROWS = 1_000
 
 

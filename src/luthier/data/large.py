@@ -11,9 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,26 +21,15 @@ import numpy as np
 
 from luthier.data.again import Again, demand
 from luthier.data.chunks import Chunk
-from luthier.data.fit import NO_END, NOT_CHOSEN, UNWEIGHTED, over_length_error, times_seen, weighed
-from luthier.data.passes import (
-    LEFT_OUT,
-    Index,
-    Problems,
-    Reading,
-    Rendered,
-    Rendering,
-    chat_again,
-    pieces_of,
-    row_again,
-    shapes_of,
-)
-from luthier.data.pool import ordered, processes
-from luthier.data.sinks import Sink, Split
-from luthier.data.sources import Resolved, Source
-from luthier.data.splits import allot, choose_places
-from luthier.data.stats import digest, lengths
+from luthier.data.fit import NO_END, over_length_error, weighed
+from luthier.data.passes import Problems, Reading, Rendered, Rendering, chat_again, pieces_of, row_again
+from luthier.data.pool import ordered
+from luthier.data.scan import Scanner, Sources, Split, readings, source_bytes
+from luthier.data.sinks import Sink
+from luthier.data.sources import Source
+from luthier.data.stats import digest, lengths_of
 from luthier.data.store import SourceRows, StoredChats, StoredRows
-from luthier.errors import DataError, DoesNotFit, Unsupported
+from luthier.errors import DoesNotFit, Unsupported
 from luthier.files import UNFINISHED, cache_dir, file_sha256, readable, write_text
 from luthier.schema.data import DataReport
 from luthier.schema.data_profile import LengthProfile
@@ -51,22 +39,10 @@ from luthier.schema.recipe import Recipe
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
 """Of the cache: raised whenever rendering or its files change."""
 _REMEMBERED = 16 << 20
 """Bytes of a file from which on its digest is remembered."""
-PIECE_BYTES = 4 << 20
-"""Files of fewer bytes start no more than one process."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The files of a recipe, resolved."""
-
-    train: Resolved
-    given: dict[str, Resolved]
-    """Split -> the files named for it."""
-    weights: dict[str, float]
 
 
 def load_large(
@@ -108,32 +84,12 @@ def load_large(
     return _open(folder, recipe, tokenizer, files=files, train=train, given=given, limit=limit, stream=stream)
 
 
-def readings(recipe: Recipe, sources: Sources, *, plain: bool = False) -> tuple[Reading, dict[str, Reading]]:
-    """How the training files are read, and those of each split that has its own."""
-    data = recipe.data
-    train = Reading(shapes_of(sources.train.files, data), data.system, recipe.seed, plain)
-    given = {
-        name: Reading(shapes_of(part.files, data), data.system, recipe.seed, plain)
-        for name, part in sources.given.items()
-    }
-    return train, given
-
-
-def source_bytes(files: Any) -> int:
-    """Bytes of files, compressed ones counted four times over."""
-    return sum(file.path.stat().st_size * (4 if _is_packed(file) else 1) for file in files)
-
-
-def _is_packed(file: Source) -> bool:
-    return file.compression is not None or file.kind == "parquet"
-
-
-def needed_bytes(files: Any) -> int:
+def needed_bytes(files: Collection[Source]) -> int:
     """Disk that rendered rows take: about a token for three characters, each in 4 bytes and a bit."""
     return int(source_bytes(files) * 1.5)
 
 
-def _demand_room(files: Any, folder: Path) -> None:
+def _demand_room(files: Collection[Source], folder: Path) -> None:
     needed, free = needed_bytes(files), shutil.disk_usage(folder).free
     if needed > free:
         raise DoesNotFit(
@@ -202,100 +158,6 @@ def content_digests(paths: Sequence[Path]) -> dict[Path, str]:
     return found
 
 
-class Scanner:
-    """The first pass over a recipe's files: every row into its split."""
-
-    def __init__(self, recipe: Recipe, sources: Sources, train: Reading, given: dict[str, Reading]) -> None:
-        self.recipe, self.sources, self.train, self.given = recipe, sources, train, given
-        self.count = min(recipe.data.processes or processes(), 1 + source_bytes(self._files()) // PIECE_BYTES)
-
-    def _files(self) -> list[Source]:
-        return [f for part in (self.sources.train, *self.sources.given.values()) for f in part.files]
-
-    def splits(self) -> list[Split]:
-        """First pass: every row into its split."""
-        data, seed = self.recipe.data, self.recipe.seed
-        files = self.sources.train.files
-        index = self._scan(files, self.train)
-        shares = {} if data.test else {"test": data.test_share}
-        if not data.validation:
-            shares["validation"] = data.validation_share
-        places = _cut(index, shares, file=files[0].shown)
-        wanted = [name for name, share in shares.items() if share > 0]
-        names = ["train", "validation", *(n for n in (*wanted, *data.test) if n != "validation")]
-        number = {name: place for place, name in enumerate(names)}
-        splits = [
-            Split(name, number[name], files, part > 0, index=index, rows=np.flatnonzero(places == part))
-            for part, name in enumerate(["train", *wanted])
-        ]
-        self._choose(splits[0], seed)
-        for name, reading in self.given.items():
-            own = self.sources.given[name].files
-            found = self._scan(own, reading)
-            splits.append(Split(name, number[name], own, cut=False, index=found, rows=np.arange(len(found))))
-        for split in splits[1:]:
-            assert split.rows is not None
-            split.read = len(split.rows)
-        self.leakage = _leakage(splits)
-        return splits
-
-    def _choose(self, train: Split, seed: int) -> None:
-        """max_rows and weights."""
-        assert train.rows is not None
-        assert train.index is not None
-        train.read = len(train.rows)
-        most = self.recipe.data.max_rows
-        if most is not None and most < len(train.rows):
-            chosen = choose_places(_hex(train.index.ids[train.rows]), most, seed=seed)
-            train.dropped[NOT_CHOSEN] = len(train.rows) - most
-            train.rows = train.rows[chosen]
-        if self.sources.weights:
-            train.weights = self.sources.weights
-            names = [file.shown for file in train.files]
-            files = [names[number] for number in train.index.files[train.rows].tolist()]
-            times = np.array(
-                times_seen(files, _hex(train.index.ids[train.rows]), self.sources.weights, seed=seed)
-            )
-            if (times == 0).any():
-                train.dropped[UNWEIGHTED] = int((times == 0).sum())
-            train.times = np.zeros(len(train.index), dtype=np.int64)
-            train.times[train.rows] = times
-            train.rows = train.rows[times > 0]
-
-    def _scan(self, files: tuple[Source, ...], reading: Reading) -> Index:
-        problems = Problems()
-        numbers = {file.shown: number for number, file in enumerate(files)}
-        sent: deque[int] = deque()
-
-        def pieces() -> Iterator[Chunk]:
-            for chunk in pieces_of(files, problems):
-                sent.append(numbers[chunk.file])
-                yield chunk
-
-        found, of_files = [], []
-        for one in ordered("luthier.data.passes:scan_job", reading, pieces(), count=self.count):
-            problems.add(one.problems, one.broken)
-            found.append(one)
-            of_files.append(np.full(len(one.prompts), sent.popleft(), dtype=np.int32))
-        problems.demand_none()
-        prompts, by_prompt, by_id = (
-            np.concatenate([getattr(one, name) for one in found] or [np.zeros(0, np.uint64)])
-            for name in ("prompts", "by_prompt", "by_id")
-        )
-        ids = np.frombuffer(b"".join(one.ids for one in found), dtype="V12")
-        files_of_rows = np.concatenate(of_files or [np.zeros(0, np.int32)])
-        counts = [len(one.prompts) for one in found]
-        lines = np.concatenate([one.lines for one in found] or [np.zeros(0, np.int64)])
-        index = Index(ids, prompts, by_prompt, by_id, counts, files_of_rows, lines)
-        if not len(index):
-            raise DataError(
-                "the data set is empty: no row was read",
-                file=files[0].shown,
-                hint="give a file with at least a few rows",
-            )
-        return index
-
-
 class Maker(Scanner):
     """Both passes, into one cache folder."""
 
@@ -328,11 +190,6 @@ class Maker(Scanner):
     def _render(self, members: list[Split], sinks: dict[int, Sink]) -> None:
         """Second pass over the files of some splits that share them."""
         index, files = members[0].index, members[0].files
-        assert index is not None
-        places = np.full(len(index), LEFT_OUT, dtype=np.uint8)
-        for split in members:
-            assert split.rows is not None
-            places[split.rows] = split.number
         tests = frozenset(number for number in sinks if number > 1)
         how = self.rendering(self.given.get(members[0].name, self.train), tests)
         problems = Problems()
@@ -346,7 +203,7 @@ class Maker(Scanner):
                 lines = _starts(chunk) if self.stream else None
                 first = chunk.first if chunk.lines is not None else chunk.rows[0].line
                 sent.append((numbers[chunk.file], begin, lines, first))
-                yield chunk, places[begin:end].tobytes()
+                yield chunk, index.places[begin:end].tobytes()
 
         for one in ordered("luthier.data.passes:render_job", how, pieces(), count=self.count):
             rendered: Rendered = one
@@ -355,6 +212,8 @@ class Maker(Scanner):
             if not problems.count:
                 for number, part in rendered.parts.items():
                     sinks[number].add(part, file=file, begin=begin, lines=lines, first=first)
+                for number, tests_of in rendered.tests.items():
+                    sinks[number].add_tests(tests_of, file=file, lines=lines, first=first)
         problems.demand_none()
 
     def rendering(self, reading: Reading, tests: frozenset[int]) -> Rendering:
@@ -404,14 +263,14 @@ class Maker(Scanner):
             notes=tuple(notes),
         )
         tests = [sink for name, sink in by_name.items() if sink.split.number > 1]
-        prompts = [prompt for sink in tests for prompt, _ in sink.asked]
-        answers = [answer for sink in tests for _, answer in sink.asked]
+        prompts = sum((sink.prompts for sink in tests), Counter[int]())
+        answers = sum((sink.answers for sink in tests), Counter[int]())
         profile = LengthProfile(
-            train=lengths(train.uncut_sizes()),
-            trained_tokens=train.trained_tokens(),
-            validation=lengths(by_name["validation"].uncut_sizes()) if "validation" in by_name else None,
-            prompts=lengths(prompts) if prompts else None,
-            answers=lengths(answers) if answers else None,
+            train=lengths_of(train.uncut),
+            trained_tokens=train.trained_uncut,
+            validation=lengths_of(by_name["validation"].uncut) if "validation" in by_name else None,
+            prompts=lengths_of(prompts) if prompts else None,
+            answers=lengths_of(answers) if answers else None,
         )
         if train.split.times is not None:
             np.save(self.folder / "order.npy", train.order())
@@ -440,49 +299,6 @@ def _starts(chunk: Chunk) -> NDArray[np.int64]:
             )
         starts[row.line - first] = row.offset
     return starts
-
-
-def _hex(ids: NDArray[np.void]) -> list[str]:
-    text = ids.tobytes().hex()
-    return [text[start : start + 24] for start in range(0, len(text), 24)]
-
-
-def _cut(index: Index, shares: dict[str, float], *, file: str) -> NDArray[np.uint8]:
-    """Split number of each row: 0 train, then the shares above 0 in their order. As ``splits.cut``."""
-    by_prompt = len(np.unique(index.prompts)) * 2 >= len(index)
-    ranks = index.by_prompt if by_prompt else index.by_id
-    _, groups, sizes = np.unique(ranks, return_inverse=True, return_counts=True)
-    wanted = [name for name, share in shares.items() if share > 0]
-    of_group = np.zeros(len(sizes), dtype=np.uint8)
-    for group, name in allot(sizes.tolist(), shares, rows=len(index), file=file).items():
-        of_group[group] = 1 + wanted.index(name)
-    return of_group[groups]
-
-
-def _leakage(splits: list[Split]) -> tuple[dict[str, int], dict[str, int]]:
-    """Held-out rows whose content, and whose prompt only, stands in train."""
-    train = splits[0]
-    assert train.index is not None
-    held = [split for split in splits if split is not train]
-    mask = np.ones(len(train.index), dtype=bool)
-    for split in held:
-        if split.index is train.index:
-            assert split.rows is not None
-            mask[split.rows] = False
-    ids, prompts = train.index.ids[mask], train.index.prompts[mask]
-    whole, asked = {}, {}
-    for split in held:
-        assert split.index is not None
-        same = np.isin(_numbers(split.index.ids[split.rows]), _numbers(ids))
-        whole[split.name] = int(same.sum())
-        asked[split.name] = int((np.isin(split.index.prompts[split.rows], prompts) & ~same).sum())
-    return whole, asked
-
-
-def _numbers(ids: NDArray[np.void]) -> NDArray[np.uint64]:
-    """First 8 of the 12 bytes of each digest."""
-    flat = np.frombuffer(ids.tobytes(), dtype=np.uint8).reshape(-1, 12)
-    return np.ascontiguousarray(flat[:, :8]).view(np.uint64).ravel()
 
 
 def _end_notes(train: Sink, tokenizer: TextTokenizer) -> list[str]:

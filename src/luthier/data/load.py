@@ -25,10 +25,11 @@ from luthier.data.fit import (
     weighed,
 )
 from luthier.data.fit import OVER_LENGTH as OVER_LENGTH  # noqa: PLC0414 - named from here too
-from luthier.data.large import Sources, load_large, needed_bytes, source_bytes
+from luthier.data.large import load_large, needed_bytes
 from luthier.data.passes import plain_chat, untrained
 from luthier.data.read import read_file
 from luthier.data.render import prompt_of, render_rows
+from luthier.data.scan import Sources, source_bytes
 from luthier.data.shapes import Shape, map_rows, several
 from luthier.data.sources import Resolved, resolve, resolve_weighted
 from luthier.data.splits import choose, cut, prompt_key

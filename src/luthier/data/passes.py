@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,8 @@ class Rendering:
 class Scanned:
     """What the first pass keeps of the rows of one piece."""
 
-    ids: bytes
-    """12 bytes a row."""
+    ids: NDArray[Any]
+    """[rows] S12."""
     lines: NDArray[np.int64]
     prompts: NDArray[np.uint64]
     """First 8 bytes of the digest of each prompt."""
@@ -80,29 +80,45 @@ class Scanned:
 
 @dataclass(slots=True)
 class Part:
-    """Rendered rows of one split in one piece, side by side."""
+    """Rendered rows of one split in one piece, side by side: arrays pass between processes at once."""
 
-    ids: list[NDArray[np.int32]] = field(default_factory=list)
-    trained: list[NDArray[np.bool_]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    """Which row of the piece each stands for (a text may give several)."""
-    piece: list[int] = field(default_factory=list)
-    uncut: list[int] = field(default_factory=list)
-    uncut_rows: list[int] = field(default_factory=list)
-    trained_uncut: list[int] = field(default_factory=list)
-    """Trained tokens of each row before any cut, with ``kept_rows`` of those kept."""
-    all_rows: list[int] = field(default_factory=list)
-    kept_rows: list[int] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
+    ids: NDArray[np.int32]
+    """Tokens of all rows, one after the other, and which are trained."""
+    trained: NDArray[np.bool_]
+    sizes: NDArray[np.int32]
+    """Tokens of each."""
+    lines: NDArray[np.int64]
+    digests: NDArray[Any]
+    """[rows] S12."""
+    rows: NDArray[np.int32]
+    """Which row of the piece each stands for (a text may give several) ..."""
+    piece: NDArray[np.int32]
+    """... and which piece of that row it is."""
+    uncut: NDArray[np.int32]
+    """Tokens of all rows before any was cut or dropped (of a text: of its pieces), ..."""
+    uncut_rows: NDArray[np.int32]
+    """... and the row of the piece that each belongs to."""
+    all_rows: NDArray[np.int32]
+    """All rows by number within the piece, ..."""
+    trained_uncut: NDArray[np.int32]
+    """... and their trained tokens before any cut."""
+    dropped_rows: NDArray[np.int32]
+    dropped: Counter[str]
     truncated: int = 0
-    chats: list[tuple[str, int, str, str | None]] = field(default_factory=list)
-    """Test rows: JSON, line, digest, group."""
-    asked: list[tuple[int, int]] = field(default_factory=list)
-    """Tokens of the prompt and of the answer of each test row."""
     over: int = 0
     longest: Longest | None = None
+
+
+@dataclass(slots=True)
+class Tests:
+    """Test rows of one split in one piece."""
+
+    chats: list[tuple[str, int, str, str | None]]
+    """JSON, line, digest, group."""
+    prompts: NDArray[np.int32]
+    """Tokens of the prompt of each conversation, ..."""
+    answers: NDArray[np.int32]
+    """... and of its answer."""
 
 
 @dataclass(slots=True)
@@ -110,26 +126,9 @@ class Rendered:
     """One piece after the second pass."""
 
     parts: dict[int, Part]
+    tests: dict[int, Tests]
     problems: list[tuple[Any, ...]]
     broken: int
-
-
-@dataclass
-class Index:
-    """All rows of some files after the first pass, one entry a row."""
-
-    ids: NDArray[np.void]
-    prompts: NDArray[np.uint64]
-    by_prompt: NDArray[np.uint64]
-    by_id: NDArray[np.uint64]
-    counts: list[int]
-    """Rows of each piece."""
-    files: NDArray[np.int32]
-    """Number of each row's file."""
-    lines: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.prompts)
 
 
 class Problems:
@@ -193,7 +192,13 @@ def scan_job(reading: Reading) -> Callable[[Chunk], Scanned]:
         asked, first, second = (np.array(part, dtype=np.uint64) for part in (prompts, by_prompt, by_id))
         told = [packed(one) for one in problems.first]
         return Scanned(
-            b"".join(ids), np.array(lines, dtype=np.int64), asked, first, second, told, problems.count
+            np.frombuffer(b"".join(ids), dtype="S12"),
+            np.array(lines, dtype=np.int64),
+            asked,
+            first,
+            second,
+            told,
+            problems.count,
         )
 
     return scan
@@ -214,26 +219,27 @@ def render_job(how: Rendering) -> Callable[[tuple[Chunk, bytes]], Rendered]:
     def render(piece: tuple[Chunk, bytes]) -> Rendered:
         chunk, places = piece
         problems = Problems()
-        parts: dict[int, Part] = {}
+        found = Rendered({}, {}, [], 0)
         rows: dict[int, list[tuple[int, ChatRow]]] = {}
         for number, row in enumerate(chats_of(chunk, how.reading, problems)):
             if places[number] != LEFT_OUT:
                 ready = plain_chat(row) if how.reading.plain else row
                 rows.setdefault(places[number], []).append((number, ready))
         for place, chosen in rows.items():
-            part = parts[place] = Part()
             if place in how.tests:
-                _test_rows(part, [row for _, row in chosen], how.tokenizer, problems)
-            else:
-                _train_rows(part, chosen, how, problems)
-        return Rendered(parts, [packed(one) for one in problems.first], problems.count)
+                found.tests[place] = _test_rows([row for _, row in chosen], how.tokenizer, problems)
+            elif part := _train_rows(chosen, how, problems):
+                found.parts[place] = part
+        found.problems, found.broken = [packed(one) for one in problems.first], problems.count
+        return found
 
     return render
 
 
 def _train_rows(
-    part: Part, chosen: list[tuple[int, ChatRow]], how: Rendering, problems: Callable[[LuthierError], None]
-) -> None:
+    chosen: list[tuple[int, ChatRow]], how: Rendering, problems: Callable[[LuthierError], None]
+) -> Part | None:
+    """The rows rendered and cut; None where some cannot be."""
     broken: list[LuthierError] = []
     tokens = list(
         render_rows([row for _, row in chosen], how.tokenizer, how.train_on, on_problem=broken.append)
@@ -242,44 +248,65 @@ def _train_rows(
     if broken:
         for problem in broken:
             problems(problem)
-        return
+        return None
+    kept: list[TokenRow] = []
+    places: list[tuple[int, int]] = []
+    uncut: list[tuple[int, int]] = []
+    dropped_rows: list[int] = []
+    dropped: Counter[str] = Counter()
+    truncated = over = 0
+    longest: Longest | None = None
     for (number, chat), row in zip(chosen, tokens, strict=True):
-        sizes = uncut_sizes(chat, row, how.limit)
-        part.uncut += sizes
-        part.uncut_rows += [number] * len(sizes)
-        part.all_rows.append(number)
-        part.trained_uncut.append(int(row.trained.sum()))
+        uncut += [(size, number) for size in uncut_sizes(chat, row, how.limit)]
         found = fit(chat, row, how.limit, how.over_length)
         if how.limit is not None and len(row.ids) > how.limit and not is_text(chat):
-            part.over += 1
-            if part.longest is None or len(row.ids) > part.longest.tokens:
-                part.longest = Longest(len(row.ids), row.file, row.line)
+            over += 1
+            if longest is None or len(row.ids) > longest.tokens:
+                longest = Longest(len(row.ids), row.file, row.line)
         if found.dropped is not None:
-            part.dropped[found.dropped] += 1
-            continue
-        part.truncated += found.truncated
-        part.kept_rows.append(number)
-        for place, piece in enumerate(found.pieces):
-            part.ids.append(piece.ids)
-            part.trained.append(piece.trained)
-            part.lines.append(piece.line)
-            part.digests.append(piece.id)
-            part.rows.append(number)
-            part.piece.append(place)
+            dropped[found.dropped] += 1
+            dropped_rows.append(number)
+        truncated += found.truncated
+        kept += found.pieces
+        places += [(number, piece) for piece in range(len(found.pieces))]
+    own, pieces = np.array(places, dtype=np.int32).reshape(-1, 2).T.copy()
+    sizes, of_sizes = np.array(uncut, dtype=np.int32).reshape(-1, 2).T.copy()
+    return Part(
+        ids=np.concatenate([np.zeros(0, np.int32), *(row.ids for row in kept)]),
+        trained=np.concatenate([np.zeros(0, np.bool_), *(row.trained for row in kept)]),
+        sizes=np.array([len(row.ids) for row in kept], dtype=np.int32),
+        lines=np.array([row.line for row in kept], dtype=np.int64),
+        digests=np.frombuffer(bytes.fromhex("".join(row.id for row in kept)), dtype="S12"),
+        rows=own,
+        piece=pieces,
+        uncut=sizes,
+        uncut_rows=of_sizes,
+        all_rows=np.array([number for number, _ in chosen], dtype=np.int32),
+        trained_uncut=np.array([np.count_nonzero(row.trained) for row in tokens], dtype=np.int32),
+        dropped_rows=np.array(dropped_rows, dtype=np.int32),
+        dropped=dropped,
+        truncated=truncated,
+        over=over,
+        longest=longest,
+    )
 
 
 def _test_rows(
-    part: Part, rows: list[ChatRow], tokenizer: TextTokenizer, problems: Callable[[LuthierError], None]
-) -> None:
+    rows: list[ChatRow], tokenizer: TextTokenizer, problems: Callable[[LuthierError], None]
+) -> Tests:
     asked = [
         replace(row, messages=row.messages[: len(prompt_of(row)) + 1]) for row in rows if not is_text(row)
     ]
-    for tokens in render_rows(asked, tokenizer, "last", on_problem=problems):
-        answer = int(tokens.trained.sum())
-        part.asked.append((len(tokens.ids) - answer, answer))
-    for row in rows:
-        text = json.dumps([row.messages, row.tools], ensure_ascii=False)
-        part.chats.append((text, row.line, row.id, row.group))
+    tokens = list(render_rows(asked, tokenizer, "last", on_problem=problems))
+    answers = np.array([np.count_nonzero(row.trained) for row in tokens], dtype=np.int32)
+    return Tests(
+        chats=[
+            (json.dumps([row.messages, row.tools], ensure_ascii=False), row.line, row.id, row.group)
+            for row in rows
+        ],
+        prompts=np.array([len(row.ids) for row in tokens], dtype=np.int32) - answers,
+        answers=answers,
+    )
 
 
 def plain_chat(row: ChatRow) -> ChatRow:

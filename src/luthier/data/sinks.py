@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from luthier.data.fit import Longest
-from luthier.data.passes import Index, Part
-from luthier.data.sources import Source
-from luthier.data.stats import lengths
+from luthier.data.passes import LEFT_OUT, Part, Tests
+from luthier.data.scan import Split
+from luthier.data.spill import Spilled
+from luthier.data.stats import lengths_of, tally
 from luthier.data.store import arrow
 from luthier.errors import DataError
 from luthier.schema.data import SplitReport
@@ -24,24 +24,6 @@ if TYPE_CHECKING:
 
 _END_ROWS = 100
 _SMALL_VOCABULARY = 1 << 16
-
-
-@dataclass
-class Split:
-    """One split while it is made."""
-
-    name: str
-    number: int
-    files: tuple[Source, ...]
-    cut: bool
-    read: int = 0
-    index: Index | None = None
-    rows: NDArray[np.int64] | None = None
-    """Its rows by number within the index, and ..."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    times: NDArray[np.int64] | None = None
-    """... how often each row of the index is seen, where weights say so."""
-    weights: dict[str, float] = field(default_factory=dict)
 
 
 class Sink:
@@ -55,80 +37,92 @@ class Sink:
         self.dropped = Counter(split.dropped)
         self.truncated = self.over = self.rows = 0
         self.longest: Longest | None = None
-        self.asked: list[tuple[int, int]] = []
+        self.uncut: Counter[int] = Counter()
+        """Tokens of rows before any cut, as often as they are seen -> how often."""
+        self.trained_uncut = 0
+        """Trained tokens before any cut, as often as they are seen."""
+        self.prompts: Counter[int] = Counter()
+        self.answers: Counter[int] = Counter()
         self.ends: list[NDArray[np.int32]] = []
         """Trained ids of the first rows."""
-        self._arrays: dict[str, list[NDArray[Any]]] = {}
+        self._sizes: Counter[int] = Counter()
+        self._times: list[NDArray[np.int32]] = []
+        self._spilled: dict[str, Spilled] = {}
         self._digest = hashlib.sha256()
         self._writer: Any = None
         self._trained = 0
 
-    def _keep(self, **arrays: Any) -> None:
-        for name, values in arrays.items():
-            self._arrays.setdefault(name, []).append(np.asarray(values))
-
-    def array(self, name: str) -> NDArray[Any]:
-        """All values of one kind."""
-        found = self._arrays.get(name)
-        return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
-
     def add(self, part: Part, *, file: int, begin: int, lines: NDArray[np.int64] | None, first: int) -> None:
         """One piece's rows. begin: number of the piece's first row among all."""
-        if self.test:
-            return self._add_tests(part, file, lines, first)
         self.rows += len(part.all_rows)
-        self._keep(
-            uncut=np.array(part.uncut, dtype=np.int32),
-            uncut_rows=np.array(part.uncut_rows, dtype=np.int64) + begin,
-            trained_uncut=np.array(part.trained_uncut, dtype=np.int32),
-            all_rows=np.array(part.all_rows, dtype=np.int64) + begin,
-            kept_rows=np.array(part.kept_rows, dtype=np.int64) + begin,
-            rows=np.array(part.rows, dtype=np.int64) + begin,
-            sizes=np.array([len(ids) for ids in part.ids], dtype=np.int32),
-        )
+        times = self.split.times
+        if times is None:
+            tally(self.uncut, part.uncut)
+            self.trained_uncut += int(part.trained_uncut.sum(dtype=np.int64))
+        else:
+            tally(self.uncut, part.uncut, times[begin + part.uncut_rows])
+            seen = part.trained_uncut.astype(np.int64) * times[begin + part.all_rows]
+            self.trained_uncut += int(seen.sum())
+            self._times.append(times[begin + part.rows])
+        self.split.index.places[begin + part.dropped_rows] = LEFT_OUT
         self.dropped.update(part.dropped)
         self.truncated += part.truncated
         self.over += part.over
         if part.longest and (self.longest is None or part.longest.tokens > self.longest.tokens):
             self.longest = part.longest
-        for ids, trained in zip(part.ids, part.trained, strict=True):
-            self._digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + trained.tobytes())
-            self._trained += int(trained.sum())
-            if len(self.ends) < _END_ROWS:
-                self.ends.append(ids[trained])
+        tally(self._sizes, part.sizes)
+        self._account(part)
         if self.stream:
-            sizes = [len(ids) for ids in part.ids]
-            self._places(part.lines, part.piece, sizes, file=file, lines=lines, first=first)
-        elif part.ids:
+            self._places(part.lines, part.piece, part.sizes, file=file, lines=lines, first=first)
+        elif len(part.sizes):
             self._write_rows(part, file)
-        return None
+
+    def _account(self, part: Part) -> None:
+        """Digest of the tokens, and what is trained."""
+        if not len(part.ids):
+            return
+        self._trained += int(np.count_nonzero(part.trained))
+        heads = memoryview(part.sizes.astype("<i8").tobytes())
+        ids, trained = part.ids.data.cast("B"), part.trained.data.cast("B")
+        start, update = 0, self._digest.update
+        for row, size in enumerate(part.sizes.tolist()):
+            end = start + size
+            update(heads[8 * row : 8 * row + 8])
+            update(ids[4 * start : 4 * end])
+            update(trained[start:end])
+            if len(self.ends) < _END_ROWS:
+                self.ends.append(part.ids[start:end][part.trained[start:end]])
+            start = end
 
     def _places(
         self,
-        numbers: list[int],
-        pieces: list[int],
-        sizes: list[int],
+        line: NDArray[np.int64],
+        piece: NDArray[np.int32],
+        length: NDArray[np.int32],
         *,
         file: int,
         lines: NDArray[np.int64] | None,
         first: int,
     ) -> None:
         assert lines is not None
-        line = np.array(numbers, dtype=np.int64)
-        self._keep(
-            line=line,
-            offset=lines[line - first],
-            source=np.full(len(line), file, dtype=np.int32),
-            piece=np.array(pieces, dtype=np.int32),
-            length=np.array(sizes, dtype=np.int32),
-        )
+        columns: dict[str, NDArray[Any]] = {
+            "line": line,
+            "offset": lines[line - first],
+            "source": np.full(len(line), file, dtype=np.int32),
+            "piece": piece,
+            "length": length,
+        }
+        for name, values in columns.items():
+            self._spilled.setdefault(name, Spilled(values.dtype)).add(values)
 
-    def _add_tests(self, part: Part, file: int, lines: NDArray[np.int64] | None, first: int) -> None:
+    def add_tests(self, part: Tests, *, file: int, lines: NDArray[np.int64] | None, first: int) -> None:
+        """One piece's rows of a test split."""
         self.rows += len(part.chats)
-        self.asked += part.asked
+        tally(self.prompts, part.prompts)
+        tally(self.answers, part.answers)
         if self.stream:
-            numbers = [line for _, line, _, _ in part.chats]
-            none = [0] * len(numbers)
+            numbers = np.array([line for _, line, _, _ in part.chats], dtype=np.int64)
+            none = np.zeros(len(numbers), dtype=np.int32)
             self._places(numbers, none, none, file=file, lines=lines, first=first)
             return
         pa = arrow()
@@ -143,15 +137,16 @@ class Sink:
 
     def _write_rows(self, part: Part, file: int) -> None:
         pa = arrow()
-        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in part.ids])]).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(part.sizes)]).astype(np.int32)
         bounds = pa.array(offsets, pa.int32())
-        count = len(part.ids)
+        count = len(part.sizes)
+        digests = [None, pa.py_buffer(part.digests.tobytes())]
         columns = {
-            "ids": pa.ListArray.from_arrays(bounds, pa.array(np.concatenate(part.ids).astype(self.dtype))),
-            "trained": pa.ListArray.from_arrays(bounds, pa.array(np.concatenate(part.trained))),
+            "ids": pa.ListArray.from_arrays(bounds, pa.array(part.ids.astype(self.dtype))),
+            "trained": pa.ListArray.from_arrays(bounds, pa.array(part.trained)),
             "file": pa.array(np.full(count, file, dtype=np.int32)),
-            "line": pa.array(np.array(part.lines, dtype=np.int64)),
-            "id": pa.array([bytes.fromhex(one) for one in part.digests], pa.binary(12)),
+            "line": pa.array(part.lines),
+            "id": pa.Array.from_buffers(pa.binary(12), count, digests),
         }
         self._write(pa.record_batch(columns))
 
@@ -166,36 +161,35 @@ class Sink:
         if self._writer is not None:
             self._writer.close()
         if self.stream:
-            names = ("line", "offset", "source", "piece", "length")
-            places: dict[str, Any] = {name: self.array(name) for name in names}
+            places: dict[str, Any] = {name: column.read() for name, column in self._spilled.items()}
             with (self.folder / f"{self.split.number}.npz").open("wb") as file:
                 np.savez(file, **places)
 
     def report(self) -> SplitReport:
         """The account of the split. Raises DataError where no row is left."""
         split = self.split
-        assert split.index is not None
-        assert split.rows is not None
-        kept = split.rows if self.test else self.array("kept_rows")
-        if not len(kept):
+        kept = split.index.places == split.number
+        count = int(np.count_nonzero(kept))
+        if not count:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
             raise DataError(
                 f"no row is left in the split {split.name!r}: {reasons or 'it has none'}",
                 file=split.files[0].shown,
                 hint="raise training.sequence_length, or give shorter rows",
             )
-        ids = np.sort(split.index.ids[kept].view("S12"))
+        ids = split.index.column("ids")[kept]
+        ids.sort()
         different = 1 + int((ids[1:] != ids[:-1]).sum())
         return SplitReport(
             name=split.name,
             files=tuple(file.shown for file in split.files),
             cut_from_train=split.cut,
             read=split.read,
-            kept=len(kept),
+            kept=count,
             dropped=dict(self.dropped),
             truncated=self.truncated,
-            duplicates=len(kept) - different,
-            tokens=None if self.test else lengths(self.array("sizes")),
+            duplicates=count - different,
+            tokens=None if self.test else lengths_of(self._sizes),
             trained_tokens=self._trained,
             digest=_sorted_digest(ids),
             weights=split.weights,
@@ -206,21 +200,9 @@ class Sink:
         """Digest of the rendered rows, as ``load`` makes it."""
         return self._digest.hexdigest()
 
-    def _times(self, name: str) -> NDArray[np.int64]:
-        rows = self.array(name)
-        return np.ones(len(rows), dtype=np.int64) if self.split.times is None else self.split.times[rows]
-
-    def uncut_sizes(self) -> NDArray[np.int64]:
-        """Tokens of all rows before any cut, as often as they are seen."""
-        return np.repeat(self.array("uncut"), self._times("uncut_rows"))
-
-    def trained_tokens(self) -> int:
-        """Trained tokens before any cut, as often as they are seen."""
-        return int((self.array("trained_uncut").astype(np.int64) * self._times("all_rows")).sum())
-
     def order(self) -> NDArray[np.int64]:
         """Stored rows as often as they are seen: all once, then those seen again, and so on."""
-        times = self._times("rows")
+        times = np.concatenate(self._times or [np.zeros(0, np.int32)])
         turns = range(int(times.max(initial=0)))
         return np.concatenate([np.flatnonzero(times > turn) for turn in turns] or [np.zeros(0, np.int64)])
 

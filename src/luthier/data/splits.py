@@ -5,11 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
 
 from luthier.data.messages import row_id
+from luthier.data.stats import copy_numbers
 from luthier.errors import DataError
 from luthier.schema.protocols import ChatRow
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BLOCK = 1 << 14
 
 
 class Row(Protocol):
@@ -47,12 +55,12 @@ def cut(
     queue = sorted(sizes, key=lambda key: rank(key, seed=seed))
     file = rows[0].file if rows else None
     numbers = allot([sizes[one] for one in queue], shares, rows=len(rows), file=file)
-    place = {queue[number]: name for number, name in numbers.items()}
-    wanted = [name for name, share in shares.items() if share > 0]
-    parts: dict[str, list[R]] = {"train": [], **{name: [] for name in wanted}}
+    place = dict(zip(queue, numbers.tolist(), strict=True))
+    parts: list[list[R]] = [[], *([] for share in shares.values() if share > 0)]
     for row, one in zip(rows, keys, strict=True):
-        parts[place.get(one, "train")].append(row)
-    return parts
+        parts[place[one]].append(row)
+    names = ["train", *(name for name, share in shares.items() if share > 0)]
+    return dict(zip(names, parts, strict=True))
 
 
 def rank(key: str, *, seed: int) -> int:
@@ -61,11 +69,15 @@ def rank(key: str, *, seed: int) -> int:
 
 
 def allot(
-    sizes: Sequence[int], shares: dict[str, float], *, rows: int, file: str | None = None
-) -> dict[int, str]:
-    """Number of a group in the queue -> the held-out split that it goes to. sizes: rows of each group.
+    sizes: Sequence[int] | NDArray[np.int64],
+    shares: dict[str, float],
+    *,
+    rows: int,
+    file: str | None = None,
+) -> NDArray[np.uint8]:
+    """Where each group of the queue goes: 0 is train, then the shares above 0 in their order.
 
-    Raises DataError where there are too few groups.
+    sizes: rows of each group. Raises DataError where there are too few groups.
     """
     wanted = {name: max(1, round(share * rows)) for name, share in shares.items() if share > 0}
     if wanted and len(sizes) < len(wanted) + 1:
@@ -75,20 +87,19 @@ def allot(
             hint="give more rows, name files under data.validation and data.test, or set "
             "data.validation_share and data.test_share to 0",
         )
-    place: dict[int, str] = {}
-    for number, (name, count) in enumerate(wanted.items(), 1):
-        free = [group for group in range(len(sizes)) if group not in place]
-        spare = len(free) - (len(wanted) - number) - 1  # one group for train and each later split
-        chosen: list[int] = []
-        taken = 0
-        for one in free:
-            if len(chosen) < spare and taken + sizes[one] <= count:
-                chosen.append(one)
-                taken += sizes[one]
+    place = np.zeros(len(sizes), dtype=np.uint8)
+    for number, count in enumerate(wanted.values(), 1):
+        # One group is spared for train and each later split.
+        spare = int(np.count_nonzero(place == 0)) - (len(wanted) - number) - 1
+        chosen = taken = 0
+        for one in range(len(sizes)):
+            if not place[one] and chosen < spare and taken + sizes[one] <= count:
+                place[one] = number
+                chosen, taken = chosen + 1, taken + int(sizes[one])
                 if taken == count:
                     break
-        for one in chosen or [min(free, key=lambda held: sizes[held])]:
-            place[one] = name
+        if not chosen:
+            place[min(np.flatnonzero(place == 0).tolist(), key=lambda held: sizes[held])] = number
     return place
 
 
@@ -113,5 +124,23 @@ def choose_places(ids: Sequence[str], count: int, *, seed: int) -> list[int]:
     ranked = []
     for index, one in enumerate(ids):
         seen[one] += 1
-        ranked.append((hashlib.sha256(f"{seed}/choose/{one}/{seen[one]}".encode()).digest()[:12], index))
+        ranked.append((_draw(one, seen[one], seed), index))
     return sorted(index for _, index in sorted(ranked)[:count])
+
+
+def choose_digests(ids: NDArray[Any], count: int, *, seed: int) -> NDArray[np.int64]:
+    """As ``choose_places``, for millions of digests of 12 bytes each (numpy's S12): some 40 bytes a row."""
+    copies = copy_numbers(ids)
+    draws = np.empty(len(ids), dtype="S12")
+    for start in range(0, len(ids), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        text = ids[block].tobytes().hex()
+        draws[block] = [
+            _draw(text[24 * place : 24 * place + 24], copy + 1, seed)
+            for place, copy in enumerate(copies[block].tolist())
+        ]
+    return np.sort(np.argsort(draws, kind="stable")[:count])
+
+
+def _draw(one: str, copy: int, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/choose/{one}/{copy}".encode()).digest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,25 @@ def lengths_of(counts: Mapping[int, int]) -> Lengths:
         p99=at(0.99),
         maximum=at(1.0),
     )
+
+
+def tally(
+    counts: Counter[int], values: NDArray[np.integer[Any]], times: NDArray[np.integer[Any]] | None = None
+) -> None:
+    """Count values for ``lengths_of``. times: how often each of them counts."""
+    found, at = np.unique(values, return_inverse=True)
+    counts.update(dict(zip(found.tolist(), np.bincount(at, times).astype(np.int64).tolist(), strict=True)))
+
+
+def copy_numbers(ids: NDArray[Any]) -> NDArray[np.int64]:
+    """For each value how many equal ones stand before it."""
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    places = np.arange(len(ids))
+    starts = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ids)]
+    copies = np.empty(len(ids), dtype=np.int64)
+    copies[order] = places - np.maximum.accumulate(np.where(starts, places, 0))
+    return copies
 
 
 def digest(parts: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ def arrow() -> Any:
 class LazyRows(Sequence[T], Generic[T]):
     """Rows by number, read when they are asked for. order: which stored row stands where."""
 
-    def __init__(self, order: NDArray[np.int64]) -> None:
+    def __init__(self, order: NDArray[np.int64] | range) -> None:
         self.order = order
 
     def stored(self, index: int) -> T:
@@ -106,7 +106,7 @@ class _Mapped:
 class StoredRows(LazyRows[TokenRow]):
     """Rendered rows of an Arrow file with the columns ids, trained, file, line and id.
 
-    lengths: [rows] int64, tokens of each row in the order of the sequence.
+    lengths: [rows] int32, tokens of each row in the order of the sequence.
     """
 
     def __init__(self, path: Path, files: Sequence[str], order: NDArray[np.int64] | None = None) -> None:
@@ -117,9 +117,9 @@ class StoredRows(LazyRows[TokenRow]):
             np.diff(np.asarray(self._mapped.batch(index).column("ids").offsets))
             for index in range(len(starts) - 1)
         ]
-        stored = np.concatenate(sizes) if sizes else np.zeros(0, np.int64)
-        super().__init__(np.arange(len(stored)) if order is None else order)
-        self.lengths: NDArray[np.int64] = stored[self.order].astype(np.int64)
+        stored = np.concatenate(sizes) if sizes else np.zeros(0, np.int32)
+        super().__init__(range(len(stored)) if order is None else order)
+        self.lengths: NDArray[np.int32] = stored if order is None else stored[order]
 
     def stored(self, index: int) -> TokenRow:
         _, batch, place = self._mapped.at(index)
@@ -140,7 +140,7 @@ class StoredChats(LazyRows[ChatRow]):
     def __init__(self, path: Path, files: Sequence[str]) -> None:
         self._mapped = _Mapped(path)
         self._files = files
-        super().__init__(np.arange(int(self._mapped.starts[-1])))
+        super().__init__(range(int(self._mapped.starts[-1])))
 
     def stored(self, index: int) -> ChatRow:
         _, batch, place = self._mapped.at(index)
@@ -169,11 +169,12 @@ class SourceRows(LazyRows[T]):
         make: Callable[[RawRow, int], T],
         order: NDArray[np.int64] | None = None,
     ) -> None:
-        super().__init__(np.arange(len(places["line"])) if order is None else order)
+        super().__init__(range(len(places["line"])) if order is None else order)
         self._again, self._places, self._make = again, places, make
         self._recent: OrderedDict[int, T] = OrderedDict()
         if "length" in places:
-            self.lengths: NDArray[np.int64] = places["length"][self.order].astype(np.int64)
+            stored = places.pop("length")
+            self.lengths: NDArray[np.int32] = stored if order is None else stored[order]
 
     def stored(self, index: int) -> T:
         if index in self._recent:

@@ -87,14 +87,21 @@ def compile_template(source: str, *, now: datetime | None = None) -> jinja2.Temp
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _teller(now)
     environment.globals["dict"] = _DictMaker()
-    return environment.from_string(source)
+    template = environment.from_string(source)
+    # Looking through jinja2's chain of dicts takes longer than rendering a short chat.
+    template.globals = dict(template.globals)
+    return template
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Copy messages for a template: keys whose value is None left out, reasoning under all its names."""
     plain: list[dict[str, Any]] = []
     for message in messages:
-        copy = {key: _copy(value) for key, value in message.items() if value is not None}
+        copy = {
+            key: value if type(value) is str else _copy(value)
+            for key, value in message.items()
+            if value is not None
+        }
         reasoning = next((copy[name] for name in _REASONING_NAMES if name in copy), None)
         if reasoning is not None:
             copy = {"thinking": reasoning, **copy, "reasoning_content": reasoning}

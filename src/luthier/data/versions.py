@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.data.large import Scanner, Sources, content_digests, readings
+from luthier.data.large import content_digests
 from luthier.data.remote import pin
 from luthier.data.rows import load_rows
+from luthier.data.scan import Scanner, Sources, readings
 from luthier.data.sources import resolve, resolve_weighted
+from luthier.data.stats import copy_numbers
 from luthier.errors import FileProblem, UsageError, did_you_mean
 from luthier.files import replaced, write_text
 from luthier.schema.data import DatasetVersion, VersionDiff
@@ -163,16 +165,14 @@ def _ledger(recipe: Recipe, sources: Sources, base: Path) -> Ledger:
             key: [] for key in ("ids", "keys", "splits", "files", "lines")
         }
         for place, split in enumerate(splits):
-            assert split.index is not None
-            assert split.rows is not None
-            index, rows = split.index, split.rows
-            raw = np.frombuffer(index.ids[rows].tobytes(), dtype=np.uint8).reshape(-1, 12)
+            index, rows = split.index, split.rows()
+            raw = index.column("ids")[rows].view(np.uint8).reshape(-1, 12)
             own = np.array([number[file.shown] for file in split.files], dtype=np.int32)
             parts["ids"].append(np.ascontiguousarray(raw[:, :8]).view(">u8").ravel().astype(np.uint64))
-            parts["keys"].append(index.prompts[rows])
+            parts["keys"].append(index.column("prompts")[rows])
             parts["splits"].append(np.full(len(rows), place, dtype=np.uint8))
-            parts["files"].append(own[index.files[rows]])
-            parts["lines"].append(index.lines[rows])
+            parts["files"].append(own[index.files()[rows]])
+            parts["lines"].append(index.column("lines")[rows])
         joined = {key: np.concatenate(values) for key, values in parts.items()}
         return Ledger(**joined, split_names=tuple(split.name for split in splits), file_names=names)
     found = load_rows(recipe, base=base)
@@ -282,14 +282,8 @@ def _salt(ledger: Ledger) -> NDArray[np.uint64]:
 
 def _numbered(ids: NDArray[np.uint64]) -> NDArray[Any]:
     """Digests made different for the second, third... copy of a row."""
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
-    starts = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(ids) else np.zeros(0, bool)
-    first = np.maximum.accumulate(np.where(starts, np.arange(len(ids)), 0)) if len(ids) else np.zeros(0, int)
-    copy = np.empty(len(ids), dtype=np.uint64)
-    copy[order] = np.arange(len(ids)) - first
     with np.errstate(over="ignore"):
-        return ids + copy * np.uint64(0x9E3779B97F4A7C15)
+        return ids + copy_numbers(ids).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
 def _paired(
