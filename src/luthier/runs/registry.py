@@ -172,6 +172,11 @@ def promote(reference: str, alias: str) -> AliasChange:
 
 def rollback(name: str, alias: str) -> AliasChange:
     """Let an alias name what it named before. Errors: UsageError where there is nothing before."""
+    return _change(name, alias, before(name, alias))
+
+
+def before(name: str, alias: str) -> int:
+    """The version that an alias would name after a roll back. Errors: UsageError where there is none."""
     known = {one.version for one in versions(name)}
     trail: list[int | None] = [None]
     for change in history(name):
@@ -181,12 +186,12 @@ def rollback(name: str, alias: str) -> AliasChange:
             trail.pop()  # an earlier rollback: what it left is not "before" any more
         else:
             trail.append(change.version)
-    before = next((version for version in reversed(trail[:-1]) if version in known), None)
-    if len(trail) == 1 or before is None:
+    found = next((version for version in reversed(trail[:-1]) if version in known), None)
+    if len(trail) == 1 or found is None:
         raise UsageError(
             f"{name}:{alias} named nothing before", hint=f"luthier registry promote {name}:VERSION {alias}"
         )
-    return _change(name, alias, before)
+    return found
 
 
 def drop_alias(name: str, alias: str) -> AliasChange:

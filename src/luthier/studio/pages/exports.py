@@ -1,0 +1,75 @@
+"""Exports: what was written, what could be, and every file to fetch."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+
+from luthier.errors import LuthierError
+from luthier.runs.deploying import list_deployments
+from luthier.runs.directory import RunDirectory
+from luthier.studio.problems import status_of
+from luthier.studio.services.exports import (
+    export_view,
+    exportable,
+    exported,
+    file_of,
+    start_export,
+)
+from luthier.studio.services.forms import Sent
+from luthier.studio.services.found import run_named
+from luthier.studio.web import render, settings_of
+
+router = APIRouter()
+TARGETS = ("ollama", "lmstudio", "llama.cpp", "vllm", "bundle")
+
+
+@router.get("/exports")
+def exports(request: Request) -> Response:
+    """Every artifact of every run, and the runs that could write more."""
+    runs = settings_of(request).runs
+    values = {"found": exported(runs), "runs": exportable(runs), "deployments": list_deployments()}
+    return render(request, "exports.html", values, page="exports")
+
+
+@router.get("/exports/{name}")
+def export(request: Request, name: str) -> Response:
+    """One run: files, what more it could write, and the steps of what is being written."""
+    return _page(request, run_named(name, settings_of(request).runs))
+
+
+def _page(
+    request: Request, run: RunDirectory, *, chosen: tuple[str, ...] = (), error: LuthierError | None = None
+) -> Response:
+    values: dict[str, Any] = {
+        "view": export_view(run),
+        "recipe": run.recipe,
+        "chosen": chosen,
+        "error": error,
+        "deployments": [one for one in list_deployments() if one.run == run.id],
+        "targets": TARGETS,
+    }
+    return render(request, "export.html", values, page="exports", status=status_of(error) if error else 200)
+
+
+@router.post("/exports/{name}")
+async def begin(request: Request, name: str, form: Sent) -> Response:
+    """Start an export."""
+    run = run_named(name, settings_of(request).runs)
+    kinds = form.all("kind")
+    try:
+        await asyncio.to_thread(start_export, run, kinds)
+    except LuthierError as error:
+        return await asyncio.to_thread(_page, request, run, chosen=tuple(kinds), error=error)
+    return RedirectResponse(f"/exports/{run.id}", 303)
+
+
+@router.get("/exports/{name}/files/{path:path}")
+def fetch(request: Request, name: str, path: str) -> Response:
+    """A file; parts of it by Range."""
+    found: Path = file_of(run_named(name, settings_of(request).runs), path)
+    return FileResponse(found, filename=found.name, media_type="application/octet-stream")
