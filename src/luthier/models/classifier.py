@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from luthier.errors import FileProblem, Unsupported
-from luthier.models.load import CONFIG, DTYPES, check_model_directory, explained, quiet
+from luthier.errors import Unsupported
+from luthier.models.load import CONFIG, DTYPES, check_model_directory, demand_all, explained, quiet
 from luthier.schema.protocols import Progress
 from luthier.schema.recipe import Dtype
 
@@ -81,13 +81,7 @@ def load_classifier(
             raise explained(error, directory, settings, trust_remote_code) from error
     reset = [entry[0] if isinstance(entry, tuple) else entry for entry in report.get("mismatched_keys") or ()]
     missing = sorted({*report["missing_keys"], *reset})
-    strange = [name for name in missing if not any(part in FRESH for part in name.split("."))]
-    if strange:
-        raise FileProblem(
-            f"{len(strange)} weights of the model are not in its files ({strange[0]} ...)",
-            file=directory,
-            hint="the files are incomplete or of another kind of model: download it again",
-        )
+    demand_all((name for name in missing if not any(part in FRESH for part in name.split("."))), directory)
     return model.to(device).eval(), fresh_modules(model, missing)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from luthier.errors import FileProblem
-from luthier.models.load import DTYPES, check_model_directory, explained, quiet
+from luthier.models.load import DTYPES, check_model_directory, demand_all, explained, quiet
 from luthier.models.vector_settings import DenseSettings, Pooling, Role, VectorSettings
 from luthier.schema.protocols import Progress
 from luthier.schema.recipe import Dtype
@@ -59,13 +59,7 @@ def load_backbone(
             )
         except Exception as error:
             raise explained(error, directory, settings, trust_remote_code) from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED))
-    if missing:
-        raise FileProblem(
-            f"{len(missing)} weights of the model are not in its files ({missing[0]} ...)",
-            file=directory,
-            hint="the files are incomplete or of another kind of model: download it again",
-        )
+    demand_all((key for key in report["missing_keys"] if not key.startswith(UNUSED)), directory)
     if getattr(model.config, "is_encoder_decoder", False):
         raise FileProblem(
             f"{model.config.model_type} writes text from text: it has no single stack to take vectors from",

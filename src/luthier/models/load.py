@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -92,12 +92,7 @@ def load_causal(
             )
         except Exception as error:
             raise explained(error, directory, settings, trust_remote_code) from error
-    if missing := sorted(report["missing_keys"]):
-        raise FileProblem(
-            f"{len(missing)} weights of the model are not in its files ({missing[0]} ...)",
-            file=directory,
-            hint="the files are incomplete or of another kind of model: download it again",
-        )
+    demand_all(report["missing_keys"], directory)
     if wrong := report.get("mismatched_keys"):
         raise FileProblem(
             f"weights have other shapes than config.json says: {sorted(wrong)[0]}", file=directory
@@ -106,6 +101,16 @@ def load_causal(
         adopt_bitsandbytes(model, DTYPES[dtype])
         _forget_quantiser(model)
     return model.to(device).eval()
+
+
+def demand_all(missing: Iterable[str], directory: Path) -> None:
+    """Raise FileProblem for weights that the files lack: transformers would make them up at random."""
+    if names := sorted(missing):
+        raise FileProblem(
+            f"{len(names)} weights of the model are not in its files ({names[0]} ...)",
+            file=directory,
+            hint="the files are incomplete or of another kind of model: download it again",
+        )
 
 
 def _packing(method: QLora, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from luthier.data.batching import Step, plan_epoch
 from luthier.data.collate import Batch, collate
 from luthier.data.store import row_lengths
 from luthier.schema.protocols import TokenRow
+from luthier.tasks.planned import PlannedBatches, by_length
 
 
-class RowBatches:
+class RowBatches(PlannedBatches[Step]):
     """A `training.loop.BatchSource` over rendered rows.
 
     batch_size, micro_batch_size: sequences an optimiser step and at once; sequence_length: longest
@@ -33,25 +34,20 @@ class RowBatches:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sequence_length, self.packing = sequence_length, packing
         self.lengths = row_lengths(rows)
-        self._planned: tuple[int, list[Step]] | None = None
 
-    def plan(self, epoch: int) -> list[Step]:
-        """Rows of each step of an epoch, by index. The last epoch asked for is remembered."""
-        if self._planned is None or self._planned[0] != epoch:
-            steps = plan_epoch(
-                self.lengths,
-                batch_size=self.batch_size,
-                micro_batch_size=self.micro_batch_size,
-                sequence_length=self.sequence_length,
-                packing=self.packing,
-                seed=self.seed,
-                epoch=epoch,
-            )
-            self._planned = (epoch, steps)
-        return self._planned[1]
+    def _plan(self, epoch: int) -> list[Step]:
+        return plan_epoch(
+            self.lengths,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            sequence_length=self.sequence_length,
+            packing=self.packing,
+            seed=self.seed,
+            epoch=epoch,
+        )
 
-    def steps(self, epoch: int) -> int:
-        return len(self.plan(epoch))
+    def place(self, index: int) -> str:
+        return f"{self.tokens[index].file}:{self.tokens[index].line}"
 
     def batches(self, epoch: int, step: int) -> list[Batch]:
         chosen = self.plan(epoch)[step]
@@ -59,10 +55,6 @@ class RowBatches:
             collate([[self.tokens[index] for index in packed] for packed in micro], pad_id=self.pad_id)
             for micro in chosen
         ]
-
-    def rows(self, epoch: int, step: int) -> list[str]:
-        chosen = (index for micro in self.plan(epoch)[step] for packed in micro for index in packed)
-        return [f"{self.tokens[index].file}:{self.tokens[index].line}" for index in chosen]
 
 
 class ValidationBatches(Sequence[Batch]):
@@ -88,14 +80,6 @@ def validation_batches(
     rows: Sequence[TokenRow], *, micro_batch_size: int, sequence_length: int, pad_id: int
 ) -> ValidationBatches:
     """All rows once, longest first, as many at once as one micro-batch of training holds tokens."""
-    room = micro_batch_size * sequence_length
-    sizes = row_lengths(rows)
-    groups: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(sizes)), key=lambda one: -sizes[one]):
-        # Padded to the longest, which comes first: what counts where rows cannot be flattened.
-        if not groups or (len(groups[-1]) + 1) * longest > room:
-            groups.append([])
-            longest = sizes[row]
-        groups[-1].append(row)
+    # Padded to the longest of a group: what counts where rows cannot be flattened.
+    groups = by_length(row_lengths(rows), micro_batch_size * sequence_length)
     return ValidationBatches(rows, groups, pad_id=pad_id)

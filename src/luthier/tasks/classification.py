@@ -40,7 +40,8 @@ from luthier.schema.recipe import ClassificationChoice
 from luthier.schema.results import EvalResult, ParityCheck
 from luthier.schema.rows import LabelRow
 from luthier.tasks.base import ModelTask, Rows, Told
-from luthier.tasks.encoded import EncodedRows, by_length, encode, pad, reads_segments
+from luthier.tasks.encoded import EncodedRows, encode, pad, reads_segments
+from luthier.tasks.planned import by_length
 from luthier.training.objective import Loss, MicroBatch, Objective
 
 DECISION = "decision.json"

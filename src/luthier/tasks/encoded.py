@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.data.batching import Step, plan_epoch
 from luthier.data.inputs import Input
 from luthier.data.tokenizer import FileTokenizer
+from luthier.tasks.planned import PlannedBatches, Rows, by_length, plan_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ Labels = Callable[[Sequence[int]], Tensor]
 """From the indices of rows to the labels of a batch of them."""
 
 
-class EncodedRows:
+class EncodedRows(PlannedBatches[list[Rows]]):
     """A `training.loop.BatchSource` over inputs, one a row, in an order that the seed alone decides.
 
     places: where each row stands, as ``file:line``.
@@ -117,32 +117,21 @@ class EncodedRows:
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self.pad_id, self.segments = pad_id, segments
         self.lengths = [len(one) for one in inputs]
-        self._planned: tuple[int, list[Step]] | None = None
 
-    def plan(self, epoch: int) -> list[Step]:
-        """Rows of each step of an epoch, by index. The last epoch asked for is remembered."""
-        if self._planned is None or self._planned[0] != epoch:
-            steps = plan_epoch(
-                self.lengths,
-                batch_size=self.batch_size,
-                micro_batch_size=self.micro_batch_size,
-                sequence_length=max(self.lengths, default=0),
-                packing=False,
-                seed=self.seed,
-                epoch=epoch,
-            )
-            self._planned = (epoch, steps)
-        return self._planned[1]
+    def _plan(self, epoch: int) -> list[list[Rows]]:
+        return plan_rows(
+            self.lengths,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            epoch=epoch,
+        )
 
-    def steps(self, epoch: int) -> int:
-        return len(self.plan(epoch))
+    def place(self, index: int) -> str:
+        return self.places[index]
 
     def batches(self, epoch: int, step: int) -> list[EncodedBatch]:
-        found = []
-        for micro in self.plan(epoch)[step]:
-            chosen = [index for packed in micro for index in packed]
-            found.append(self.batch(chosen))
-        return found
+        return [self.batch(chosen) for chosen in self.plan(epoch)[step]]
 
     def batch(self, chosen: Sequence[int]) -> EncodedBatch:
         """The rows of these indices as one batch."""
@@ -153,22 +142,6 @@ class EncodedRows:
             segments=self.segments,
         )
 
-    def rows(self, epoch: int, step: int) -> list[str]:
-        return [
-            self.places[index] for micro in self.plan(epoch)[step] for packed in micro for index in packed
-        ]
-
     def in_order(self, tokens: int) -> list[EncodedBatch]:
         """All rows once, longest first, as many at once as that many padded tokens hold."""
         return [self.batch(chosen) for chosen in by_length(self.lengths, tokens)]
-
-
-def by_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices in groups of like length, longest first; padded, a group holds at most ``tokens``."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups

@@ -15,7 +15,8 @@ from luthier.evaluation.calibration import decide, probabilities
 from luthier.models.classifier import logits_of, saved_labels
 from luthier.models.load import check_model_directory, quiet
 from luthier.schema.classification import DECISION_FILE, Decision
-from luthier.tasks.encoded import by_length, encode, pad, reads_segments
+from luthier.tasks.encoded import encode, pad, reads_segments
+from luthier.tasks.planned import by_length
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from luthier.data.batching import plan_epoch
 from luthier.errors import DataError, Unsupported
 from luthier.models.rerank import PREFIX, SUFFIX, Batches, Pair, RerankSettings, logits_of_pairs
 from luthier.schema.recipe import RerankingChoice
 from luthier.schema.rows import PairRow, RankingRow
-from luthier.tasks.encoded import Encoded, EncodedBatch, by_length, encode, pad
+from luthier.tasks.encoded import Encoded, EncodedBatch, encode, pad
+from luthier.tasks.planned import PlannedBatches, Rows, by_length, plan_rows
 from luthier.training.objective import Loss, MicroBatch
 from luthier.training.ranking import (
     binary_cross_entropy,
@@ -208,7 +208,7 @@ class ListBatch:
         return replace(self, pairs=self.pairs.to(device), **moved)
 
 
-class ListBatches:
+class ListBatches(PlannedBatches[Rows]):
     """A `training.loop.BatchSource` over queries with candidates, in an order that the seed decides.
 
     pairs_at_once: most pairs of a micro-batch (a query's candidates are never parted).
@@ -233,26 +233,16 @@ class ListBatches:
             self.encoded.append(flat[start : start + len(one.pairs)])
             start += len(one.pairs)
         self.lengths = [max(map(len, own)) for own in self.encoded]
-        self._planned: tuple[int, list[list[int]]] | None = None
 
-    def plan(self, epoch: int) -> list[list[int]]:
-        """Lists of each step of an epoch, by index. The last epoch asked for is remembered."""
-        if self._planned is None or self._planned[0] != epoch:
-            steps = plan_epoch(
-                self.lengths,
-                batch_size=self.batch_size,
-                micro_batch_size=self.batch_size,
-                sequence_length=max(self.lengths, default=0),
-                packing=False,
-                seed=self.seed,
-                epoch=epoch,
-            )
-            flat = [[index for micro in step for packed in micro for index in packed] for step in steps]
-            self._planned = (epoch, flat)
-        return self._planned[1]
+    def _plan(self, epoch: int) -> list[Rows]:
+        at_once = self.batch_size
+        steps = plan_rows(
+            self.lengths, batch_size=at_once, micro_batch_size=at_once, seed=self.seed, epoch=epoch
+        )
+        return [chosen for (chosen,) in steps]
 
-    def steps(self, epoch: int) -> int:
-        return len(self.plan(epoch))
+    def place(self, index: int) -> str:
+        return self.lists[index].place
 
     def batches(self, epoch: int, step: int) -> list[ListBatch]:
         return [self.batch(chosen) for chosen in self.parts(self.plan(epoch)[step])]
@@ -285,9 +275,6 @@ class ListBatches:
         labels[mask] = torch.tensor([worth for index in chosen for worth in self.lists[index].worth])
         flat = [one for index in chosen for one in self.encoded[index]]
         return ListBatch(self.reader.pad(flat, torch.zeros(len(flat))), labels, places, mask)
-
-    def rows(self, epoch: int, step: int) -> list[str]:
-        return [self.lists[index].place for index in self.plan(epoch)[step]]
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.data.batching import plan_epoch
 from luthier.data.collate import IGNORED, collate
 from luthier.schema.recipe import PreferenceChoice
 from luthier.schema.rows import PairTokens
 from luthier.tasks.causal import CausalObjective
+from luthier.tasks.planned import PlannedBatches, Rows, plan_rows
 from luthier.training.objective import Flat, Loss, MicroBatch, flatten
 from luthier.training.preference import dpo, odds_ratio
 
@@ -61,7 +61,7 @@ class PairBatch:
         return replace(self, **moved, reference=reference)
 
 
-class PairBatches:
+class PairBatches(PlannedBatches[list[Rows]]):
     """A `training.loop.BatchSource` over rendered pairs, in an order that the seed decides.
 
     whole: whether the chosen rows' prompts carry cross-entropy too. references: [pairs], see `PairBatch`.
@@ -82,35 +82,24 @@ class PairBatches:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.seed, self.pad_id = seed, pad_id
         self.lengths = [len(pair.chosen.ids) + len(pair.rejected.ids) for pair in pairs]
-        self._planned: tuple[int, list[list[list[int]]]] | None = None
 
-    def plan(self, epoch: int) -> list[list[list[int]]]:
-        """Pairs of each micro-batch of each step of an epoch, by index; the last epoch is remembered."""
-        if self._planned is None or self._planned[0] != epoch:
-            steps = plan_epoch(
-                self.lengths,
-                batch_size=self.batch_size,
-                micro_batch_size=self.micro_batch_size,
-                sequence_length=max(self.lengths, default=0),
-                packing=False,
-                seed=self.seed,
-                epoch=epoch,
-            )
-            flat = [[[index for packed in micro for index in packed] for micro in step] for step in steps]
-            self._planned = (epoch, flat)
-        return self._planned[1]
+    def _plan(self, epoch: int) -> list[list[Rows]]:
+        return plan_rows(
+            self.lengths,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            epoch=epoch,
+        )
 
-    def steps(self, epoch: int) -> int:
-        return len(self.plan(epoch))
+    def place(self, index: int) -> str:
+        row = self.pairs[index].chosen
+        return f"{row.file}:{row.line}"
 
     def batches(self, epoch: int, step: int) -> list[PairBatch]:
         chosen = self.plan(epoch)[step]
         share = self._share([index for micro in chosen for index in micro])
         return [self.batch(micro, share) for micro in chosen]
-
-    def rows(self, epoch: int, step: int) -> list[str]:
-        rows = [self.pairs[index].chosen for micro in self.plan(epoch)[step] for index in micro]
-        return [f"{row.file}:{row.line}" for row in rows]
 
     def placed(self) -> Iterator[tuple[list[int], PairBatch]]:
         """All pairs once, longest first, with the places they have."""

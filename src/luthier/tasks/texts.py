@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.data.batching import plan_epoch
 from luthier.data.contrastive import plan_contrastive
 from luthier.errors import DataError
 from luthier.models.embed import DenseLayers, embed
@@ -19,6 +18,7 @@ from luthier.models.vector_settings import Role, VectorSettings
 from luthier.schema.recipe import SimilarityChoice
 from luthier.schema.rows import PairRow
 from luthier.tasks.encoded import Encoded, EncodedBatch
+from luthier.tasks.planned import PlannedBatches, plan_rows
 from luthier.tasks.vectors import Reader
 from luthier.training.contrastive import (
     cosent,
@@ -110,7 +110,7 @@ class Texts:
     place: str
 
 
-class TextBatches:
+class TextBatches(PlannedBatches[tuple[int, ...]]):
     """A `training.loop.BatchSource` whose every step is one batch of rows that are compared.
 
     rows: see `Texts`; encoded: each text once. texts_at_once: how many go through the model together.
@@ -133,13 +133,6 @@ class TextBatches:
         self.rows_, self.encoded, self.texts, self.reader = rows, encoded, texts, reader
         self.batch_size, self.texts_at_once, self.seed = batch_size, texts_at_once, seed
         self.apart, self.most_wrong = apart, most_wrong
-        self._planned: tuple[int, list[tuple[int, ...]]] | None = None
-
-    def plan(self, epoch: int) -> list[tuple[int, ...]]:
-        """Rows of each step by index; the last epoch asked for is remembered."""
-        if self._planned is None or self._planned[0] != epoch:
-            self._planned = (epoch, self._plan(epoch))
-        return self._planned[1]
 
     def _plan(self, epoch: int) -> list[tuple[int, ...]]:
         if self.apart:
@@ -150,19 +143,12 @@ class TextBatches:
                 seed=self.seed,
                 epoch=epoch,
             )
-        steps = plan_epoch(
-            [1] * len(self.rows_),
-            batch_size=self.batch_size,
-            micro_batch_size=self.batch_size,
-            sequence_length=1,
-            packing=False,
-            seed=self.seed,
-            epoch=epoch,
-        )
-        return [tuple(index for micro in step for packed in micro for index in packed) for step in steps]
+        lengths, at_once = [1] * len(self.rows_), self.batch_size
+        steps = plan_rows(lengths, batch_size=at_once, micro_batch_size=at_once, seed=self.seed, epoch=epoch)
+        return [tuple(chosen) for (chosen,) in steps]
 
-    def steps(self, epoch: int) -> int:
-        return len(self.plan(epoch))
+    def place(self, index: int) -> str:
+        return self.rows_[index].place
 
     def batches(self, epoch: int, step: int) -> list[TextsBatch]:
         return [self.batch(self.plan(epoch)[step], draw=random.Random(f"wrong {self.seed}/{epoch}/{step}"))]
@@ -193,9 +179,6 @@ class TextBatches:
         if most is None or len(row.wrong) <= most:
             return row.wrong
         return row.wrong[:most] if draw is None else draw.sample(row.wrong, most)
-
-    def rows(self, epoch: int, step: int) -> list[str]:
-        return [self.rows_[index].place for index in self.plan(epoch)[step]]
 
 
 @dataclass(frozen=True)

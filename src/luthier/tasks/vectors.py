@@ -16,7 +16,8 @@ from luthier.errors import RecipeError
 from luthier.models.embed import Batches, DenseLayers, TorchEmbedder, has_segments, load_backbone, width_of
 from luthier.models.vector_settings import Pooling, Role, VectorSettings, read_vector_settings
 from luthier.schema.recipe import Dtype, SimilarityChoice
-from luthier.tasks.encoded import Encoded, EncodedBatch, by_length, encode, pad
+from luthier.tasks.encoded import Encoded, EncodedBatch, encode, pad
+from luthier.tasks.planned import by_length
 
 if TYPE_CHECKING:
     from luthier.data.tokenizer import FileTokenizer
