@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from command import luthier
 from tiny import save_tiny_model, write_recipe, write_rows
 
 
@@ -22,23 +22,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fails(place: Path, *words: str, code: int) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier", *words],
-        cwd=place,
-        env={
-            **os.environ,
-            "LUTHIER_RUNS": str(place / "runs"),
-            "LUTHIER_CACHE": str(place / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "CI": "1",
-            "COLUMNS": "400",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = luthier(place, *words, code=code, width=400)
     assert "Traceback" not in done.stderr + done.stdout
-    assert done.returncode == code, done.stderr + done.stdout
     return done.stderr
 
 

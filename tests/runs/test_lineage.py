@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command import luthier
 from luthier.runs.directory import RunDirectory
 from luthier.schema.run import Origin
 from tiny import save_tiny_model, write_recipe
 
 
-def words_to(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ, "LUTHIER_RUNS": str(place / "runs"), "LUTHIER_CACHE": str(place / "cache"),
-        "OMP_NUM_THREADS": "1", "CI": "1", "COLUMNS": "160",
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", "luthier", *words], env=environment, capture_output=True, text=True
-    )
-
-
-def luthier(place: Path, *words: str) -> str:
-    done = words_to(place, *words)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 def made(place: Path, *words: str) -> tuple[RunDirectory, str]:
     """The run that a command makes, and what it says."""
     before = set((place / "runs").glob("*")) if (place / "runs").exists() else set()
-    said = luthier(place, "train", *words)
+    done = luthier(place, "train", *words)
     (path,) = set((place / "runs").glob("*")) - before
-    return RunDirectory(path), said
+    return RunDirectory(path), done.stdout + done.stderr
 
 
 def steps(run: RunDirectory) -> dict[int, tuple[Any, ...]]:
@@ -76,7 +58,7 @@ def test_a_clone_is_the_same_run(place: Path, parent: RunDirectory) -> None:
     }  # fmt: skip
     assert other.recipe.sources["method.alpha"] == "twice the rank of 2"
     assert "a new run with the recipe of" in said
-    assert "a new run with the recipe of" in luthier(place, "runs", "show", other.id)
+    assert "a new run with the recipe of" in luthier(place, "runs", "show", other.id).stdout
 
 
 def test_a_longer_run_goes_on_where_the_parent_ended(place: Path, parent: RunDirectory) -> None:
@@ -93,8 +75,7 @@ def test_a_longer_run_goes_on_where_the_parent_ended(place: Path, parent: RunDir
     for step, values in steps(run).items():
         assert values[2:] == steps(whole)[step][2:]
     assert steps(run)[25][0] < steps(parent)[1][0]
-    refused = words_to(place, "train", "--extend", parent.id, "training.epochs=1")
-    assert refused.returncode == 2
+    refused = luthier(place, "train", "--extend", parent.id, "training.epochs=1", code=2)
     assert "has done 24 steps" in refused.stderr
 
 
@@ -126,7 +107,7 @@ def test_a_branch_without_changes_is_the_parent_from_there_on(place: Path, paren
     ],
 )
 def test_what_cannot_be_is_said(place: Path, parent: RunDirectory, words: Any, code: int, said: str) -> None:
-    done = words_to(place, "train", *(word.format(parent=parent.id) for word in words))
+    done = luthier(place, "train", *(word.format(parent=parent.id) for word in words), code=code)
     assert done.returncode == code, done.stderr
     assert said in " ".join(done.stderr.split())
 
@@ -136,10 +117,9 @@ def test_changed_data_are_refused(place: Path, parent: RunDirectory) -> None:
     text = rows.read_text()
     try:
         rows.write_text("".join(text.splitlines(keepends=True)[:-1]))
-        done = words_to(place, "train", "--branch", f"{parent.id}@12")
+        done = luthier(place, "train", "--branch", f"{parent.id}@12", code=1)
     finally:
         rows.write_text(text)
-    assert done.returncode == 1
     assert "the data files have changed" in " ".join(done.stderr.split())
 
 
@@ -151,13 +131,13 @@ def test_adapters_start_from_those_of_a_run(place: Path, parent: RunDirectory) -
     assert gone_on > learned / 2 > 0.1, "what was learned is there at the first step"
     config = json.loads((parent.path / "artifacts" / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == 4
-    refused = words_to(
+    refused = luthier(
         place,
         "train",
         str(place / "recipe.yaml"),
         "method.rank=8",
         "--init-from",
         str(parent.path / "artifacts/adapter"),
+        code=2,
     )
-    assert refused.returncode == 2
     assert "add method.rank=4" in " ".join(refused.stderr.split())

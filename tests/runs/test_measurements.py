@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command import luthier, says
 from luthier.planning.measured import read_measurements
 from luthier.runs.directory import RunDirectory
 from luthier.runs.recorder import CORRECT_AT, Recorder
@@ -22,18 +20,6 @@ from luthier.schema.run import Planned, Status
 from tiny import save_tiny_model, write_recipe
 
 
-def luthier(place: Path, *words: str) -> str:
-    environment = {
-        **os.environ, "LUTHIER_RUNS": str(place / "runs"), "LUTHIER_CACHE": str(place / "cache"),
-        "OMP_NUM_THREADS": "1", "CI": "1", "COLUMNS": "160",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier", *words], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("measured")
@@ -43,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_measures_itself_and_the_next_one_starts_from_that(place: Path) -> None:
-    said = luthier(place, "train", str(place / "recipe.yaml"), "name=first")
+    done = luthier(place, "train", str(place / "recipe.yaml"), "name=first")
     (path,) = (place / "runs").glob("first-*")
     run = RunDirectory(path)
     (row,) = read_measurements(place / "cache" / "measurements" / "training.jsonl")
@@ -56,16 +42,16 @@ def test_a_run_measures_itself_and_the_next_one_starts_from_that(place: Path) ->
     assert correction is not None
     assert correction.step == CORRECT_AT
     assert correction.predicted_seconds == row.predicted.seconds
-    assert f"after {CORRECT_AT} steps:" in said
+    assert f"after {CORRECT_AT} steps:" in done.stdout + done.stderr
     steps = [v for v, _ in run.lines("metrics") if v["kind"] == "step"]
     assert all(v["mfu"] > 0 and v["data_wait"] >= 0 for v in steps)
     assert steps[-1]["seconds_left"] < steps[2]["seconds_left"]
-    shown = luthier(place, "runs", "show", run.id)
+    shown = says(place, "runs", "show", run.id)
     assert "memory, backward" in shown
     assert "attention flash, one document at a time" in shown
     assert "memory predicted | measured" in make_markdown(run)
-    planned = json.loads(luthier(place, "plan", str(place / "recipe.yaml"), "--json"))
-    again = json.loads(luthier(place, "train", str(place / "recipe.yaml"), "--dry-run", "--json"))
+    planned = json.loads(says(place, "plan", str(place / "recipe.yaml"), "--json"))
+    again = json.loads(says(place, "train", str(place / "recipe.yaml"), "--dry-run", "--json"))
     assert again["estimate"]["basis"] == "measured"
     assert any(a.startswith("measured here: 1 run of this kind") for a in again["estimate"]["assumptions"])
     assert planned["estimate"] == again["estimate"], "one prediction, whoever asks"

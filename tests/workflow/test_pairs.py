@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command import says
 from luthier.catalog.shipped import shipped_recipe
 from tiny_encoders import rows_of, save_tiny_encoder, sentences, write_steps
 
@@ -21,20 +19,6 @@ FAST = (
     "training.epochs=3", "training.learning_rate=3e-3", "training.batch_size=8", "training.evaluate_every=20",
     "training.sequence_length=24", "model.dtype=float32", "model.revision=null",
 )  # fmt: skip
-
-
-def luthier(folder: Path, *words: str, code: int = 0) -> str:
-    rooms = {"LUTHIER_RUNS": str(folder / "runs"), "LUTHIER_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier", *words],
-        cwd=folder,
-        env={**os.environ, **rooms, "CI": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
 
 
 def beir(folder: Path) -> Path:
@@ -64,7 +48,7 @@ def trained(tmp_path: Path, name: str, *more: str) -> None:
     beir(tmp_path / "set")
     (tmp_path / "recipe.yaml").write_text(shipped_recipe(name).path.read_text())
     data = ("data.train=[set/qrels_train.tsv]", "data.test=[set/qrels_test.tsv]")
-    luthier(tmp_path, "train", "recipe.yaml", f"model.id={tmp_path / 'model'}", *data, *FAST, *more)
+    says(tmp_path, "train", "recipe.yaml", f"model.id={tmp_path / 'model'}", *data, *FAST, *more)
 
 
 def test_similarity_from_recipe_to_answer(tmp_path: Path) -> None:
@@ -77,14 +61,14 @@ def test_similarity_from_recipe_to_answer(tmp_path: Path) -> None:
     assert merged["parity"]["passed"]
     recipe = (the_run(tmp_path) / "recipe.yaml").read_text()
     assert "similarity.loss: the rows are beir" in recipe
-    found = json.loads(luthier(tmp_path, "embed", "latest", TEXTS[0], TEXTS[1], "--json"))
+    found = json.loads(says(tmp_path, "embed", "latest", TEXTS[0], TEXTS[1], "--json"))
     assert (found["texts"], found["dims"]) == (2, 32)
-    luthier(tmp_path, "evaluate", "latest", "--data", "set/qrels_test.tsv")
+    says(tmp_path, "evaluate", "latest", "--data", "set/qrels_test.tsv")
     (extra,) = (the_run(tmp_path) / "evaluations").glob("*.json")
     judged = json.loads(extra.read_text())["result"]["tuned"]
     assert judged["settings"]["corpus"] == 60, "later files are answered from their own corpus"
-    assert "cross-encoder" not in luthier(tmp_path, "report", "latest")
-    luthier(tmp_path, "rerank", "latest", "a", "--query", "b", code=2)
+    assert "cross-encoder" not in says(tmp_path, "report", "latest")
+    says(tmp_path, "rerank", "latest", "a", "--query", "b", code=2)
 
 
 def test_reranking_from_recipe_to_answer(tmp_path: Path) -> None:
@@ -95,6 +79,6 @@ def test_reranking_from_recipe_to_answer(tmp_path: Path) -> None:
     assert baseline["settings"]["candidates"] == "the first 10 of 60 texts by words (BM25)"
     (merged,) = [a for a in outcome(tmp_path, "artifacts") if a["kind"] == "merged"]
     assert merged["parity"]["passed"]
-    found = json.loads(luthier(tmp_path, "rerank", "latest", *TEXTS[:3], "--query", "red ball", "--json"))
+    found = json.loads(says(tmp_path, "rerank", "latest", *TEXTS[:3], "--query", "red ball", "--json"))
     assert len(found["ranking"]) == 3
     assert (the_run(tmp_path) / "report.html").is_file()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command import says
 from luthier.catalog.shipped import shipped_recipe
 from tiny import COLOURS, THINGS, save_tiny_model
 
@@ -21,25 +19,6 @@ FAST = (
     "training.learning_rate=5e-3", "training.batch_size=8", "training.sequence_length=64",
     "training.evaluate_every=10", "evaluation.max_new_tokens=8",
 )  # fmt: skip
-
-
-def luthier(folder: Path, *words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier", *words],
-        cwd=folder,
-        env={
-            **os.environ,
-            "LUTHIER_RUNS": str(folder / "runs"),
-            "LUTHIER_CACHE": str(folder / "cache"),
-            "CI": "1",
-            "COLUMNS": "120",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout if code == 0 else done.stderr
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -61,10 +40,10 @@ def test_from_recipe_to_other_rows(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     write(tmp_path / "pairs.jsonl", pairs(0, 120))
     recipe = str(shipped_recipe("preference-qwen3-1.7b-lora").path)
-    shown = json.loads(luthier(tmp_path, "data", "show", recipe, *FAST, "--json", "-n", "1"))["rows"]
+    shown = json.loads(says(tmp_path, "data", "show", recipe, *FAST, "--json", "-n", "1"))["rows"]
     trained = ["".join(t["text"] for t in row["tokens"] if t["trained"]) for row in shown]
     assert trained == ['{"colour":"red"}<|im_end|>', "red is the ball<|im_end|>"]
-    luthier(tmp_path, "train", recipe, *FAST, "export.gguf=[]")
+    says(tmp_path, "train", recipe, *FAST, "export.gguf=[]")
     (run,) = (tmp_path / "runs").iterdir()
 
     def outcome(name: str) -> Any:
@@ -80,7 +59,7 @@ def test_from_recipe_to_other_rows(tmp_path: Path) -> None:
     assert "Preference accuracy" in report
     # Other pairs, and conversations, through the same command.
     held = write(tmp_path / "more.jsonl", pairs(200, 24))
-    assert "preference_accuracy" in luthier(tmp_path, "evaluate", "latest", "--data", str(held))
+    assert "preference_accuracy" in says(tmp_path, "evaluate", "latest", "--data", str(held))
     chats = [
         {
             "messages": [
@@ -90,9 +69,9 @@ def test_from_recipe_to_other_rows(tmp_path: Path) -> None:
         }
         for row in pairs(300, 12)
     ]
-    said = luthier(tmp_path, "evaluate", "latest", "--data", str(write(tmp_path / "chats.jsonl", chats)))
+    said = says(tmp_path, "evaluate", "latest", "--data", str(write(tmp_path / "chats.jsonl", chats)))
     assert "field_exact" in said
-    again = luthier(tmp_path, "train", "--resume", "latest")
+    again = says(tmp_path, "train", "--resume", "latest")
     assert "Traceback" not in again
 
 
@@ -103,7 +82,7 @@ def test_orpo_on_a_full_fine_tuning(tmp_path: Path) -> None:
         "model: {id: model}\nmethod: {name: full}\ndata: {train: pairs.jsonl}\n"
         "preference: {loss: orpo}\nexport: {gguf: []}\n"
     )
-    luthier(tmp_path, "train", "recipe.yaml", *FAST, "training.learning_rate=2e-3")
+    says(tmp_path, "train", "recipe.yaml", *FAST, "training.learning_rate=2e-3")
     (run,) = (tmp_path / "runs").iterdir()
     (comparison,) = json.loads((run / "comparison.json").read_text())["result"]
     margin = next(d for d in comparison["differences"] if d["metric"] == "preference_margin")
@@ -122,7 +101,7 @@ def test_bad_rows_stop_the_run_with_their_line(tmp_path: Path, row: dict[str, An
     save_tiny_model(tmp_path / "model")
     write(tmp_path / "pairs.jsonl", [*pairs(0, 20), row])
     recipe = str(shipped_recipe("preference-qwen3-1.7b-lora").path)
-    said = luthier(tmp_path, "train", recipe, *FAST, "export.gguf=[]", code=4)
+    said = says(tmp_path, "train", recipe, *FAST, "export.gguf=[]", code=4)
     assert "pairs.jsonl:21" in said
     assert words in said
     assert "Traceback" not in said

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command import says
 from encoders import label_rows, save_encoder
 from luthier.catalog.shipped import shipped_recipe
 from tiny import COLOURS, THINGS, save_tiny_model
@@ -21,25 +19,6 @@ FAST = (
     "training.epochs=6", "training.learning_rate=4e-3", "training.batch_size=8", "training.evaluate_every=20",
     "model.dtype=float32",
 )  # fmt: skip
-
-
-def luthier(folder: Path, *words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier", *words],
-        cwd=folder,
-        env={
-            **os.environ,
-            "LUTHIER_RUNS": str(folder / "runs"),
-            "LUTHIER_CACHE": str(folder / "cache"),
-            "CI": "1",
-            "COLUMNS": "120",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout if code == 0 else done.stderr
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -61,7 +40,7 @@ def test_multi_class_from_recipe_to_answer(tmp_path: Path) -> None:
     rows = [{"text": row.text, "label": row.labels[0]} for row in label_rows(200, seed=1)]
     write(tmp_path / "labelled.jsonl", rows)
     recipe = shipped_recipe("multi-class-xlm-roberta-base-lora").path
-    luthier(
+    says(
         tmp_path, "train", str(recipe), "model.id=model", "data.train=labelled.jsonl", *FAST,
         "training.sequence_length=24",
     )  # fmt: skip
@@ -71,14 +50,14 @@ def test_multi_class_from_recipe_to_answer(tmp_path: Path) -> None:
     assert merged["parity"]["passed"]
     assert merged["parity"]["largest_difference"] < 1e-3
     assert (run_of(tmp_path) / "report.html").stat().st_size > 1000
-    said = json.loads(luthier(tmp_path, "classify", "latest", "cat cat", "blue red", "--json"))
+    said = json.loads(says(tmp_path, "classify", "latest", "cat cat", "blue red", "--json"))
     assert [answer["labels"] for answer in said["answers"]] == [["animal"], ["colour"]]
     assert sum(said["answers"][0]["probabilities"].values()) == pytest.approx(1)
     (tmp_path / "ask.txt").write_text("jam soup\n\nthe hen cow\n")
-    assert "food" in luthier(tmp_path, "classify", "latest", "--file", "ask.txt").splitlines()[0]
+    assert "food" in says(tmp_path, "classify", "latest", "--file", "ask.txt").splitlines()[0]
     held_out = write(tmp_path / "more.jsonl", [{"text": "pie pie", "label": "food"}] * 3)
-    assert "accuracy" in luthier(tmp_path, "evaluate", "latest", "--data", str(held_out))
-    wrong = luthier(tmp_path, "export", "latest", "--gguf", "Q8_0", code=2)
+    assert "accuracy" in says(tmp_path, "evaluate", "latest", "--data", str(held_out))
+    wrong = says(tmp_path, "export", "latest", "--gguf", "Q8_0", code=2)
     assert "llama.cpp has no classifier" in wrong
 
 
@@ -87,13 +66,13 @@ def test_multi_label_from_recipe_to_answer(tmp_path: Path) -> None:
     rows = [{"text": row.text, "labels": list(row.labels)} for row in label_rows(240, multi=True, seed=1)]
     write(tmp_path / "tagged.jsonl", rows)
     recipe = shipped_recipe("multi-label-modernbert-base-full").path
-    luthier(
+    says(
         tmp_path, "train", str(recipe), "model.id=model", "data.train=tagged.jsonl", *FAST,
         "training.sequence_length=24",
     )  # fmt: skip
     (comparison,) = outcome(tmp_path, "comparison")
     assert comparison["verdict"] == "better"
-    said = json.loads(luthier(tmp_path, "classify", "latest", "cat dog red pink", "--json"))
+    said = json.loads(says(tmp_path, "classify", "latest", "cat dog red pink", "--json"))
     assert sorted(said["answers"][0]["labels"]) == ["animal", "colour"]
 
 
@@ -109,14 +88,14 @@ def test_completion_of_a_base_model_from_recipe_to_answer(tmp_path: Path) -> Non
     ]
     write(tmp_path / "texts.jsonl", pairs)
     recipe = shipped_recipe("completion-qwen3-1.7b-full").path
-    luthier(
+    says(
         tmp_path, "train", str(recipe), "model.id=model", "data.train=texts.jsonl", *FAST,
         "training.sequence_length=64", "export.gguf=[]", "evaluation.max_new_tokens=8",
     )  # fmt: skip
     (comparison,) = outcome(tmp_path, "comparison")
     assert comparison["verdict"] == "better"
     assert comparison["primary"] == "exact_match"
-    answer = luthier(tmp_path, "generate", "latest", "3 old hat is", "--max-new-tokens", "8")
+    answer = says(tmp_path, "generate", "latest", "3 old hat is", "--max-new-tokens", "8")
     assert answer == f"3 old hat is {COLOURS[THINGS.index('hat')]}\n"
 
 
@@ -136,20 +115,20 @@ def test_pretraining_from_scratch_from_recipe_to_answer(tmp_path: Path, tokenize
         "model.from_scratch.hidden_size=32", "model.from_scratch.layers=2", "training.evaluate_every=30",
         "model.from_scratch.parameters=30k", "training.learning_rate=1e-2", "training.schedule=wsd",
     )  # fmt: skip
-    luthier(tmp_path, "train", str(recipe), *words)
+    says(tmp_path, "train", str(recipe), *words)
     (comparison,) = outcome(tmp_path, "comparison")
     assert comparison["primary"] == "loss"
     assert comparison["verdict"] == "better"
     first, last = (comparison["differences"][0][side]["value"] for side in ("baseline", "tuned"))
     assert first > 3
     assert last < 0.5 * first
-    assert luthier(tmp_path, "generate", "latest", "the ba", "--max-new-tokens", "20").startswith("the ba")
+    assert says(tmp_path, "generate", "latest", "the ba", "--max-new-tokens", "20").startswith("the ba")
     drawn = [
-        luthier(tmp_path, "generate", "latest", "the", "--temperature", "1", "--seed", str(seed))
+        says(tmp_path, "generate", "latest", "the", "--temperature", "1", "--seed", str(seed))
         for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
-    refused = luthier(tmp_path, "train", str(recipe), *words, "method.name=lora", code=2)
+    refused = says(tmp_path, "train", str(recipe), *words, "method.name=lora", code=2)
     assert "set method.name: full" in refused
 
 
@@ -167,7 +146,7 @@ def test_what_a_purpose_cannot_do_is_refused_before_anything_is_trained(tmp_path
     )
 
     def refused(*words: str, code: int) -> str:
-        return luthier(tmp_path, "plan", str(recipe), *words, code=code)
+        return says(tmp_path, "plan", str(recipe), *words, code=code)
 
     assert "one label" in refused(f"data.train={one}", code=4)
     said = refused(f"data.test={unseen}", code=4)

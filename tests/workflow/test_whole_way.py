@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from command import luthier as any_luthier
 from luthier.data.quickstart import write_quickstart
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
@@ -30,16 +29,7 @@ export: {gguf: [F16, Q8_0, Q4_K_M], parity_prompts: 2}
 
 
 def luthier(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier", *words],
-        cwd=folder,
-        env={**os.environ, "LUTHIER_RUNS": str(folder / "runs"), "CI": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done
+    return any_luthier(folder, *words, own_cache=False)  # real weights and the converter are in it
 
 
 @pytest.fixture(scope="module")
