@@ -1,54 +1,20 @@
 """Anything that answers chats can be judged on a file's rows, by the same scores."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from endpoints import endpoint
 from luthier.errors import Unreachable, UsageError
 from luthier.evaluation.generation import text_of
 from luthier.runs.judging import answering, judge, read_rows
 from luthier.serving.endpoint import Endpoint
 
 
-class Fake(BaseHTTPRequestHandler):
-    """Answers with the last message in capitals; the first two requests find it busy."""
-
-    def reply(self, status, body):
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def do_GET(self):
-        self.reply(200, {"data": [{"id": name} for name in self.server.names]})
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
-        if len(self.server.bodies) <= 2:
-            return self.reply(429, {"error": {"message": "busy"}})
-        if body["model"] not in self.server.names:
-            return self.reply(404, {"error": {"message": "no such model"}})
-        content = body["messages"][-1]["content"].upper()
-        choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
-        return self.reply(200, {"choices": [choice]})
-
-    def log_message(self, *words):
-        pass
-
-
 @pytest.fixture
 def server():
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
-    httpd.names, httpd.bodies = ["loud"], []
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    httpd.address = f"http://127.0.0.1:{httpd.server_port}/v1"
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    with endpoint() as httpd:
+        yield httpd
 
 
 @pytest.fixture
@@ -83,10 +49,10 @@ def test_which_of_several_models_must_be_said(server):
     assert caught.value.hint == "name one: a, b"
     server.bodies = [{}, {}]
     with (
-        Endpoint(server.address, text_of=text_of, model="c") as endpoint,
+        Endpoint(server.address, text_of=text_of, model="c") as other,
         pytest.raises(UsageError, match="404"),
     ):
-        endpoint.generate([[{"role": "user", "content": "x"}]], max_new_tokens=4)
+        other.generate([[{"role": "user", "content": "x"}]], max_new_tokens=4)
 
 
 def test_nobody_there():

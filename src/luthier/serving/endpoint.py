@@ -6,16 +6,34 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
 from luthier.errors import Unreachable, Unsupported, UsageError
-from luthier.schema.protocols import Generated, Likelihood, Message, Progress
+from luthier.schema.protocols import Generated, Likelihood, Message, Progress, plain_text
 
 AT_ONCE = 8
 TRIES = 5
+
+
+@dataclass
+class Used:
+    """Tokens that the server says it has read and written for us."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    told: bool = False
+    """Whether it says so at all."""
+
+    def add(self, usage: object) -> None:
+        """Count one answer."""
+        if isinstance(usage, dict):
+            self.told = True
+            self.prompt_tokens += int(usage.get("prompt_tokens") or 0)
+            self.completion_tokens += int(usage.get("completion_tokens") or 0)
 
 
 class Endpoint:
@@ -43,6 +61,7 @@ class Endpoint:
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx2.Timeout(timeout, connect=10),
         )
+        self.used = Used()
         self.model = model or self._only_one()
         self.label = f"{self.model} at {urlsplit(self.address).netloc}"
         # Weights behind an address may change without notice: this names who answered, and is no digest
@@ -73,7 +92,13 @@ class Endpoint:
     ) -> list[Generated]:
         """Greedy answers in the order of chats, a few at a time."""
 
-        def answer(index: int) -> Generated:
+        def answer(index: int) -> tuple[Generated, object]:
+            if (text := plain_text(chats[index])) is not None:
+                plain = {"model": self.model, "prompt": text, "temperature": 0, "max_tokens": max_new_tokens}
+                told = self._ask("POST", "/completions", plain)
+                given = told["choices"][0]
+                ended = given.get("finish_reason") != "length"
+                return Generated(str(given["text"]), (), ended), told.get("usage")
             body: dict[str, Any] = {
                 "model": self.model,
                 "messages": list(chats[index]),
@@ -83,14 +108,17 @@ class Endpoint:
             offered = None if tools is None else tools[index]
             if offered:
                 body["tools"] = list(offered)
-            found = self._ask("POST", "/chat/completions", body)["choices"][0]
-            return Generated(self._text_of(found["message"]), (), found.get("finish_reason") != "length")
+            whole = self._ask("POST", "/chat/completions", body)
+            found = whole["choices"][0]
+            stopped = found.get("finish_reason") != "length"
+            return Generated(self._text_of(found["message"]), (), stopped), whole.get("usage")
 
         answers: list[Generated] = []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             try:
-                for done, found in enumerate(pool.map(answer, range(len(chats))), 1):
+                for done, (found, usage) in enumerate(pool.map(answer, range(len(chats))), 1):
                     answers.append(found)
+                    self.used.add(usage)
                     if progress is not None:
                         progress(done, len(chats))
             except BaseException:
