@@ -17,6 +17,7 @@ from luthier.evaluation.benchmarks.judge import (
     pose,
     read_rows,
 )
+from luthier.evaluation.benchmarks.numbers import flexible_number, same_number, strict_number
 from luthier.evaluation.benchmarks.tasks import BENCHMARKS, benchmark
 from luthier.schema.protocols import Generated, Message, Progress
 
@@ -119,31 +120,132 @@ def test_numbers_are_compared_and_examples_are_earlier_turns() -> None:
     lines = [{"question": f"q{n}", "answer": f"<<1+{n}={n + 1}>>so {n + 1}\n#### {n + 1}"} for n in range(4)]
     read, _ = rows("gsm8k", *lines)
     says = Says("it is 3", "I think\n#### 5")
-    result = judge_by_answer(says, pose(BENCHMARKS["gsm8k"], read[2:], read[:2], 2), max_new_tokens=8)
+    posed = pose(BENCHMARKS["gsm8k"], read[2:], read[:2], 2)
+    result = judge_by_answer(says, posed, chat=True)
     assert [row.scores["numeric_exact"] for row in result.rows] == [1.0, 0.0]
     assert [m["role"] for m in says.chats[0]] == ["user", "assistant"] * 2 + ["user"]
     assert "<<" not in says.chats[0][1]["content"]
 
 
-def test_code_passes_only_with_all_its_tests() -> None:
-    row = {
-        "text": "add",
-        "code": "def f(a): return a + 1",
-        "test_list": ["assert f(1) == 2", "assert f(2) == 3"],
+def test_numbers_of_a_plain_text_end_at_the_next_question() -> None:
+    lines = [{"question": f"q{n}", "answer": f"<<1+{n}={n + 1}>>so {n + 1}\n#### 1,00{n}"} for n in range(5)]
+    read, _ = rows("gsm8k", *lines)
+    says = Says(
+        " so\n#### 1002\n\nQuestion: and?\nAnswer: 7\n#### 7", " it is $1,004.", "#### 1,003\n#### 1,004"
+    )
+    posed = pose(BENCHMARKS["gsm8k"], [read[3], read[4], read[2]], read[:2], 2)
+    result = judge_by_answer(says, posed)
+    # The answers belong to q2, q3 and q4: the one that sorts first is asked for q2.
+    scores = {
+        row.prompt[10:12]: (row.scores["strict_match"], row.scores["flexible_match"]) for row in result.rows
     }
-    lines = [{**row, "text": name} for name in ("a", "b", "c", "d")]
-    read, _ = rows("mbpp", *lines)
+    assert scores == {"q2": (1.0, 1.0), "q3": (0.0, 0.0), "q4": (0.0, 1.0)}
+    assert result.primary == "strict_match"
+    [chat] = [chat for chat in says.chats if "q3" in chat[0]["content"]]
+    assert chat == [
+        {
+            "role": "text",
+            "content": "Question: q0\nAnswer: <<1+0=1>>so 1\n#### 1,000\n\n"
+            "Question: q1\nAnswer: <<1+1=2>>so 2\n#### 1,001\n\nQuestion: q3\nAnswer:",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "strict", "flexible"),
+    [
+        ("so\n#### 72", "72", "72"),
+        ("#### 1,200.", "1,200.", "1,200."),
+        ("it costs $3.50 and", None, "$3.50"),
+        ("#### -4 and #### 5", "-4", "5"),
+        ("no number", None, None),
+        ("1 or 2", None, "2"),
+    ],
+)
+def test_both_ways_to_read_a_number(answer: str, strict: str | None, flexible: str | None) -> None:
+    assert (strict_number(answer), flexible_number(answer)) == (strict, flexible)
+
+
+def test_numbers_are_alike_whatever_the_commas() -> None:
+    assert same_number("so much\n#### 1,200", "$1200.")
+    assert not same_number("#### 1200", "1200.0")
+    assert not same_number("#### 1200", None)
+
+
+MBPP = {
+    "text": "add",
+    "code": "def f(a): return a + 1",
+    "test_list": ["assert f(1) == 2", "assert f(2) == 3", "assert f(3) == 4"],
+}
+
+
+def test_code_passes_only_with_all_its_tests() -> None:
+    read, _ = rows("mbpp", *({**MBPP, "text": name} for name in ("a", "b", "c", "d")))
     says = Says(
         "Here:\n```python\ndef f(a):\n    return a + 1\n```\nGood?",
         "def f(a): return 2",
         "import os; os._exit(0)",
         "```\nbroken(\n```",
     )
-    result = judge_by_answer(says, pose(BENCHMARKS["mbpp"], read, [], 0), max_new_tokens=8)
+    result = judge_by_answer(says, pose(BENCHMARKS["mbpp"], read, [], 0), chat=True)
     assert [row.scores["pass"] for row in result.rows] == [1.0, 0.0, 0.0, 0.0]
     assert result.primary == "pass"
     assert result.metrics["pass"].value == 0.25
     assert "AssertionError" in result.rows[1].answer
+
+
+def test_plain_code_ends_where_the_examples_end() -> None:
+    read, _ = rows("mbpp", *({**MBPP, "text": name} for name in ("a", "b", "c")))
+    says = Says("def f(a): return a + 1\n[DONE]\nnonsense (", "```python\ndef f(a): return a + 1\n```")
+    result = judge_by_answer(says, pose(BENCHMARKS["mbpp"], read[1:], read[:1], 1))
+    assert [row.scores["pass"] for row in result.rows] == [1.0, 0.0]
+    assert says.chats[0][0]["content"] == (
+        "You are an expert Python programmer, and here is your task: a Your code should pass these tests:\n\n"
+        "assert f(1) == 2\nassert f(2) == 3\nassert f(3) == 4\n[BEGIN]\ndef f(a): return a + 1\n[DONE]\n\n"
+        "You are an expert Python programmer, and here is your task: b Your code should pass these tests:\n\n"
+        "assert f(1) == 2\nassert f(2) == 3\nassert f(3) == 4\n[BEGIN]\n"
+    )
+
+
+def humaneval() -> list[dict[str, Any]]:
+    path = Path(__file__).parent / "benchmark_rows" / "humaneval" / "test.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_solutions_of_humaneval_rows_pass_and_others_do_not() -> None:
+    values = humaneval()
+    read, _ = rows("humaneval", *values)
+    posed = pose(BENCHMARKS["humaneval"], read, [], 0)
+    by_prompt = sorted(values, key=lambda value: value["prompt"])
+    right = Says(*(value["canonical_solution"] + "\n\ndef more(" for value in by_prompt))
+    assert {row.scores["pass"] for row in judge_by_answer(right, posed).rows} == {1.0}
+    assert {chat[0]["content"] for chat in right.chats} == {value["prompt"] for value in values}
+    wrong = Says(*("    return None\n" for _ in values))
+    assert {row.scores["pass"] for row in judge_by_answer(wrong, posed).rows} == {0.0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Here:\n```python\n{prompt}{solution}\n```\nIt adds.",
+        "```python\n{solution}\n```",
+        "```python\ndef {entry}(*given):\n    return reference(*given)\n\n{reference}\n```",
+    ],
+)
+def test_a_chat_may_write_the_whole_function_or_its_body(answer: str) -> None:
+    value = humaneval()[0]
+    read, _ = rows("humaneval", value)
+    reference = f"{value['prompt']}{value['canonical_solution']}".replace(
+        f"def {value['entry_point']}(", "def reference("
+    )
+    said = answer.format(
+        prompt=value["prompt"],
+        solution=value["canonical_solution"],
+        entry=value["entry_point"],
+        reference=reference,
+    )
+    result = judge_by_answer(Says(said), pose(BENCHMARKS["humaneval"], read, [], 0), chat=True)
+    assert result.metrics["pass"].value == 1.0
 
 
 @pytest.mark.parametrize(

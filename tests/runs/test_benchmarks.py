@@ -44,7 +44,7 @@ def test_the_test_file_comes_before_others_and_examples_from_train(tmp_path: Pat
     write(tmp_path / "gsm8k" / "test.jsonl", [{"question": "x", "answer": "#### 1"}])
     posed = prepare(BENCHMARKS["gsm8k"], str(tmp_path), max_rows=None, shots=None)
     assert [row.asked.text for row in posed.rows] == ["x"]
-    assert len(posed.examples[""]) == 4
+    assert len(posed.examples[""]) == 5
 
 
 def test_what_is_missing_is_told(tmp_path: Path) -> None:
@@ -54,3 +54,24 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as unnamed:
         prepare(BENCHMARKS["boolq"], None, max_rows=None, shots=None)
     assert "hub" in str(unnamed.value.hint)
+
+
+def test_examples_of_mbpp_are_the_second_to_fourth_of_their_file(tmp_path: Path) -> None:
+    row = {"code": "def f(): pass", "test_list": ["f()"], "test_setup_code": ""}
+    write(tmp_path / "mbpp" / "test.jsonl", [{**row, "text": "judged"}])
+    write(tmp_path / "mbpp" / "prompt.jsonl", [{**row, "text": f"shown {n}"} for n in range(10)])
+    posed = prepare(BENCHMARKS["mbpp"], str(tmp_path), max_rows=None, shots=None)
+    assert [one.plain.split(" Your")[0][-1] for one in posed.examples[""]] == ["1", "2", "3"]
+
+
+def test_humaneval_is_found_as_its_authors_name_it(tmp_path: Path) -> None:
+    row = {
+        "prompt": "def f():\n",
+        "canonical_solution": "    pass",
+        "test": "def check(c): c()",
+        "entry_point": "f",
+    }
+    write(tmp_path / "humaneval" / "HumanEval.jsonl", [row])
+    posed = prepare(BENCHMARKS["humaneval"], str(tmp_path), max_rows=None, shots=None)
+    assert [one.asked.before for one in posed.rows] == ["def f():\n"]
+    assert benchmarks_named(["humaneval"], run_code=True)[0].longest == 1024

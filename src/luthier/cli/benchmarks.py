@@ -21,7 +21,8 @@ def judge_benchmarks(
     shots: int | None,
     run_code: bool,
     max_rows: int | None,
-    longest: int,
+    longest: int | None,
+    chat: bool,
     json: bool,
 ) -> list[Comparison]:
     """Judge one model, or two against each other, on each benchmark, and show what came of it."""
@@ -48,6 +49,7 @@ def judge_benchmarks(
             model=model if target.startswith("http") else None,
             gguf=gguf if target == what else None,
             longest=longest,
+            chat=chat,
         )
         for target in targets
     ]
@@ -80,7 +82,13 @@ def _told(posed: Posed) -> str:
 
 
 def _judged(
-    what: str, posed: Sequence[Posed], *, model: str | None, gguf: str | None, longest: int
+    what: str,
+    posed: Sequence[Posed],
+    *,
+    model: str | None,
+    gguf: str | None,
+    longest: int | None,
+    chat: bool,
 ) -> list[EvalResult]:
     from luthier.cli.console import err, row_bar
     from luthier.runs.benchmarks import judge_benchmark
@@ -90,8 +98,12 @@ def _judged(
         err().print(words, style="dim", highlight=False)
 
     found = []
-    with answering(what, model=model, gguf=gguf, longest=longest, say=say) as generator:
+    # A server is started once, with room for the longest answer of all.
+    room = longest or max(one.benchmark.longest for one in posed)
+    with answering(what, model=model, gguf=gguf, longest=room, say=say) as generator:
         for one in posed:
             with row_bar(f"{generator.label} on {one.benchmark.name}") as progress:
-                found.append(judge_benchmark(generator, one, max_new_tokens=longest, progress=progress))
+                found.append(
+                    judge_benchmark(generator, one, max_new_tokens=longest, chat=chat, progress=progress)
+                )
     return found

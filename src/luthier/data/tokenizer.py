@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from luthier.data.template import arguments_as_text, compile_template, plain_messages
 from luthier.errors import DataError, FileProblem, Unsupported
-from luthier.schema.protocols import Message
+from luthier.schema.protocols import Message, plain_text
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FILES = (
@@ -215,13 +215,15 @@ class FileTokenizer:
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = False,
     ) -> str:
-        """The chat template applied to messages.
+        """The chat template applied to messages; a message of role ``text`` stands as it is, without one.
 
         Raises Unsupported where the model has no template, DataError where the template refuses the
         messages (for example roles that do not alternate).
         """
         if not messages:
             raise DataError("a chat needs at least one message")
+        if (text := plain_text(messages)) is not None:
+            return self.decode(self.prefix_ids, skip_special=False) + text
         template = self._template("tool_use" if tools is not None else "default")
 
         def fill(chat: list[dict[str, Any]]) -> str:

@@ -34,6 +34,10 @@ OWN = {
         "Probability of the right choice",
         "Its share of the probability of all choices, the mean over questions.",
     ),
+    "strict_match": Named("Number after ####", "Share of rows whose number after #### is the expected one."),
+    "flexible_match": Named(
+        "Last number", "Share of rows whose last number, wherever it stands, is the expected one."
+    ),
     "answered": Named(
         "Answered", "Share of harmless requests that are neither refused nor met with silence, by the words."
     ),

@@ -27,7 +27,7 @@ from luthier.errors import ToolchainError, Unreachable, UsageError
 from luthier.files import file_sha256
 from luthier.llamacpp.gguf_file import read_header
 from luthier.llamacpp.process import OFFLINE, cores, end_tree, last_lines
-from luthier.schema.protocols import Generated, Message, Progress
+from luthier.schema.protocols import Generated, Message, Progress, plain_text
 
 GREEDY: dict[str, Any] = {"temperature": 0, "top_k": 1, "samplers": ["top_k"], "seed": 0}
 """Sampling settings under which the likeliest token wins, whatever defaults the file carries."""
@@ -450,7 +450,9 @@ class GgufGenerator:
         begun = time.perf_counter()
 
         def answer(index: int) -> Generated:
-            prompt = self.server.apply_template(chats[index], None if tools is None else tools[index])
+            prompt = plain_text(chats[index])
+            if prompt is None:
+                prompt = self.server.apply_template(chats[index], None if tools is None else tools[index])
             found = self.server.complete(prompt, max_new_tokens)
             return Generated(text=found.text, token_ids=found.tokens, stopped=found.stopped)
 

@@ -56,7 +56,7 @@ def prepare(
     rows, left_out = read_benchmark(task, _values(judged))
     shown: list[Read] = []
     if wanted and examples is not None:
-        shown = list(rows) if same else read_benchmark(task, _values(examples))[0]
+        shown = list(rows) if same else read_benchmark(task, _values(examples))[0][task.first_example :]
     elif wanted and shots is not None:
         raise UsageError(
             f"there is no file to take examples of {task.name} from",
@@ -111,13 +111,21 @@ def _named(folder: Path, beginnings: Sequence[str]) -> str | None:
 
 
 def judge_benchmark(
-    model: Generator, posed: Posed, *, max_new_tokens: int, progress: Progress | None = None
+    model: Generator,
+    posed: Posed,
+    *,
+    max_new_tokens: int | None = None,
+    chat: bool = False,
+    progress: Progress | None = None,
 ) -> EvalResult:
-    """One model on one benchmark. Errors: Unsupported where it cannot say how likely a text is."""
+    """One model on one benchmark. Errors: Unsupported where it cannot say how likely a text is.
+
+    max_new_tokens: the benchmark's own where not given. chat: numbers and code are asked as chats.
+    """
     cache = None if isinstance(model, Endpoint) else room("answers")
     if posed.benchmark.kind != "choice":
         return judge_by_answer(
-            model, posed, max_new_tokens=max_new_tokens, progress=progress, cache_dir=cache
+            model, posed, max_new_tokens=max_new_tokens, chat=chat, progress=progress, cache_dir=cache
         )
     return judge_by_likelihood(scorer_of(model), posed, progress=progress, cache_dir=cache)
 
@@ -130,7 +138,8 @@ def scorer_of(model: Generator) -> Scorer:
         raise Unsupported(
             f"{model.label}: llama.cpp's server tells no log-probabilities of a prompt, which multiple "
             "choice is judged by",
-            hint="judge the merged model instead (the run itself, or its folder); gsm8k and mbpp need none",
+            hint="judge the merged model instead (the run itself, or its folder); gsm8k, humaneval and mbpp "
+            "need none",
         )
     raise Unsupported(f"{model.label} tells no log-probabilities of a text", hint="name a model or a run")
 

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
 
 Message = dict[str, Any]
-"""``{"role": "user", "content": "..."}``, with ``tool_calls``, ``name``, ``reasoning_content`` where used."""
+"""``{"role": "user", "content": "..."}``, with ``tool_calls``, ``name``, ``reasoning_content`` where used.
+
+A chat of one message of role ``text`` is a plain text to go on with, without a chat template.
+"""
+
+
+def plain_text(messages: Sequence[Message]) -> str | None:
+    """The text to go on with, where a chat is one; None for turns."""
+    if not messages or messages[0].get("role") != "text":
+        return None
+    return "".join(str(message["content"]) for message in messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import DataError
+from luthier.evaluation.benchmarks.numbers import flexible_number, same_number, strict_number
 from luthier.evaluation.benchmarks.tasks import Asked, Benchmark
-from luthier.evaluation.generation import evaluate
+from luthier.evaluation.generation import Question, answer_all
 from luthier.evaluation.likelihood import ChoiceItem, judge_choices
-from luthier.evaluation.metrics import without_thinking
+from luthier.evaluation.metrics import METRICS, without_thinking
 from luthier.evaluation.sandbox import Ran, run_python
 from luthier.evaluation.statistics import metric_of
-from luthier.schema.protocols import ChatRow, Generator, Message, Progress, Scorer
+from luthier.schema.protocols import Generator, Message, Progress, Scorer
 from luthier.schema.results import EvalResult, ScoredRow
 
 _FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
@@ -148,64 +150,109 @@ def _shots(posed: Posed) -> int:
     return max((len(shown) for shown in posed.examples.values()), default=0)
 
 
-def chat_rows(posed: Posed) -> list[ChatRow]:
-    """What a generator is asked: examples as earlier turns, the question last."""
-    rows = []
+def ask(posed: Posed, *, chat: bool) -> list[Question]:
+    """What a generator is asked: a plain text to go on with, or a chat that begins with the examples."""
+    task = posed.benchmark
+    found = []
     for row in posed.rows:
-        messages: list[Message] = []
-        for one in (*posed.shown(row), row.asked):
-            messages += [
-                {"role": "user", "content": one.text},
-                {"role": "assistant", "content": one.answer},
-            ]
-        rows.append(ChatRow(messages, row.file, row.line, row.id, group=_group(row)))
-    return rows
+        shown = posed.shown(row)
+        messages: list[Message]
+        if chat:
+            messages = []
+            for one in shown:
+                messages += [
+                    {"role": "user", "content": one.text},
+                    {"role": "assistant", "content": one.answer},
+                ]
+            messages.append({"role": "user", "content": row.asked.text})
+        else:
+            before = "".join(f"{one.plain}{task.delimiter}{one.shown}\n\n" for one in shown)
+            messages = [{"role": "text", "content": before + row.asked.plain}]
+        asked = row.asked.text if chat else row.asked.plain
+        found.append(Question(row.id, tuple(messages), None, row.asked.answer, asked, _group(row)))
+    return found
 
 
 def judge_by_answer(
     generator: Generator,
     posed: Posed,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
+    chat: bool = False,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
     run: Callable[[str], Ran] = run_python,
 ) -> EvalResult:
     """Numbers and code: what the model writes is compared, or run with the row's tests.
 
-    run: runs a program; only code benchmarks call it.
+    max_new_tokens: the benchmark's own where not given. chat: asked through the chat template instead of
+    as a plain text. run: runs a program; only code benchmarks call it.
     """
     task = posed.benchmark
-    rows = chat_rows(posed)
-    metric = task.metric if task.kind == "numeric" else "exact_match"
-    result = evaluate(
-        generator,
-        rows,
+    longest = max_new_tokens or task.longest
+    asked = ask(posed, chat=chat)
+    began = time.perf_counter()
+    answers, cached = answer_all(generator, asked, longest, progress, cache_dir)
+    rows = []
+    for row, question, answer in zip(posed.rows, asked, answers, strict=True):
+        text = answer.text if chat else cut(answer.text, task.stops)
+        scored = ScoredRow(
+            id=row.id,
+            prompt=question.prompt,
+            expected=row.asked.answer,
+            answer=text,
+            scores={},
+            group=question.group,
+        )
+        rows.append(
+            _ran(row, scored, run, chat=chat) if task.kind == "code" else _number(row, scored, chat=chat)
+        )
+    groups = [row.group for row in rows]
+    names = tuple(rows[0].scores)
+    return EvalResult(
         split=task.name,
-        metrics=(metric,),
-        max_new_tokens=max_new_tokens,
-        progress=progress,
-        cache_dir=cache_dir,
-    )
-    settings = {**result.settings, "shots": _shots(posed), "metrics": task.metric}
-    if task.kind == "numeric":
-        return result.model_copy(update={"settings": settings})
-    scored = [_ran(row, one, run) for row, one in zip(posed.rows, result.rows, strict=True)]
-    groups = [row.group for row in scored]
-    return result.model_copy(
-        update={
-            "rows": tuple(scored),
-            "metrics": {task.metric: metric_of([row.scores[task.metric] for row in scored], groups)},
-            "primary": task.metric,
-            "reason": "the code that was written runs, and passes every test of its row",
-            "settings": settings,
-        }
+        model=generator.label,
+        weights_digest=generator.weights_digest,
+        metrics={name: metric_of([row.scores[name] for row in rows], groups) for name in names},
+        primary=names[0],
+        rows=tuple(rows),
+        seconds=time.perf_counter() - began,
+        settings={
+            "decoding": "greedy",
+            "max_new_tokens": longest,
+            "metrics": ", ".join(names),
+            "shots": _shots(posed),
+            "form": "chat" if chat else "plain text",
+        },
+        reason="the code that was written runs, and passes every test of its row"
+        if task.kind == "code"
+        else "the answer is a number",
+        cut_off=sum(not answer.stopped for answer in answers) if chat else 0,
+        cached=cached,
     )
 
 
-def _ran(row: Read, scored: ScoredRow, run: Callable[[str], Ran]) -> ScoredRow:
-    program = f"{code_of(scored.answer)}\n\n{row.asked.tests}\n"
-    ended = run(program)
+def cut(text: str, stops: Sequence[str]) -> str:
+    """A text up to the first of some stops."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+def _number(row: Read, scored: ScoredRow, *, chat: bool) -> ScoredRow:
+    if chat:
+        right = METRICS["numeric_exact"].score(row.asked.answer, without_thinking(scored.answer))
+        return scored.model_copy(update={"scores": {"numeric_exact": right}})
+    expected, said = row.asked.shown, scored.answer
+    scores = {
+        "strict_match": float(same_number(expected, strict_number(said))),
+        "flexible_match": float(same_number(expected, flexible_number(said))),
+    }
+    return scored.model_copy(update={"scores": scores})
+
+
+def _ran(row: Read, scored: ScoredRow, run: Callable[[str], Ran], *, chat: bool) -> ScoredRow:
+    # In a chat a program may begin anew: a function whose body is its description may be written over.
+    written = f"\n{code_of(scored.answer)}" if chat else scored.answer
+    ended = run(f"{row.asked.before}{written}\n\n{row.asked.tests}\n")
     said = (
         ""
         if ended.passed

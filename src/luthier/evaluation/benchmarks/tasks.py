@@ -1,7 +1,7 @@
 """The benchmarks that are known: prompt form, choices, examples, metric, source of each.
 
-Prompts of the multiple-choice benchmarks are those of lm-evaluation-harness, so that scores agree row by
-row (`benchmarks/proof/harness.py`); rows are read in the form of the Hub's data sets and in that of the
+Prompts, stops and metrics are those of lm-evaluation-harness, so that scores agree row by row
+(`benchmarks/proof/harness.py`); rows are read in the form of the Hub's data sets and in that of the
 authors' files.
 """
 
@@ -32,6 +32,12 @@ class Asked:
     """Where examples must share one: MMLU's subject."""
     tests: str = ""
     """Code: statements that pass where the answer is right."""
+    plain: str = ""
+    """Numeric and code: the question as a text to go on with, where it is not asked as a chat."""
+    shown: str = ""
+    """Numeric and code: the answer as it stands in a plain example."""
+    before: str = ""
+    """Code: what the written program goes on from, and is run with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,13 @@ class Benchmark:
     head: str = ""
     """What stands before everything; ``{topic}`` is the topic."""
     delimiter: str = " "
-    """Between question and choice."""
+    """Between question and choice, and between a plain question and its answer."""
+    stops: tuple[str, ...] = ()
+    """Numeric and code, asked as a plain text: an answer ends before the first of these."""
+    longest: int = 256
+    """New tokens of an answer."""
+    first_example: int = 0
+    """Place of the first example in the file of examples."""
 
 
 def _text(row: Row, *names: str) -> str:
@@ -153,7 +165,13 @@ def _boolq(row: Row) -> Asked:
 
 
 def _gsm8k(row: Row) -> Asked:
-    return Asked(text=_text(row, "question"), answer=re.sub(r"<<.*?>>", "", _text(row, "answer")))
+    question, answer = _text(row, "question"), _text(row, "answer")
+    return Asked(
+        text=question,
+        answer=re.sub(r"<<.*?>>", "", answer),
+        plain=f"Question: {question}\nAnswer:",
+        shown=answer,
+    )
 
 
 def _mbpp(row: Row) -> Asked:
@@ -161,11 +179,27 @@ def _mbpp(row: Row) -> Asked:
     if not tests:
         raise DataError("a row has no tests (test_list)")
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
+    wanted, code = _text(row, "text", "prompt"), _text(row, "code")
     return Asked(
-        text=f"Write a Python function. {_text(row, 'text', 'prompt').strip()}\n"
+        text=f"Write a Python function. {wanted.strip()}\n"
         "It must pass these tests:\n" + "\n".join(tests) + "\nAnswer with the code alone.",
-        answer=_text(row, "code").replace("\r\n", "\n"),
+        answer=code.replace("\r\n", "\n"),
         tests="\n".join([setup, *tests]).replace("\r\n", "\n"),
+        plain=f"You are an expert Python programmer, and here is your task: {wanted} Your code should pass "
+        "these tests:\n\n" + "\n".join(tests[:3]) + "\n[BEGIN]\n",
+        shown=f"{code}\n[DONE]",
+    )
+
+
+def _humaneval(row: Row) -> Asked:
+    prompt, entry = _text(row, "prompt"), _text(row, "entry_point")
+    return Asked(
+        text="Write a solution to the following problem and make sure that it passes the tests:\n"
+        f"```python\n{prompt}\n```\n",
+        answer=_text(row, "canonical_solution"),
+        tests=f"{_text(row, 'test')}\ncheck({entry})",
+        plain=prompt,
+        before=prompt,
     )
 
 
@@ -209,15 +243,23 @@ BENCHMARKS: dict[str, Benchmark] = {
             "Clark et al. 2019, arXiv 1905.10044", "CC-BY-SA-3.0",
         ),
         Benchmark(
-            "gsm8k", "GSM8K: word problems of school", "numeric", _gsm8k, "numeric_exact",
+            "gsm8k", "GSM8K: word problems of school", "numeric", _gsm8k, "strict_match",
             ("gsm8k",), ("test", "train"), "hub:openai/gsm8k[main]/test",
             "Cobbe et al. 2021, arXiv 2110.14168", "MIT",
-            shots=4, example_files=("train",),
+            shots=5, example_files=("train",), stops=("Question:", "</s>", "<|im_end|>"),
+        ),
+        Benchmark(
+            "humaneval", "HumanEval: Python functions from their descriptions, by their tests", "code",
+            _humaneval, "pass", ("humaneval", "openai_humaneval"), ("test", "HumanEval", "human"),
+            "hub:openai/openai_humaneval/test",
+            "Chen et al. 2021, arXiv 2107.03374", "MIT",
+            stops=("\nclass", "\ndef", "\n#", "\nif", "\nprint"), longest=1024,
         ),
         Benchmark(
             "mbpp", "MBPP: small Python functions, by their tests", "code", _mbpp, "pass",
             ("mbpp",), ("test",), "hub:google-research-datasets/mbpp/test",
             "Austin et al. 2021, arXiv 2108.07732", "CC-BY-4.0",
+            shots=3, example_files=("prompt",), first_example=1, delimiter="", stops=("[DONE]",),
         ),
     )
 }  # fmt: skip
