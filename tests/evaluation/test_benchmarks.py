@@ -207,6 +207,39 @@ def test_plain_code_ends_where_the_examples_end() -> None:
     )
 
 
+class Writes:
+    """Goes on with one text to whatever length it is asked for, one word a token."""
+
+    label, weights_digest = "writes", ""
+
+    def __init__(self, text: str) -> None:
+        self.words, self.lengths = text.split(" "), list[int]()
+
+    def generate(
+        self,
+        chats: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Sequence[dict[str, Any]] | None] | None = None,
+        max_new_tokens: int,
+        progress: Progress | None = None,
+    ) -> list[Generated]:
+        del tools, progress
+        self.lengths.append(max_new_tokens)
+        text = " ".join(self.words[:max_new_tokens])
+        return [Generated(text, (), max_new_tokens > len(self.words)) for _ in chats]
+
+
+@pytest.mark.parametrize(("place", "lengths"), [(5, [128]), (200, [128, 256]), (700, [128, 256, 512, 1024])])
+def test_long_answers_are_asked_for_only_where_no_stop_has_come(place: int, lengths: list[int]) -> None:
+    words = ["#"] * 2_000
+    words[place] = "\ndef"
+    writes = Writes(" ".join(words))
+    read, _ = rows("humaneval", humaneval()[0])
+    result = judge_by_answer(writes, pose(BENCHMARKS["humaneval"], read, [], 0))
+    assert writes.lengths == lengths
+    assert result.rows[0].answer.split("\n\n[")[0].count("#") == place
+
+
 def humaneval() -> list[dict[str, Any]]:
     path = Path(__file__).parent / "benchmark_rows" / "humaneval" / "test.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]

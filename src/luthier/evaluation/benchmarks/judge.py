@@ -20,9 +20,11 @@ from luthier.evaluation.likelihood import ChoiceItem, judge_choices
 from luthier.evaluation.metrics import METRICS, without_thinking
 from luthier.evaluation.sandbox import Ran, run_python
 from luthier.evaluation.statistics import metric_of
-from luthier.schema.protocols import Generator, Message, Progress, Scorer
+from luthier.schema.protocols import Generated, Generator, Message, Progress, Scorer
 from luthier.schema.results import EvalResult, ScoredRow
 
+FIRST_LENGTH = 128
+"""New tokens that are asked for first where an answer may end at a stop."""
 _FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
@@ -192,10 +194,13 @@ def judge_by_answer(
     longest = max_new_tokens or task.longest
     asked = ask(posed, chat=chat)
     began = time.perf_counter()
-    answers, cached = answer_all(generator, asked, longest, progress, cache_dir)
+    stops = () if chat else task.stops
+    answers, cached = _until(
+        generator, asked, stops=stops, longest=longest, progress=progress, cache_dir=cache_dir
+    )
     rows = []
     for row, question, answer in zip(posed.rows, asked, answers, strict=True):
-        text = answer.text if chat else cut(answer.text, task.stops)
+        text = cut(answer.text, stops)
         scored = ScoredRow(
             id=row.id,
             prompt=question.prompt,
@@ -230,6 +235,34 @@ def judge_by_answer(
         cut_off=sum(not answer.stopped for answer in answers) if chat else 0,
         cached=cached,
     )
+
+
+def _until(
+    generator: Generator,
+    asked: Sequence[Question],
+    *,
+    stops: Sequence[str],
+    longest: int,
+    progress: Progress | None,
+    cache_dir: Path | None,
+) -> tuple[list[Generated], int]:
+    """Answers up to a stop or the longest length, and how many came from the cache.
+
+    Generators know no stops: short answers are asked for first, longer ones only where none has come.
+    """
+    found: dict[int, Generated] = {}
+    cached, length = 0, FIRST_LENGTH if stops else longest
+    while left := [place for place in range(len(asked)) if place not in found]:
+        length = min(length, longest)
+        given, known = answer_all(generator, [asked[place] for place in left], length, progress, cache_dir)
+        cached += known if length == longest else 0
+        found |= {
+            place: answer
+            for place, answer in zip(left, given, strict=True)
+            if answer.stopped or length == longest or cut(answer.text, stops) != answer.text
+        }
+        length *= 2
+    return [found[place] for place in range(len(asked))], cached
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
