@@ -85,6 +85,16 @@ class Received:
     """Where the whole file lies until somebody takes it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A file of which a part has arrived."""
+
+    name: str
+    total: int
+    bytes: int
+    mark: str
+
+
 def read_span(header: str | None, length: str | None) -> Span:
     """The bytes that a request brings, by its Content-Range, else by its Content-Length.
 
@@ -182,7 +192,7 @@ class Uploads:
             raise UploadRefused(409, "in-progress", "this file is being sent by another request")
         self._busy.add(key)
         try:
-            part = self._known(key) or self._begin(key, name, span.total)
+            part = self._known(key) or self._begin(key, name, span.total, mark)
             there = part.stat().st_size
             if span.first != there and span.total:
                 raise UploadRefused(
@@ -194,6 +204,17 @@ class Uploads:
             return await asyncio.to_thread(self._finish, part, key, name, suffix, digest)
         finally:
             self._busy.discard(key)
+
+    def waiting(self) -> list[Waiting]:
+        """Transfers that broke off (or go on just now), by name."""
+        found = []
+        for note in self.folder.glob(".upload-*.json") if self.folder.is_dir() else ():
+            known = self._read(note)
+            part = None if known is None else self.folder / known["part"]
+            if known is not None and part is not None and part.is_file():
+                size, total = part.stat().st_size, int(known["total"])
+                found.append(Waiting(known["name"], total, size, known.get("mark", "")))
+        return sorted(found, key=lambda one: one.name)
 
     def drop(self, name: str, total: int, mark: str = "") -> None:
         """Forget what has arrived of a file."""
@@ -227,7 +248,7 @@ class Uploads:
         if not total:
             raise UploadRefused(400, "empty-file", "the file is empty")
 
-    def _begin(self, key: str, name: str, total: int) -> Path:
+    def _begin(self, key: str, name: str, total: int, mark: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.sweep()
         free = shutil.disk_usage(self.folder).free
@@ -241,7 +262,9 @@ class Uploads:
             )
         part = self.folder / f"{UNFINISHED}{secrets.token_hex(16)}.part"
         part.touch(mode=0o600)
-        write_text(self._note(key), json.dumps({"part": part.name, "name": name, "total": total}))
+        write_text(
+            self._note(key), json.dumps({"part": part.name, "name": name, "total": total, "mark": mark})
+        )
         return part
 
     async def _write(
