@@ -207,6 +207,27 @@ def test_every_way_of_keeping_activations(mode: str, compiled: bool, recomputed:
     assert formula.peak.total == pytest.approx(found.allocated, rel=0.09)
 
 
+EXPERTS = CONFIG | {
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 3,
+    "vocab_size": 8000,
+    "moe_intermediate_size": 256,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize("method", [Lora(rank=8), QLora(rank=8)], ids=["lora", "qlora"])
+def test_experts_stay_wide_in_a_four_bit_base(method: Method) -> None:
+    shape = TrainingShape(micro_batch_size=2, sequence_length=512, activation_checkpointing="full")
+    found = whole(trace_step(StepRequest(config=EXPERTS, method=method, shape=shape)), 3, expandable=True)
+    formula = training_memory(architecture_from_config(EXPERTS), method, shape, dtype="bfloat16")
+    assert formula.phases[0].total == pytest.approx(found.phases["optimizer"]["weights"], rel=0.03)
+    assert formula.peak.total == pytest.approx(found.allocated, rel=0.08)
+
+
 def test_a_trace_in_a_process_of_its_own_is_remembered(tmp_path: Path) -> None:
     shape = TrainingShape(micro_batch_size=1, sequence_length=64)
     tiny = CONFIG | {"num_hidden_layers": 2, "vocab_size": 512}

@@ -16,6 +16,7 @@ from luthier.planning.solver import Question, changes, largest_step, longest_seq
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora
+from luthier.sizing.parameters import count_parameters
 
 LLAMA_8B = Architecture(
     model_type="llama",
@@ -73,7 +74,15 @@ def test_each_change_saves_what_it_says() -> None:
     assert found["training.activation_checkpointing=full"].saves == round(saved)
     order = [change.gives_up for change in changes(asked, cut)]
     assert order == sorted(order)
-    assert "method.name=lora" in {c.setting for c in changes(question(method=Full()), cut)}
+    whole = {c.setting: c for c in changes(question(method=Full()), cut)}
+    assert "method.name=lora" in whole
+    trained = count_parameters(asked.arch).total
+    assert whole["training.optimizer=adamw-8bit"].saves == pytest.approx(trained * 6 * 1.013, rel=0.01)
+    assert whole["training.optimizer=adamw-bf16"].saves > whole["training.optimizer=adamw-8bit"].saves
+    # What saves next to nothing is not said.
+    expected = asked.estimate(cut).process.expected
+    assert all(change.saves > 0.01 * expected for change in found.values())
+    assert "method.rank=8" not in {c.setting for c in changes(asked, shape(16, 8192))}
 
 
 def test_the_longest_sequence_is_the_last_that_fits() -> None:
@@ -112,6 +121,12 @@ def test_plan_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None
     said = run(capsys, *words, code=3)
     assert "the weights alone are 15.0 GiB" in said
     assert "luthier recommend" in said
+    words = ("plan", "qwen2.5-1.5b-instruct", "--hardware", "rtx 3060", "--method", "full")
+    said = run(capsys, *words, code=3).split("hint:")[1]
+    assert "then it fits" in said
+    assert "sequences of" not in said
+    said = run(capsys, "plan", "qwen2.5-1.5b-instruct", "--optimizer", "adamw8bit", code=2)
+    assert "did you mean adamw-8bit" in said
     said = run(capsys, "plan", "llama-3.1-8b-instruct", "--method", "lroa", code=2)
     assert "did you mean lora" in said
     run(capsys, "plan", "no-such-model-at-all", code=2)

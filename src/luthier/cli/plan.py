@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, Parameter(negative="")]
 DEFAULT_LENGTH = 2048
 DEFAULT_ROWS = 1000
+LEAST_DOLLARS = 0.01
+SHOWN = 5 << 20
+"""Bytes of a part from which it has a line: less is 0.00 GiB."""
 
 
 def plan(
@@ -29,6 +32,7 @@ def plan(
     hardware: str | None = None,
     method: str = "lora",
     rank: int = 16,
+    optimizer: str = "adamw",
     length: int | None = None,
     batch: int = 16,
     rows: int = DEFAULT_ROWS,
@@ -53,6 +57,8 @@ def plan(
         full, lora or qlora; a recipe has its own.
     rank
         Rank of the adapters; a recipe has its own.
+    optimizer
+        adamw, adamw-8bit, paged-adamw-8bit or adamw-bf16; a recipe has its own.
     length
         Tokens of the longest row; a recipe's data has its own.
     batch
@@ -92,7 +98,7 @@ def plan(
     _check(rows=rows, epochs=epochs, rank=rank, length=length)
     machine = parse_hardware(hardware) if hardware is not None else audit()
     arch, config = shape_of(model)
-    shape = _wanted(arch, length, batch)
+    shape = _wanted(arch, length, batch, optimizer)
     tokens = round(rows * epochs * shape.sequence_length)
     question = _question(arch, _method(method, rank), machine, dtype=dtype, tokens=tokens)
     steps = max(1, round(rows * epochs / batch))
@@ -163,12 +169,29 @@ def _length(arch: Architecture, length: int | None) -> int:
     return length or min(DEFAULT_LENGTH, arch.max_positions or DEFAULT_LENGTH)
 
 
-def _wanted(arch: Architecture, length: int | None, batch: int) -> TrainingShape:
+def _wanted(arch: Architecture, length: int | None, batch: int, optimizer: str) -> TrainingShape:
+    from typing import get_args
+
+    from luthier.errors import did_you_mean
     from luthier.schema.estimate import TrainingShape
+    from luthier.schema.recipe import OptimizerName
 
     if batch < 1:
         raise UsageError(f"a batch of {batch} rows", hint="use at least 1")
-    return TrainingShape(micro_batch_size=batch, sequence_length=_length(arch, length), batch_size=batch)
+    known = get_args(OptimizerName)
+    if optimizer not in known:
+        raise UsageError(
+            f"{optimizer} is not an optimiser",
+            hint=did_you_mean(optimizer, known) or f"use one of {', '.join(known)}",
+        )
+    return TrainingShape.model_validate(
+        {
+            "micro_batch_size": batch,
+            "sequence_length": _length(arch, length),
+            "batch_size": batch,
+            "optimizer": optimizer,
+        }
+    )
 
 
 def _answer(
@@ -230,7 +253,10 @@ def _print_cost(estimate: Estimate, priced: str) -> None:
     if estimate.cost is None:
         return
     cost = estimate.cost
-    out().print(f"  Cost  ${cost.expected:.2f}  (${cost.low:.2f} to ${cost.high:.2f})")
+    if cost.high < LEAST_DOLLARS:
+        out().print("  Cost  less than a cent")
+    else:
+        out().print(f"  Cost  ${cost.expected:.2f}  (${cost.low:.2f} to ${cost.high:.2f})")
     out().print(f"  assumed: {priced}", style="dim", soft_wrap=True)
 
 
@@ -291,12 +317,16 @@ def _print(
         )
     )
     phases = estimate.phases
-    parts = {part: None for phase in phases for part, held in phase.parts.items() if held > 1 << 20}
+    parts = {part: None for phase in phases for part, held in phase.parts.items() if held > SHOWN}
     table = columns("", *(phase.name for phase in phases), numbers=range(1, len(phases) + 1))
     for part in parts:
         table.add_row(part, *(memory(held) if (held := phase.parts.get(part)) else "" for phase in phases))
     table.add_row("together", *(memory(phase.total) for phase in phases), style="bold")
     out().print(Padding(table, (1, 0, 0, 2)))
+    beside = round(estimate.process.expected - estimate.peak.total)
+    if beside > SHOWN and estimate.basis == "formula":
+        said = f"  Beside the parts torch's allocator reserves about {memory(beside)}, which the peak counts."
+        out().print(said, style="dim", soft_wrap=True)
     show_estimate(estimate)
     _print_cost(estimate, priced)
     for change in savings:

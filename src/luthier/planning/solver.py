@@ -23,6 +23,8 @@ SLOWER_WITH_CHECKPOINTING = 0.74
 H100 rows show (36 to 39 % gained by leaving it off)."""
 HALF_SPEED_TOKENS = {"cuda": 1500, "cpu": 64}
 """Tokens of a micro-batch at which a device reaches half of its speed."""
+WORTH_SAYING = 0.01
+"""Share of the peak under which a saving is not worth a line."""
 ENOUGH_TOKENS = {"cuda": 16_384, "cpu": 1_024}
 """Beyond this many tokens a micro-batch gains nothing and only takes memory."""
 
@@ -149,7 +151,7 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     def consider(what: str, setting: str, other: Question, changed: TrainingShape, gives_up: int) -> None:
         estimate = other.estimate(changed)
         saves = round(now - estimate.process.expected)
-        if saves > 0:
+        if saves > WORTH_SAYING * now:
             fits = estimate.process.high <= other.budget
             found.append(Change(what, setting, saves, fits, gives_up, helps=fits and not fits_now))
 
@@ -160,6 +162,12 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         again = shape.model_copy(update={"activation_checkpointing": "full", "recomputed_layers": None})
         consider("recomputing activations", "training.activation_checkpointing=full", question, again, 0)
     tight = smallest_step(shape)
+    if shape.optimizer == "adamw" and question.device == "cuda":
+        eight = shape.model_copy(update={"optimizer": "adamw-8bit"})
+        consider("moments in eight bits", "training.optimizer=adamw-8bit", question, eight, 1)
+    if shape.optimizer != "adamw-bf16" and isinstance(question.method, Full) and question.dtype == "bfloat16":
+        narrow = shape.model_copy(update={"optimizer": "adamw-bf16"})
+        consider("no fp32 masters or moments", "training.optimizer=adamw-bf16", question, narrow, 1)
     if isinstance(question.method, Full):
         lora = replace(question, method=Lora())
         consider("adapters instead of all weights", "method.name=lora", lora, tight, 1)
@@ -198,14 +206,21 @@ def does_not_fit(question: Question, shape: TrainingShape) -> DoesNotFit:
         f"{estimate.process.expected / GIB:.1f} GiB (up to {estimate.process.high / GIB:.1f}) even one row "
         f"at a time with activation checkpointing, and {where} leaves {question.budget / GIB:.1f} GiB"
     )
-    ways = [change.sentence for change in changes(question, smallest)]
-    if weights > question.budget and not any("then it fits" in way for way in ways):
-        ways = [
-            f"the weights alone are {weights / GIB:.1f} GiB: choose a smaller model (`luthier recommend`)"
-        ]
-    if not any("then it fits" in way for way in ways):
-        ways.append("a smaller model: `luthier recommend` lists those that fit")
-    return DoesNotFit(message, hint="; ".join(ways))
+    return DoesNotFit(message, hint=ways_out(question, smallest, weights=weights))
+
+
+def ways_out(question: Question, shape: TrainingShape, *, weights: int) -> str:
+    """What would fit, ranked by how little it gives up; where no one change does, what comes nearest."""
+    found = changes(question, shape)
+    if helping := [change.sentence for change in found if change.helps]:
+        return "; ".join(helping)
+    smaller = "a smaller model: `luthier recommend` lists those that fit"
+    if weights > question.budget:
+        return f"the weights alone are {weights / GIB:.1f} GiB: {smaller}"
+    if not found:
+        return smaller
+    most = max(found, key=lambda change: change.saves)
+    return f"{most.sentence}, which is not enough; {smaller}"
 
 
 def _where(question: Question) -> str:

@@ -45,6 +45,8 @@ class Kernels:
     """Whether documents are attended to one at a time and joined again (CPU, and fp32 on a GPU)."""
     foreach: bool = False
     """Whether the optimiser allocates one temporary the size of the trained weights."""
+    updates_in_backward: bool = False
+    """Whether each weight is updated, and its gradient dropped, as soon as the gradient is there."""
     keeps_logits: bool = False
     """Whether the caller holds the logits through the backward pass."""
 

@@ -37,7 +37,7 @@ class ParameterCount:
     towers: int
     """Parameters outside the text backbone."""
     linear: int
-    """Weights of all linear layers but the head: what LoRA wraps and a 4-bit base quantises."""
+    """Weights of all linear layers but the head, experts among them."""
     active: int
     """Parameters that one token goes through, embeddings included."""
     active_linear: int
@@ -127,6 +127,15 @@ def target_matrices(
                     f"method.targets: {arch.model_type} has no linear layer named {name}",
                     hint=did_you_mean(name, seen) or f"its linear layers are {', '.join(sorted(seen))}",
                 )
+
+
+@lru_cache(maxsize=1024)
+def packed_matrices(arch: Architecture) -> tuple[tuple[int, Matrix], ...]:
+    """(how many layers have it, matrix) of what a four- or eight-bit base holds in fewer bits.
+
+    Linear modules alone: all experts of a layer are one tensor, and stay as wide as they are computed with.
+    """
+    return tuple(target_matrices(arch))
 
 
 def lora_parameters(

@@ -13,10 +13,16 @@ from luthier.schema.estimate import EvaluationShape, Part, Phase, TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, OptimizerName, QLora
 from luthier.sizing.activations import OURS, Kernels, Layer
-from luthier.sizing.layers import distinct_layers, layer_matrices
+from luthier.sizing.layers import distinct_layers
 from luthier.sizing.loss_chunks import chunk_rows
-from luthier.sizing.parameters import ParameterCount, count_parameters, lora_parameters, target_matrices
-from luthier.sizing.states import moments, update_bytes
+from luthier.sizing.parameters import (
+    ParameterCount,
+    count_parameters,
+    lora_parameters,
+    packed_matrices,
+    target_matrices,
+)
+from luthier.sizing.states import moments, trained_tensors, update_bytes
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIB = 1 << 20
@@ -73,7 +79,10 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
         masters = kernels.masters and element == 2 and optimizer != "adamw-bf16"
         size = 4 if masters else element
         states = trained * 4 * masters + moments(arch, method, optimizer, wide=size)
-        return Resident(count.total * element, 0, trained * size, states, trained)
+        at_once = trained
+        if kernels.updates_in_backward:
+            at_once = max(numbers for _, numbers in trained_tensors(arch, method))
+        return Resident(count.total * element, 0, at_once * size, states, trained)
     assert isinstance(method, Lora)
     adapters = lora_parameters(arch, method.rank, method.targets)
     if method.dora:
@@ -82,15 +91,13 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
     weights = count.total * element
     if isinstance(method, QLora):
         wide = 4 if kernels.wide_residual else element
-        weights = (count.total - count.linear) * wide + nf4_bytes(count.linear, method.double_quantisation)
+        packed = sum(times * matrix.weights for times, matrix in packed_matrices(arch))
+        weights = (count.total - packed) * wide + nf4_bytes(packed, method.double_quantisation)
     elif method.base == "float8":
         # One byte a weight, by rows and again by columns, and an fp32 scale for each of either.
-        sides = sum(
-            times * (matrix.outputs + matrix.inputs) * matrix.copies
-            for index, times in distinct_layers(arch)
-            for matrix in layer_matrices(arch, index)
-        )
-        weights = (count.total - count.linear) * element + 2 * count.linear + 4 * sides
+        packed = sum(times * matrix.weights for times, matrix in packed_matrices(arch))
+        sides = sum(times * (matrix.outputs + matrix.inputs) for times, matrix in packed_matrices(arch))
+        weights = (count.total - packed) * element + 2 * packed + 4 * sides
     masters = size == 2 and kernels.masters and optimizer != "adamw-bf16"
     wide = 4 if masters else size
     states = adapters * 4 * masters + moments(arch, method, optimizer, wide=wide)
@@ -268,7 +275,7 @@ class _Step:
             return [*moments, _Moment(first + self.widened, finished, self.alive)]
         embedding, collected = self.embedding * self.element, self.collected
         tied = self.arch.tied_embeddings
-        before = finished - self.embedding * collected + (embedding if tied else 0)
+        before = max(0, finished - self.embedding * collected) + (embedding if tied else 0)
         return [
             *moments,
             _Moment(first, max(before, self.early + self._head_gradient()), self.alive),
@@ -284,7 +291,7 @@ class _Step:
 
     def _head_gradient(self) -> float:
         """The head's gradient while the layers run backward."""
-        if not self.full:
+        if not self.full or self.kernels.updates_in_backward:
             return 0.0
         if self.arch.tied_embeddings:
             return self.head * self.element
@@ -304,7 +311,7 @@ class _Step:
             tile = min(self.tokens, TILE_TOKENS) * TILE_WORDS * 2
             return float(tile + self.tokens * h * self.stream / h)
         if self.kernels.loss == "parts":
-            return self._parts()
+            return self._parts(4 / PARTS)
         if self.shape.log_probs:
             rows, following = self._chunks(fused=self.cuda)
             # logsumexp's temporary is as large as the fp32 logits; the next chunk is made beside the last.
@@ -327,12 +334,13 @@ class _Step:
         )
         return rows, min(rows, self.trained - rows)
 
-    def _parts(self) -> float:
-        """torchtune's loss: all logits in 16 bits; log-probabilities, or (compiled) one part's gradient."""
-        each = 2 + 2 / PARTS if self.kernels.layers == "compiled" else 6 + 4 / PARTS
-        hidden = self.trained * self.arch.hidden_size * self.element
-        gradient = self.head * (8 if self.element == 2 else 4) if self.full else 0
-        return self.tokens * self.arch.vocab_size * each + 2 * hidden + gradient
+    def _parts(self, fp32: float) -> float:
+        """torchtune's loss: all logits in 16 bits, and all log-probabilities in fp32, or (compiled) none.
+
+        fp32: bytes a logit of one part's logits or gradient beside them.
+        """
+        each = 2 + 2 / PARTS if self.kernels.layers == "compiled" else 6 + fp32
+        return self.tokens * (self.arch.vocab_size * each + 2 * self.arch.hidden_size * self.element)
 
     def _fused(self) -> float:
         """Liger's fused loss: chunks of logits, and the gradient of the hidden states."""
@@ -360,6 +368,9 @@ class _Step:
             if self.kernels.loss == "tiles":
                 return max(self._tiles(), norm)
             return float(norm) + self.element * self.head * self.full
+        if self.kernels.loss == "parts":
+            # The head's gradient is the sum of those of the parts, one beside it; eager logits are gone.
+            return self._parts(6 / PARTS - 2) + 2 * self.element * self.head * self.full
         if self.kernels.loss == "logits":
             # Log-probabilities, the gradient of the loss and that of the softmax, each in fp32.
             numbers = self.arch.vocab_size * 12
