@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -97,25 +96,28 @@ def merge(way: str, base: Path, out: Path) -> None:
     from luthier.models.lora import merge as merge_in_memory
     from luthier.models.merge_files import files_merge
 
-    AutoConfig.from_pretrained(base)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if way == "streamed":
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=torch.bfloat16)
         adapted_model(model)
-        began = time.perf_counter()
+        before, began = peak_memory(), time.perf_counter()
         streamed = files_merge(model, base)
         assert streamed is not None
         streamed.write(out)
     else:
         model = load_causal(base, dtype="bfloat16")
         adapted_model(model)
-        began = time.perf_counter()
+        before, began = peak_memory(), time.perf_counter()
         merge_in_memory(model)
         model.save_pretrained(out)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak_bytes": peak, "imports_bytes": before, "seconds": seconds}))
+    print(json.dumps({"peak_bytes": peak_memory(), "before_bytes": before, "seconds": seconds}))
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process (Linux); getrusage's figure outlives the parent's exec."""
+    words = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()
+    return int(words[0]) * 1024
 
 
 def digest(folder: Path) -> str:

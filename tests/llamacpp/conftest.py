@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from luthier.llamacpp.gguf_file import TYPE_IDS, padded, tensor_bytes
+from luthier.llamacpp.policy import is_quantised
 
 
 def value(item):
@@ -107,6 +108,16 @@ def model(
     return dump(path, metadata, source.tensors)
 
 
+def made_up_importance(header, seed=5):
+    """Tensor name -> importance of its columns, for the matrices of a file's blocks."""
+    random = np.random.RandomState(seed)
+    names = sorted(
+        t.name for t in header.tensors if is_quantised(t) and len(t.shape) == 2 and "blk." in t.name
+    )
+    lengths = {tensor.name: tensor.shape[0] for tensor in header.tensors}
+    return {name: (random.randint(1, 400, size=lengths[name]) / 97).astype(np.float32) for name in names}
+
+
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
 LETTERS = {byte: chr(byte) for byte in BYTES}
 LETTERS |= {byte: chr(256 + n) for n, byte in enumerate(b for b in range(256) if b not in BYTES)}
@@ -201,3 +212,9 @@ def write_speaker(tmp_path):
 def write_gguf(tmp_path):
     """metadata, tensors -> path of a file with exactly these."""
     return lambda metadata, tensors, name="file.gguf": dump(tmp_path / name, metadata, tensors)
+
+
+@pytest.fixture(scope="session")
+def importance_of():
+    """Header of a 16-bit file -> a made-up importance matrix for it."""
+    return made_up_importance

@@ -17,6 +17,7 @@ def export(
     adapter: Annotated[bool, Parameter(negative="")] = False,
     merged: Annotated[bool, Parameter(negative="")] = False,
     onnx: Annotated[bool, Parameter(negative="")] = False,
+    imatrix: bool = True,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Write a run's adapter, merged weights, GGUF or ONNX files, each checked against the trained model.
@@ -33,6 +34,8 @@ def export(
         The merged weights as safetensors.
     onnx
         A graph for onnxruntime (classification, similarity and reranking).
+    imatrix
+        Round GGUF types of four bits and less by an importance matrix of training rows.
     json
         Print one JSON object.
     """
@@ -50,7 +53,7 @@ def export(
             "name what to export", hint="for example: luthier export latest --merged --gguf Q4_K_M,Q8_0"
         )
     found = resolve(run)
-    wanted = export_from(adapter=adapter, merged=merged, gguf=gguf, onnx=onnx)
+    wanted = export_from(adapter=adapter, merged=merged, gguf=gguf, onnx=onnx, imatrix=imatrix)
     check_supported(found.recipe.model_copy(update={"export": wanted}))
     if wanted.gguf:
         from luthier.llamacpp.setup import converter

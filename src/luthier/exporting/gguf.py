@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.errors import Unsupported
 from luthier.exporting.files import artifact_of, folder_digest
 from luthier.exporting.space import check_space, plan_gguf_space
 from luthier.files import UNFINISHED, file_sha256, write_text
 from luthier.llamacpp.convert import OutType, convert
+from luthier.llamacpp.importance import WEIGHED_TYPES, tensor_importance, write_importance
 from luthier.llamacpp.policy import FILE_TYPES
 from luthier.llamacpp.quantize import predicted_size, quantiser, quantize
 from luthier.llamacpp.setup import converter
@@ -20,7 +22,12 @@ from luthier.schema.protocols import Progress
 from luthier.schema.recipe import GgufType
 from luthier.schema.results import Artifact
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 MANIFEST = "gguf.json"
+IMPORTANCE = "imatrix.dat"
 CONVERTED: dict[GgufType, OutType] = {"F16": "f16", "BF16": "bf16"}
 """Types that the converter writes itself; the others are quantised from one of these."""
 _INTERMEDIATE = ".intermediate"
@@ -37,6 +44,8 @@ class _Export:
     log: Path
     source: str
     """Digest of the merged folder."""
+    importance: Mapping[str, NDArray[np.float32]] | None = None
+    """Path of a layer -> mean square of its inputs."""
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Type -> what the manifest says of its file."""
 
@@ -51,10 +60,20 @@ class _Export:
             entry is not None
             and entry["file"] == path.name
             and entry["source"] == self.source
+            and entry.get("importance") == self.weighed(kind)
             and path.is_file()
             and path.stat().st_size == entry["bytes"]
             and file_sha256(path) == entry["sha256"]
         )
+
+    def weighed(self, kind: str) -> str | None:
+        """Digest of the importance matrix that a type is quantised with, None without one."""
+        if self.importance is None or kind not in WEIGHED_TYPES:
+            return None
+        digest = hashlib.sha256()
+        for path, values in sorted(self.importance.items()):
+            digest.update(path.encode() + values.tobytes())
+        return digest.hexdigest()
 
     def record(self, kind: str, *, predicted: int | None, tools: dict[str, str]) -> None:
         path = self.file(kind)
@@ -64,6 +83,7 @@ class _Export:
             "sha256": file_sha256(path),
             "predicted_bytes": predicted,
             "source": self.source,
+            "importance": self.weighed(kind),
             "tools": tools,
         }
         write_text(self.out / MANIFEST, json.dumps(self.done, indent=1) + "\n")
@@ -87,6 +107,7 @@ def export_gguf(
     *,
     name: str,
     relative_to: Path,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
     log: Path | None = None,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -94,9 +115,10 @@ def export_gguf(
     """Write ``name-TYPE.gguf`` for each type, from a folder with merged weights and tokenizer.
 
     A file of an earlier export is kept when it is whole and of the same weights. The F16 file that the
-    others are quantised from stays only if it is asked for. say: told of each step in words; progress:
-    of bytes within a step. relative_to: the run directory. Artifacts come in the order of types; those
-    that are quantised carry their predicted size, exact to the byte.
+    others are quantised from stays only if it is asked for. importance: path of a layer -> mean square of
+    its inputs, for the types of few bits; it is kept beside the files as ``imatrix.dat``. say: told of
+    each step in words; progress: of bytes within a step. relative_to: the run directory. Artifacts come in
+    the order of types; those that are quantised carry their predicted size, exact to the byte.
     Errors: ToolchainError (converter or quantiser missing or failed), DoesNotFit, Unsupported, FileProblem.
     """
     types = tuple(dict.fromkeys(types))
@@ -119,6 +141,7 @@ def export_gguf(
         name,
         log or out_dir / "gguf.log",
         folder_digest(merged_dir, papers=False),
+        importance,
         _manifest(out_dir / MANIFEST),
     )
     missing = [kind for kind in types if not export.kept(kind)]
@@ -146,13 +169,26 @@ def _write(
     try:
         needs: dict[str, int] = {kind: predicted_size(source, kind) for kind in quantised}
         check_space(export.out, needs)
+        weights = _importance(export, source, quantised)
         for kind in quantised:
             tell(f"{kind}: quantising, {needs[kind] / 1e6:,.1f} MB")
-            tool = quantize(source, export.file(kind), kind, log=export.log, progress=progress)
-            export.record(kind, predicted=needs[kind], tools={"quantised with": tool})
+            own = weights if export.weighed(kind) else None
+            tool = quantize(
+                source, export.file(kind), kind, log=export.log, importance=own, progress=progress
+            )
+            tools = {"quantised with": tool + (", importance matrix of training rows" if own else "")}
+            export.record(kind, predicted=needs[kind], tools=tools)
     finally:
         if temporary:
             source.unlink(missing_ok=True)
+
+
+def _importance(export: _Export, source: Path, kinds: Sequence[GgufType]) -> Path | None:
+    """The importance matrix of the files to write, or None where no type takes one."""
+    if export.importance is None or not any(export.weighed(kind) for kind in kinds):
+        return None
+    tensors = tensor_importance(source, export.importance)
+    return write_importance(export.out / IMPORTANCE, tensors)
 
 
 def _quantisable(export: _Export, tell: Callable[[str], None]) -> tuple[Path, bool]:

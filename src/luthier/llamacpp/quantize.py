@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 from luthier.errors import DoesNotFit, ToolchainError, Unsupported
 from luthier.files import replaced
 from luthier.llamacpp.gguf_file import TYPE_IDS, Header, Tensor, padded, read_header, tensor_bytes
+from luthier.llamacpp.importance import importance_array, read_importance
 from luthier.llamacpp.policy import FILE_TYPES, plan_types
 from luthier.llamacpp.process import cores, run_child
 from luthier.schema.protocols import Progress
@@ -38,6 +39,7 @@ _DROPPED = (
     "split.count",
     "split.tensors.count",
 )
+_IMPORTANCE = "--importance="
 _QUANTIZATION_VERSION = 2
 """ggml's GGML_QNT_VERSION."""
 
@@ -75,12 +77,14 @@ def quantize(
     *,
     log: Path,
     using: Quantiser | None = None,
+    importance: Path | None = None,
     timeout: float = 4 * 3600,
     progress: Progress | None = None,
 ) -> Quantiser:
     """Write ``out`` as ``file_type`` in a child process; it appears whole or not at all.
 
-    progress is told bytes of the source done and in all. Returns the quantiser that did it.
+    importance: an importance matrix (`llamacpp.importance`). progress is told bytes of the source done and
+    in all. Returns the quantiser that did it.
     Errors: Unsupported for an unknown type or an already quantised source, DoesNotFit, ToolchainError.
     """
     header = read_header(source)
@@ -97,7 +101,7 @@ def quantize(
     tool = using or quantiser()
     with replaced(out) as partial:
         run_child(
-            _command(tool, source, partial, file_type),
+            _command(tool, source, partial, file_type, importance),
             what=f"quantising to {file_type} with {tool}",
             log=log,
             timeout=timeout,
@@ -109,12 +113,14 @@ def quantize(
     return tool
 
 
-def _command(tool: Quantiser, source: Path, out: Path, file_type: str) -> list[str]:
+def _command(tool: Quantiser, source: Path, out: Path, file_type: str, importance: Path | None) -> list[str]:
     if tool == "llama-quantize":
         found = shutil.which("llama-quantize")
         assert found is not None
-        return [found, str(source), str(out), file_type, str(cores())]
+        weighed = [] if importance is None else ["--imatrix", str(importance)]
+        return [found, *weighed, str(source), str(out), file_type, str(cores())]
     module = [sys.executable, "-P", "-m", "luthier.llamacpp.quantize", str(source), str(out), file_type]
+    module += [] if importance is None else [f"{_IMPORTANCE}{importance}"]
     return [*module, "--llama-cpp-python"] if tool == "llama-cpp-python" else module
 
 
@@ -181,9 +187,17 @@ def _head(header: Header, types: dict[str, str], file_type: str) -> bytes:
     return raw.ljust(padded(len(raw), _ALIGNMENT), b"\0")
 
 
-def write_quantised(source: Path, out: Path, file_type: str, progress: Progress | None = None) -> None:
+def write_quantised(
+    source: Path,
+    out: Path,
+    file_type: str,
+    progress: Progress | None = None,
+    *,
+    importance: Path | None = None,
+) -> None:
     """Write the quantised file with libgguf's kernels, a few rows of one tensor at a time."""
     header = read_header(source)
+    weights = {} if importance is None else read_importance(importance)
     _refuse_quantised(header)
     types = plan_types(header, file_type)
     tensors = {tensor.name: tensor for tensor in header.tensors}
@@ -200,7 +214,7 @@ def write_quantised(source: Path, out: Path, file_type: str, progress: Progress 
             if kind == tensor.type:
                 _copy(reader, writer, tensor)
             else:
-                _convert(reader, writer, tensor, kind, pool)
+                _convert(reader, writer, tensor, kind, pool, weights.get(name))
             size = tensor_bytes(kind, tensor.shape)
             writer.write(b"\0" * (padded(size, _ALIGNMENT) - size))
             done += tensor.bytes
@@ -217,8 +231,18 @@ def _copy(reader: BinaryIO, writer: BinaryIO, tensor: Tensor) -> None:
         left -= len(part)
 
 
-def _convert(reader: BinaryIO, writer: BinaryIO, tensor: Tensor, kind: str, pool: ThreadPoolExecutor) -> None:
-    """Rows are independent of each other, so chunks of rows are turned side by side, in order."""
+def _convert(  # noqa: PLR0917 (from where to where, as what)
+    reader: BinaryIO,
+    writer: BinaryIO,
+    tensor: Tensor,
+    kind: str,
+    pool: ThreadPoolExecutor,
+    weights: NDArray[np.float32] | None,
+) -> None:
+    """Rows are independent of each other, so chunks of rows are turned side by side, in order.
+
+    weights: importance of the values of a row [in].
+    """
     import numpy as np
 
     row = tensor.shape[0]
@@ -239,11 +263,13 @@ def _convert(reader: BinaryIO, writer: BinaryIO, tensor: Tensor, kind: str, pool
             yield group
 
     for group in groups():
-        for turned in pool.map(lambda raw: _turn(raw, tensor.type, kind, tensor.name), group):
+        for turned in pool.map(lambda raw: _turn(raw, tensor.type, kind, tensor.name, weights), group):
             writer.write(turned.tobytes())
 
 
-def _turn(raw: NDArray[np.uint8], stored: str, kind: str, name: str) -> NDArray[np.uint8]:
+def _turn(
+    raw: NDArray[np.uint8], stored: str, kind: str, name: str, weights: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
     """Raw rows of one type -> raw rows of another. [rows, bytes] uint8 both ways."""
     import libgguf
     import numpy as np
@@ -257,7 +283,7 @@ def _turn(raw: NDArray[np.uint8], stored: str, kind: str, name: str) -> NDArray[
         )
     if kind == "F16":
         return np.ascontiguousarray(values.astype(np.float16)).view(np.uint8)
-    turned: NDArray[np.uint8] = libgguf.quantize_rows(values, TYPE_IDS[kind])
+    turned: NDArray[np.uint8] = libgguf.quantize_rows(values, TYPE_IDS[kind], weights)
     return np.ascontiguousarray(turned)
 
 
@@ -272,7 +298,7 @@ def _floats(raw: NDArray[np.uint8], stored: str) -> NDArray[np.float32]:
     return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def _by_llama_cpp_python(source: Path, out: Path, file_type: str) -> None:
+def _by_llama_cpp_python(source: Path, out: Path, file_type: str, importance: Path | None) -> None:
     import ctypes
     from importlib import import_module
 
@@ -280,6 +306,9 @@ def _by_llama_cpp_python(source: Path, out: Path, file_type: str) -> None:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPES[file_type].number
     parameters.nthread = cores()
+    weights = None if importance is None else importance_array(read_importance(importance))
+    if weights is not None:
+        parameters.imatrix = ctypes.cast(weights, ctypes.c_void_p)
     code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(parameters))
     if code != 0:
         raise ToolchainError(f"llama_model_quantize returned {code}", file=source)
@@ -288,6 +317,8 @@ def _by_llama_cpp_python(source: Path, out: Path, file_type: str) -> None:
 def main(arguments: list[str]) -> int:
     """Entry of the child process."""
     source, out, file_type = Path(arguments[0]), Path(arguments[1]), arguments[2]
+    named = next((word.removeprefix(_IMPORTANCE) for word in arguments if word.startswith(_IMPORTANCE)), None)
+    importance = None if named is None else Path(named)
 
     def tell(done: int, total: int) -> None:
         sys.stdout.write(f"progress {done} {total}\n")
@@ -295,9 +326,9 @@ def main(arguments: list[str]) -> int:
 
     try:
         if "--llama-cpp-python" in arguments:
-            _by_llama_cpp_python(source, out, file_type)
+            _by_llama_cpp_python(source, out, file_type, importance)
         else:
-            write_quantised(source, out, file_type, tell)
+            write_quantised(source, out, file_type, tell, importance=importance)
     except ToolchainError as error:
         sys.stderr.write(f"{error}\n")
         return 1

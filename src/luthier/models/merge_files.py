@@ -25,7 +25,7 @@ from luthier.models.packed import PackedLinear, dense_base
 
 SHARD_BYTES = 5_000_000_000
 """A file of the merged model holds no more than this, unless one tensor does."""
-PIECE_BYTES = 1 << 26
+PIECE_BYTES = 1 << 24
 """How much of a tensor that is only copied is in memory at a time."""
 INDEX = "model.safetensors.index.json"
 
@@ -62,8 +62,10 @@ class Stored:
         """The whole tensor."""
         with self.file.open("rb") as file:
             file.seek(self.start)
-            raw = bytearray(file.read(self.end - self.start))
-        return torch.frombuffer(raw, dtype=self.dtype).reshape(self.shape) if raw else self._empty()
+            raw = bytearray(self.end - self.start)
+            file.readinto(raw)
+        flat = torch.frombuffer(raw, dtype=self.dtype) if raw else torch.empty(0, dtype=self.dtype)
+        return flat.reshape(self.shape)
 
     def pieces(self) -> Iterator[Tensor]:
         """The tensor's values in order, flat, a few at a time."""
@@ -72,12 +74,9 @@ class Stored:
             file.seek(self.start)
             left = self.end - self.start
             while left:
-                raw = bytearray(file.read(min(size, left)))
-                left -= len(raw)
+                raw = bytearray(min(size, left))
+                left -= file.readinto(raw)
                 yield torch.frombuffer(raw, dtype=self.dtype)
-
-    def _empty(self) -> Tensor:
-        return torch.empty(self.shape, dtype=self.dtype)
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:

@@ -16,6 +16,7 @@ from luthier.exporting.files import artifact_of, write_checksums
 from luthier.exporting.gguf import export_gguf
 from luthier.exporting.licence_bundle import Provenance, permitted_name, write_licence_bundle
 from luthier.exporting.model_card import CardFacts, write_model_card
+from luthier.llamacpp.importance import WEIGHED_TYPES
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory
@@ -26,8 +27,13 @@ from luthier.schema.recipe import ExportChoice, Full
 from luthier.schema.results import Artifact, ParityCheck, TrainResult
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from luthier.runs.workflow import Work
     from luthier.tasks.base import ModelTask
+
+    Importance = Mapping[str, NDArray[np.float32]]
 
 PARITY_TOKENS = 32
 """Greedy tokens of each prompt that are compared."""
@@ -49,12 +55,13 @@ def ship(work: Work, export: ExportChoice) -> list[Artifact]:
         values = spec_of(work.recipe.task).answers != "chat"
         expected = _expected(work, task, export) if export.gguf and not values else []
         held = held_values(work, export) if values and (export.onnx or export.gguf) else None
+        importance = None if values else _importance(work, task, export)
         folders["merged"] = task.save_merged(out / "merged")
         parities["merged"] = _read_back(work, folders["merged"], export)
         task.free()
         if export.gguf:
             ggufs = (
-                _ggufs(work, export, folders["merged"], expected)
+                _ggufs(work, export, folders["merged"], expected, importance)
                 if held is None
                 else ship_vector_ggufs(work, export, folders["merged"], held)
             )
@@ -80,6 +87,17 @@ def _expected(work: Work, task: ModelTask, export: ExportChoice) -> list[Expecte
         max_new_tokens=PARITY_TOKENS,
         progress=work.board.progress("ship", "the trained model on the parity prompts"),
     )
+
+
+def _importance(work: Work, task: ModelTask, export: ExportChoice) -> Importance | None:
+    """What drives the trained model's layers, where a file of few bits is to be rounded by it."""
+    from luthier.tasks.chat import ChatTask
+
+    if not export.imatrix or not any(kind in WEIGHED_TYPES for kind in export.gguf):
+        return None
+    assert isinstance(task, ChatTask)
+    progress = work.board.progress("ship", "an importance matrix of training rows")
+    return task.importance(work.run.path, work.data.splits, progress=progress)
 
 
 def _read_back(work: Work, merged: Path, export: ExportChoice) -> ParityCheck | None:
@@ -135,13 +153,20 @@ def parity_cases(work: Work, count: int) -> list[PromptCase]:
     return [c for c in cases if len(prompt_ids(list(c.messages), work.tokenizer, c.tools)) <= room]
 
 
-def _ggufs(work: Work, export: ExportChoice, merged: Path, expected: Sequence[Expected]) -> list[Artifact]:
+def _ggufs(
+    work: Work,
+    export: ExportChoice,
+    merged: Path,
+    expected: Sequence[Expected],
+    importance: Importance | None,
+) -> list[Artifact]:
     made = export_gguf(
         merged,
         work.run.path / "artifacts",
         export.gguf,
         name=work.recipe.name or work.run.id,
         relative_to=work.run.path,
+        importance=importance,
         say=lambda words: work.board.event("note", text=f"  {words}"),
         progress=work.board.progress("ship", "quantising"),
     )

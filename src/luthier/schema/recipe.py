@@ -294,6 +294,8 @@ class TrainingChoice(Record):
     """Peak learning rate."""
     batch_size: int | None = Field(None, ge=1)
     """Rows (packed: sequences) for each optimiser step, over all micro-batches and devices."""
+    devices: int = Field(1, ge=1)
+    """Devices of this machine that train together, each with the whole model and its own micro-batches."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows (packed: sequences) that go through the model at once on one device."""
     sequence_length: int | None = Field(None, ge=8)
@@ -402,6 +404,8 @@ class ExportChoice(Record):
     """Merged weights as safetensors."""
     gguf: tuple[GgufType, ...] = ()
     """GGUF files by type."""
+    imatrix: bool = True
+    """Whether GGUF types of four bits and less are rounded by an importance matrix of training rows."""
     onnx: bool = False
     """An ONNX graph for onnxruntime (classification, similarity and reranking)."""
     parity_prompts: int = Field(8, ge=1)

@@ -10,20 +10,30 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from luthier.evaluation.generation import evaluate
 from luthier.models.generate import TorchGenerator
+from luthier.models.importance import input_importance
 from luthier.models.load import load_causal
 from luthier.models.lora import adapters_off
 from luthier.models.packed import packing_of
-from luthier.schema.protocols import Generator, Splits
+from luthier.schema.protocols import Generator, Progress, Splits
 from luthier.schema.recipe import QLora
 from luthier.schema.results import EvalResult
+from luthier.schema.rows import PairTokens
 from luthier.tasks.base import ModelTask, Rows, Told
 from luthier.tasks.batches import RowBatches, validation_batches
 from luthier.tasks.causal import causal_objective
 from luthier.training.objective import MicroBatch, Objective
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IMPORTANCE_ROWS, IMPORTANCE_TOKENS = 128, 512
+"""How much of the training rows an importance matrix is taken from, at most."""
 
 
 class ChatTask(ModelTask):
@@ -72,6 +82,22 @@ class ChatTask(ModelTask):
             sequence_length=choice.sequence_length,
             pad_id=self.tokenizer.pad_id,
         )
+
+    def importance(
+        self, run_directory: Path, splits: Splits, *, progress: Progress | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Path of each linear layer -> mean square of its inputs [in], over training rows chosen by the seed.
+
+        Taken on the trained model, on up to IMPORTANCE_ROWS rows of up to IMPORTANCE_TOKENS tokens each.
+        """
+        self.load_trained(run_directory)
+        draw = np.random.default_rng(self.recipe.seed)
+        places = draw.permutation(len(splits.train))[:IMPORTANCE_ROWS]
+        rows = [splits.train[int(place)] for place in sorted(places)]
+        rows = [row.chosen if isinstance(row, PairTokens) else row for row in rows]
+        ids = [row.ids[:IMPORTANCE_TOKENS].tolist() for row in rows]
+        found = input_importance(self.model, ids, progress=progress)
+        return {path: values.numpy() for path, values in found.items()}
 
     def judge_base(
         self, splits: Splits, rows: Rows, *, told: Told, cache_dir: Path | None = None
