@@ -220,6 +220,7 @@ def test_axolotl(tmp_path: Path) -> None:
     assert recipe.data.train[1] == "hub:mhenrichsen/alpaca_2k_test[main]/train"
     assert recipe.data.train[0].endswith("data/support.jsonl")
     assert recipe.data.columns == {"messages": "conversations"}
+    assert report.carried["data.columns.messages"] == "datasets.0.field_messages (line 9)"
     assert (recipe.data.packing, recipe.data.over_length) == (True, "drop")
     training = recipe.training
     assert (training.batch_size, training.micro_batch_size, training.sequence_length) == (8, 2, 4096)
@@ -371,3 +372,124 @@ def test_the_command_writes_and_reports(tmp_path: Path, capsys, monkeypatch) -> 
     found = json.loads(capsys.readouterr().out)
     assert found["out"] == "recipe.yaml"
     assert {"carried", "not_carried", "empty", "recipe"} <= set(found)
+
+
+TORCHTUNE = """\
+# tune download someone/Model-1B-Instruct --output-dir /tmp/nowhere/Model-1B-Instruct
+output_dir: /tmp/out
+model:
+  _component_: torchtune.models.llama3_2.qlora_llama3_2_1b
+  lora_attn_modules: ['q_proj', 'v_proj', 'output_proj']
+  apply_lora_to_mlp: True
+  apply_lora_to_output: False
+  lora_rank: 64
+  lora_alpha: 128
+  lora_dropout: 0.0
+tokenizer:
+  _component_: torchtune.models.llama3.llama3_tokenizer
+  path: /tmp/nowhere/Model-1B-Instruct/original/tokenizer.model
+  max_seq_len: 2048
+checkpointer:
+  _component_: torchtune.training.FullModelHFCheckpointer
+  checkpoint_dir: /tmp/nowhere/Model-1B-Instruct
+  checkpoint_files: [model.safetensors]
+  recipe_checkpoint: null
+  output_dir: ${output_dir}
+  model_type: LLAMA3_2
+resume_from_checkpoint: False
+dataset:
+  - _component_: torchtune.datasets.instruct_dataset
+    source: json
+    data_files: rows.jsonl
+    column_map: {input: ask, output: reply}
+    split: train[:90%]
+  - _component_: torchtune.datasets.alpaca_cleaned_dataset
+    packed: True
+    cache_dir: /tmp/cache
+seed: null
+shuffle: True
+batch_size: 4
+gradient_accumulation_steps: 8
+optimizer:
+  _component_: torch.optim.AdamW
+  fused: True
+  weight_decay: 0.01
+  lr: 3e-4
+lr_scheduler:
+  _component_: torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup
+  num_warmup_steps: 100
+loss:
+  _component_: torchtune.modules.loss.LinearCrossEntropyLoss
+epochs: 2
+max_steps_per_epoch: 500
+clip_grad_norm: null
+compile: False
+metric_logger:
+  _component_: torchtune.training.metric_logging.WandBLogger
+  log_dir: ${output_dir}/logs
+device: cuda
+dtype: bf16
+enable_activation_checkpointing: True
+enable_activation_offloading: False
+own: {key: 1}
+"""
+
+
+def test_torchtune(tmp_path: Path) -> None:
+    recipe, report = imported(tmp_path, TORCHTUNE)
+    assert (report.tool, recipe.model.id, recipe.model.dtype) == (
+        "torchtune",
+        "someone/Model-1B-Instruct",
+        "bfloat16",
+    )
+    assert (recipe.method.name, recipe.method.rank, recipe.method.alpha) == ("qlora", 64, 128)
+    assert recipe.method.targets == ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+    assert Path(recipe.data.train[0]).name == "rows.jsonl"
+    assert recipe.data.train[1] == "hub:yahma/alpaca-cleaned/train"
+    assert recipe.data.columns == {"prompt": "ask", "completion": "reply"}
+    assert (recipe.data.packing, recipe.data.train_on, recipe.data.over_length) == (True, "all", "truncate")
+    training = recipe.training
+    assert (training.batch_size, training.micro_batch_size, training.max_steps) == (32, 4, 1000)
+    assert (training.schedule, training.warmup_share, training.learning_rate) == ("cosine", 0.1, 3e-4)
+    assert (training.sequence_length, training.activation_checkpointing) == (2048, "full")
+    assert training.trackers == ("wandb",)
+    reasons = left(report)
+    assert "no counterpart" in reasons["own.key"]
+    assert {"dataset.1.cache_dir", "tokenizer.path", "optimizer.fused", "output_dir", "device"} <= set(
+        reasons
+    )
+    assert {"clip_grad_norm", "seed"} <= set(report.empty)
+    assert any("each data set" in note for note in report.notes)
+    assert any("90%" in note for note in report.notes)
+    assert report.carried["data.train_on"] == "torchtune's default"
+    assert report.carried["data.columns.prompt"] == "dataset.0.column_map (line 27)"
+
+
+def test_torchtune_full_training_of_a_local_folder_and_dpo(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    text = f"""\
+model: {{_component_: torchtune.models.qwen2_5.qwen2_5_0_5b}}
+checkpointer: {{_component_: torchtune.training.FullModelHFCheckpointer, checkpoint_dir: {tmp_path}/model}}
+dataset: {{_component_: torchtune.datasets.text_completion_dataset, source: text, data_files: [a.txt, b.txt]}}
+batch_size: 1
+epochs: 3
+optimizer: {{_component_: bitsandbytes.optim.PagedAdamW8bit, lr: 2e-5}}
+clip_grad_norm: 0.5
+"""
+    recipe, report = imported(tmp_path, text)
+    assert (recipe.model.id, recipe.method.name, recipe.task) == (
+        str(tmp_path / "model"), "full", "text-generation",
+    )  # fmt: skip
+    assert [Path(one).name for one in recipe.data.train] == ["a.txt", "b.txt"]
+    assert (recipe.training.schedule, recipe.training.epochs) == ("constant", 3)
+    assert (recipe.training.max_grad_norm, recipe.training.weight_decay) == (0.5, 0.01)
+    assert "AdamW" in left(report)["optimizer._component_"]
+    pairs = TORCHTUNE.replace("modules.loss.LinearCrossEntropyLoss", "rlhf.loss.DPOLoss\n  beta: 0.2")
+    start, end = pairs.index("dataset:"), pairs.index("seed: null")
+    kept = "dataset: {_component_: torchtune.datasets.stack_exchange_paired_dataset}\n"
+    recipe, _ = imported(tmp_path, pairs[:start] + kept + pairs[end:])
+    assert recipe.preference is not None
+    assert (recipe.preference.loss, recipe.preference.beta) == ("dpo", 0.2)
+    assert recipe.data.columns == {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}
+    with pytest.raises(Unsupported, match="ForwardKLLoss"):
+        imported(tmp_path, TORCHTUNE.replace("LinearCrossEntropyLoss", "ForwardKLLoss"))

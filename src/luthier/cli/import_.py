@@ -21,7 +21,7 @@ def import_(
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write a recipe from a configuration of axolotl, LLaMA-Factory, NeMo Automodel, TRL or ms-swift.
+    """Write a recipe from a configuration of axolotl, LLaMA-Factory, NeMo Automodel, TRL, ms-swift or torchtune.
 
     Parameters
     ----------
@@ -30,7 +30,8 @@ def import_(
     to
         Where to write the recipe; printed when not given.
     tool
-        Whose configuration it is, where its keys do not say: axolotl, llamafactory, automodel, trl, swift.
+        Whose configuration it is, where its keys do not say: axolotl, llamafactory, automodel, trl,
+        swift, torchtune.
     overwrite
         Replace a recipe that is there already.
     json

@@ -10,6 +10,7 @@ from luthier.data.importers.automodel import automodel
 from luthier.data.importers.axolotl import axolotl
 from luthier.data.importers.huggingface import llamafactory, swift, trl
 from luthier.data.importers.keys import Keys
+from luthier.data.importers.torchtune import torchtune
 from luthier.errors import FileProblem, did_you_mean
 from luthier.schema.annotated import read_with_lines, write_with_comments
 from luthier.schema.data import ImportReport, NotCarried
@@ -21,9 +22,10 @@ TOOLS: dict[str, tuple[str, Callable[[Keys], None]]] = {
     "automodel": ("NeMo Automodel", automodel),
     "trl": ("TRL", trl),
     "swift": ("ms-swift", swift),
+    "torchtune": ("torchtune", torchtune),
 }
 _FACTORY = {"finetuning_type", "stage", "cutoff_len", "template", "lora_rank", "dataset_dir", "do_train"}
-_ORDER = ("name", "task", "model", "method", "data", "training", "seed")
+_ORDER = ("name", "task", "model", "method", "data", "preference", "training", "seed")
 
 
 def detect_tool(values: dict[str, Any]) -> str | None:
@@ -33,6 +35,8 @@ def detect_tool(values: dict[str, Any]) -> str | None:
         return "axolotl"
     if isinstance(model, dict) and "pretrained_model_name_or_path" in model:
         return "automodel"
+    if isinstance(model, dict) and "_component_" in model:
+        return "torchtune"
     if "model_name_or_path" in values:
         return "llamafactory" if _FACTORY & set(values) else "trl"
     if isinstance(model, str) and "dataset" in values:
@@ -61,7 +65,8 @@ def convert(path: Path, *, tool: str | None = None) -> tuple[str, ImportReport]:
             "cannot tell whose configuration this is: no key names a model",
             file=path,
             hint="axolotl has base_model, LLaMA-Factory and TRL model_name_or_path, NeMo Automodel "
-            f"model.pretrained_model_name_or_path; or say it: --tool {' | '.join(TOOLS)}",
+            "model.pretrained_model_name_or_path, torchtune model._component_; or say it: "
+            f"--tool {' | '.join(TOOLS)}",
         )
     title, fill = TOOLS[tool]
     keys = Keys(str(path), title, values, lines)

@@ -44,9 +44,12 @@ class Keys:
         """The value at a dotted path; it stays to be accounted for."""
         here: Any = self.values
         for part in path.split("."):
-            if not isinstance(here, dict) or part not in here:
+            if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+                here = here[int(part)]
+            elif isinstance(here, dict) and part in here:
+                here = here[part]
+            else:
                 return default
-            here = here[part]
         return here
 
     def take(self, path: str, default: Any = None) -> Any:
@@ -101,6 +104,12 @@ class Keys:
         value = self.take(path)
         if value not in (None, False, "", [], {}):
             self.left.append(Left(path, value, self.lines.get(tuple(path.split("."))), reason))
+
+    def leave_rest(self, section: str, reason: str) -> None:
+        """Account for the keys of a section that nobody took."""
+        for name in self.get(section) or {}:
+            if (*section.split("."), name) not in self._used:
+                self.leave(f"{section}.{name}", reason)
 
     def leave_all(self, reasons: dict[str, str]) -> None:
         for path, reason in reasons.items():
