@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from luthier.studio import problems
+from luthier.runs.queue import Queue
+from luthier.studio import live, problems
 from luthier.studio.access import Access
 from luthier.studio.api import ROUTERS
 from luthier.studio.guard import Guard
@@ -39,10 +42,9 @@ def create_app(settings: StudioSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with live.started(app):
-            yield
-
-    from luthier.studio import live
+        # What a scheduler of an earlier start left waiting goes on; the list of runs is read once, ahead.
+        await run_in_threadpool(_take_up, app)
+        yield
 
     app = FastAPI(
         title="Luthier studio",
@@ -64,6 +66,14 @@ def create_app(settings: StudioSettings | None = None) -> FastAPI:
     app.include_router(live.router)
     app.mount("/static", Files(directory=STATIC), name="static")
     return app
+
+
+def _take_up(app: FastAPI) -> None:
+    queue = Queue(app.state.settings.runs)
+    queue.settle()
+    if queue.jobs(frozenset({"queued", "preparing"})):
+        queue.wake()
+    threading.Thread(target=app.state.index.rows, name="index", daemon=True).start()
 
 
 def _router(kind: str, name: str) -> APIRouter:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, WebSocket, WebSocketDisconnect
 from starlette.concurrency import run_in_threadpool
 
+from luthier.errors import LuthierError
+from luthier.studio.services.following import news_of_jobs, news_of_log, news_of_run
 from luthier.studio.system import gauge
 from luthier.words import memory
 
@@ -25,19 +26,36 @@ EVERY = 1.0
 """Seconds between two looks at what is subscribed to."""
 MOST_TOPICS = 32
 
+Asked = dict[str, Any]
+News = dict[str, Any]
 
-@asynccontextmanager
-async def started(_app: FastAPI) -> AsyncIterator[None]:
-    """What runs as long as the studio does."""
-    yield
+
+def news_of_gauge(app: FastAPI, asked: Asked) -> News | None:
+    """The memory meter, when its words change."""
+    now = gauge(app.state.settings.runs)
+    words = f"{memory(now['used'])} of {memory(now['total'])} in use"
+    if words == asked.get("told"):
+        return None
+    asked["told"] = words
+    return {"words": words, "used": now["used"], "total": now["total"]}
+
+
+TOPICS: dict[str, Callable[[FastAPI, Asked], News | None]] = {
+    "gauge": news_of_gauge,
+    "jobs": news_of_jobs,
+    "run": news_of_run,
+    "log": news_of_log,
+}
+"""Topic -> what is new since ``asked`` was last looked at, or None; it may keep its place in ``asked``."""
 
 
 @router.websocket("/live")
 async def live(socket: WebSocket) -> None:
     """Serve one tab until it goes."""
     await socket.accept()
-    topics: dict[int, dict[str, Any]] = {}
-    teller = asyncio.create_task(_tell(socket, topics))
+    topics: dict[int, Asked] = {}
+    woken = asyncio.Event()
+    teller = asyncio.create_task(_tell(socket, topics, woken))
     try:
         while True:
             asked = json.loads(await socket.receive_text())
@@ -45,26 +63,31 @@ async def live(socket: WebSocket) -> None:
                 break
             if "end" in asked:
                 topics.pop(asked["end"], None)
-            elif isinstance(asked.get("key"), int) and len(topics) < MOST_TOPICS:
+            elif (
+                isinstance(asked.get("key"), int)
+                and asked.get("topic") in TOPICS
+                and len(topics) < MOST_TOPICS
+            ):
                 topics[asked["key"]] = asked
-    except (WebSocketDisconnect, ValueError, KeyError):
-        pass
+                woken.set()
+    except (WebSocketDisconnect, ValueError, TypeError, KeyError, RuntimeError):
+        pass  # gone, or not one of our pages
     finally:
         teller.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
             await teller
 
 
-async def _tell(socket: WebSocket, topics: dict[int, dict[str, Any]]) -> None:
-    settings = socket.app.state.settings
+async def _tell(socket: WebSocket, topics: dict[int, Asked], woken: asyncio.Event) -> None:
     while True:
         for key, asked in list(topics.items()):
-            if asked.get("topic") == "gauge":
-                now = await run_in_threadpool(gauge, settings.runs)
-                words = f"{memory(now['used'])} of {memory(now['total'])} in use"
-                if words != asked.get("told"):
-                    asked["told"] = words
-                    await socket.send_json(
-                        {"key": key, "words": words, **{k: now[k] for k in ("used", "total")}}
-                    )
-        await asyncio.sleep(EVERY)
+            try:
+                news = await run_in_threadpool(TOPICS[asked["topic"]], socket.app, asked)
+            except (LuthierError, OSError, ValueError, TypeError):
+                topics.pop(key, None)  # a run that is gone, or nonsense
+                continue
+            if news is not None and key in topics:
+                await socket.send_text(json.dumps({"key": key, **news}, separators=(",", ":")))
+        woken.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(woken.wait(), EVERY)

@@ -2,6 +2,9 @@
 
 ROUTERS = (
     "system",
+    "datasets",
+    "models",
+    "plan",
     "jobs",
     "runs",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from luthier.studio.api.jobs import act_on_run
 from luthier.studio.services import checkpoints as kept
 from luthier.studio.services import seen
 from luthier.studio.services.bundle import bundle
-from luthier.studio.services.metrics import MOST_POINTS, sampled, tail
+from luthier.studio.services.metrics import COLUMNS, MOST_POINTS, sampled, tail
 from luthier.studio.services.runs import RunIndex, find, matching
 from luthier.studio.web import settings_of
 
@@ -74,6 +74,22 @@ def metrics(
     """Columns of steps (sampled where there are more than ``max_points``) and the next byte offset."""
     found = find(settings_of(request), run_id)
     return sampled(found.path / "metrics.jsonl", since=since, most=max_points)
+
+
+@router.get("/runs/{run_id}/metrics.csv", responses=REFUSED)
+def metrics_csv(request: Request, run_id: str) -> Response:
+    """Every step and evaluation as CSV."""
+    found = find(settings_of(request), run_id)
+    names = ("kind", *COLUMNS)
+
+    def lines() -> Iterator[str]:
+        yield ",".join(names) + "\n"
+        for values, _ in found.lines("metrics"):
+            if values.get("kind") in ("step", "validation"):
+                yield ",".join(str(values.get(name, "")) for name in names) + "\n"
+
+    headers = {"content-disposition": f'attachment; filename="{found.id}.csv"'}
+    return StreamingResponse(lines(), media_type="text/csv", headers=headers)
 
 
 @router.get("/runs/{run_id}/log", responses=REFUSED)

@@ -3,5 +3,17 @@
 PAGES = (
     "login",
     "home",
+    "models",
+    "advise",
+    "datasets",
+    "new_run",
+    "runs",
+    "run",
+    "evals",
+    "compare",
+    "exports",
+    "serve",
+    "registry",
+    "settings",
 )
 """Modules of this package, in the order in which their routes are tried."""
