@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "push": ("luthier.cli.push:push", SHIP, "Send a run's weights, card and papers to the Hub."),
     "registry": ("luthier.cli.registry:app", SHIP, "Tuned models by name, version and alias."),
     "studio": ("luthier.cli.studio:studio", HOUSE, "The whole way in a browser, offline, on this machine."),
+    "queue": ("luthier.cli.queue:app", HOUSE, "What waits for this machine, and in which order."),
     "runs": ("luthier.cli.runs:app", HOUSE, "List and look after runs."),
     "config": ("luthier.cli.config:app", HOUSE, "What a setting of a recipe means."),
     "setup": ("luthier.cli.setup:app", HOUSE, "Bring the tools that exports need."),

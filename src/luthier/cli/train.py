@@ -27,6 +27,7 @@ def train(
     init_from: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     detach: Annotated[bool, Parameter(negative="")] = False,
+    queue: Annotated[bool, Parameter(negative="")] = False,
     offline: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -52,6 +53,9 @@ def train(
         Derive every value, predict memory and time, and stop before anything is loaded.
     detach
         Start the run and leave it to itself.
+    queue
+        Let the run wait until the machine is free, and leave it to itself; the order is shown by
+        `luthier queue` and in the studio.
     offline
         Fetch nothing: the model must be on disk.
     json
@@ -78,6 +82,8 @@ def train(
                 hint=f"drop the settings, or branch off with them: luthier train --branch {resume}@last ...",
             )
         run = find_run(resume)
+        if queue:
+            return _queued(run, as_json=json)
     else:
         prepared, origin = _prepared(recipe, words, clone, extend, branch, init_from, offline=offline)
         if dry_run:
@@ -98,6 +104,8 @@ def train(
                 story.show_origin(origin)
             story.show_plan(prepared.recipe, prepared.resolved.estimate)
         run = _created(prepared, origin)
+        if queue:
+            return _queued(run, as_json=json)
     err().print(f"run {run.id}", style="dim")
     if detach:
         start_worker(run)
@@ -107,6 +115,23 @@ def train(
     if json:
         run_json(run)
     return code
+
+
+def _queued(run: RunDirectory, *, as_json: bool) -> int:
+    """Let a run wait its turn."""
+    from luthier.runs.queue import Queue
+    from luthier.schema.queue import JobRequest
+
+    queue = Queue(run.path.parent)
+    if run.status.state == "queued":
+        job = queue.add(run)
+    else:
+        job = queue.submit(JobRequest(kind="resume", run=run.id))
+    if as_json:
+        print_json({"run": run.id, "job": job.id, "state": job.state})
+    else:
+        err().print(f"run {run.id} waits its turn; see `luthier queue`")
+    return 0
 
 
 def _settings(

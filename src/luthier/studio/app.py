@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from luthier.runs.queue import Queue
-from luthier.studio import live, problems
+from luthier.studio import live, openai, problems
 from luthier.studio.access import Access
 from luthier.studio.api import ROUTERS
 from luthier.studio.guard import Guard
@@ -63,6 +63,7 @@ def create_app(settings: StudioSettings | None = None) -> FastAPI:
         app.include_router(_router("api", name), prefix="/api/v1")
     for name in PAGES:
         app.include_router(_router("pages", name), include_in_schema=False)
+    app.include_router(openai.router)
     app.include_router(live.router)
     app.mount("/static", Files(directory=STATIC), name="static")
     return app
