@@ -6,6 +6,7 @@ written by hand. ``python tools/catalog_docs.py`` rewrites them, ``--check`` onl
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -37,7 +38,10 @@ from luthier.schema.request import MethodName  # noqa: E402
 from luthier.sizing.gguf import gguf_bytes  # noqa: E402
 from luthier.sizing.parameters import count_parameters, lora_parameters  # noqa: E402
 
-PAGES = ("models.md", "licences.md", "recommend.md", "hyperparameters.md", "guides.md", "requests.md")
+PAGES = (
+    "models.md", "licences.md", "recommend.md", "hyperparameters.md", "guides.md", "requests.md", "plans.md",
+    "memory.md",
+)  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GB = 1e9
 A_MODELS = {
@@ -380,19 +384,58 @@ REQUESTS: dict[str, str] = {
     "too-small": 'recommend --hardware "vram 6GB" --size expert --vertical legal',
 }
 """Ten very different requests, shown on docs/requests.md."""
+PLANS: dict[str, str] = {
+    "lora": 'plan llama-3.1-8b-instruct --hardware "rtx 4090" --length 2048',
+    "full": 'plan qwen2.5-1.5b-instruct --hardware "rtx 3060" --method full --length 1024',
+    "qlora": "plan llama-3.3-70b-instruct --hardware h100 --method qlora --length 4096",
+    "processor": "plan smollm2-135m-instruct --hardware cpu:16GB --method full --length 512",
+    "experts": "plan qwen3-30b-a3b --hardware h200 --method qlora --length 4096",
+    "serving": 'fit llama-3.1-8b-instruct --context 32768 --slots 4 --hardware "rtx 4090"',
+}
+"""Five plans and what serving one of the models takes, read on docs/plans.md."""
 SHOWN_PAIRS = 4
 
 
 def transcript(name: str) -> str:
     """One request as it was run: the command, and the parts of its answer that tell most."""
-    words = shlex.split(REQUESTS[name])
-    env = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(ROOT / "src"), "LUTHIER_HOME": "/nonexistent"}
+    return shown(REQUESTS[name], shortened(printed(REQUESTS[name], width=200)))
+
+
+def whole_transcript(name: str) -> str:
+    """One plan as it was run, with all that it says."""
+    return shown(PLANS[name], [line.rstrip() for line in printed(PLANS[name], width=110)])
+
+
+def printed(command: str, *, width: int) -> list[str]:
+    """What a command says in a terminal of that width."""
+    home = {"COLUMNS": str(width), "PYTHONPATH": str(ROOT / "src"), "LUTHIER_HOME": "/nonexistent"}
     done = subprocess.run(
-        [sys.executable, "-m", "luthier", *words], capture_output=True, text=True, env=env, check=False
+        [sys.executable, "-m", "luthier", *shlex.split(command)],
+        capture_output=True,
+        text=True,
+        env=os.environ | home,
+        check=False,
     )
     assert done.returncode in (0, 3), done.stderr
-    kept = shortened((done.stdout + done.stderr).splitlines())
-    return f"```\nluthier {REQUESTS[name]}\n```\n\n```text\n" + "\n".join(kept) + "\n```\n"
+    return (done.stdout + done.stderr).splitlines()
+
+
+def shown(command: str, lines: Sequence[str]) -> str:
+    """A command and its answer as two blocks."""
+    return f"```\nluthier {command}\n```\n\n```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def published_table() -> str:
+    """Figures that others published beside the formula's: benchmarks/memory/published.py."""
+    path = ROOT / "benchmarks" / "memory" / "published.py"
+    spec = importlib.util.spec_from_file_location("published_points", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script
+    spec.loader.exec_module(script)
+    found: str = script.table()
+    return found
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
@@ -458,6 +501,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "thumbs": thumbs_table,
     "golden": golden_table,
     **{f"request-{name}": partial(transcript, name) for name in REQUESTS},
+    **{f"plan-{name}": partial(whole_transcript, name) for name in PLANS},
+    "published": published_table,
 }
 
 

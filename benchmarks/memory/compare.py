@@ -2,15 +2,17 @@
 
 ``python benchmarks/memory/compare.py`` reads the measured rows beside it (t4.json, h100.json,
 h100_stacks.json), predicts each one, and writes results.json, results.md and results.svg. No GPU and no
-weights are needed. Takes some ten minutes on one core.
+weights are needed. Takes some ten minutes on one core; ``--formula`` leaves what the trace and the other
+estimators said before as it is.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -197,18 +199,34 @@ def found_of(  # noqa: PLR0917 (one call each)
     return found
 
 
-def predictions() -> list[dict[str, Any]]:
+Said = dict[str, float | None]
+
+
+def _said(before: dict[str, Said] | None, key: str, formula: float, rest: Callable[[], Said]) -> Said:
+    """What every estimator says of a row. before: what was said of all rows, to take the rest from."""
+    others_say = rest() if before is None else before[key]
+    return {name: formula if name == "formula" else others_say[name] for name in ESTIMATORS}
+
+
+def _key(where: str, name: str, shape: TrainingShape, measured: float) -> str:
+    cut = (shape.micro_batch_size, shape.sequence_length, shape.activation_checkpointing)
+    return json.dumps([where, name, *cut, round(measured)])
+
+
+def predictions(before: dict[str, Said] | None = None) -> list[dict[str, Any]]:
+    """Every row with what each estimator says of it."""
     found = []
     for row in rows():
         arch = architecture_from_config(row.config)
         formula = training_memory(
             arch, row.method, row.shape, dtype=row.dtype, kernels=row.kernels, hopper=row.hopper
         ).peak.total
-        said: dict[str, float | None] = {
-            "trace": traced(row) + row.left_over,
-            "formula": formula + row.left_over,
-            **others(row.config, row.method, row.shape),
-        }
+        key = _key(row.where, row.name, row.shape, row.measured)
+
+        def rest(row: Row = row) -> Said:
+            return {"trace": traced(row) + row.left_over, **others(row.config, row.method, row.shape)}
+
+        said = _said(before, key, formula + row.left_over, rest)
         found.append(found_of(row.where, row.name, row.shape, row.held_out, row.measured, said))
     for other in stacks.stack_rows():
         question = stacks.question_of(other)
@@ -216,14 +234,14 @@ def predictions() -> list[dict[str, Any]]:
             continue
         method, shape, dtype, kernels = question
         arch = architecture_from_config(other.config)
-        said = {
-            "trace": traced_stack(other),
-            "formula": training_memory(
-                arch, method, shape, dtype=dtype, kernels=kernels, hopper=True
-            ).peak.total,
-            **others(other.config, method, shape),
-        }
+        formula = training_memory(arch, method, shape, dtype=dtype, kernels=kernels, hopper=True).peak.total
         name = f"{other.setting}: {other.model} {other.method}"
+
+        def rest_of_stack(other: stacks.StackRow = other, asked: Any = (method, shape)) -> Said:
+            return {"trace": traced_stack(other), **others(other.config, *asked)}
+
+        key = _key("H100 stacks", name, shape, other.measured)
+        said = _said(before, key, formula, rest_of_stack)
         found.append(found_of("H100 stacks", name, shape, other.held_out, other.measured, said))
     return found
 
@@ -334,7 +352,15 @@ def plot(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     warnings.filterwarnings("ignore")
-    found = predictions()
+    before = None
+    if "--formula" in sys.argv[1:]:
+        kept = json.loads((HERE / "results.json").read_text())["rows"]
+        before = {
+            json.dumps([r["where"], r["row"], r["micro_batch"], r["sequence"], r["checkpointing"],
+                        round(r["measured"])]): r["predicted"]
+            for r in kept
+        }  # fmt: skip
+    found = predictions(before)
     packages = ("torch", "transformers", "peft", "accelerate")
     versions = {package: version(package) for package in packages}
     (HERE / "results.json").write_text(json.dumps({"versions": versions, "rows": found}, indent=1) + "\n")

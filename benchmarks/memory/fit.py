@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "src" / "luthier" / "sizing" / "calibration.py"
 MIB = 1 << 20
 THEN = replace(OURS, fused_loss=False)
-"""The trainer that gpu.json was measured with: its loss took 16.8 million fp32 logits at a time everywhere."""
+"""The trainer that gpu.json was measured with: its loss took 16.8 million fp32 logits at a time."""
 HELD_OUT = 4
 """One row in so many is held out."""
 

@@ -38,7 +38,7 @@ def test_pages_follow_the_catalogue() -> None:
         for block in docs.BLOCK.finditer(text):
             name = block["name"]
             seen.add(name)
-            if name.startswith("request-"):
+            if name.startswith(("request-", "plan-")):
                 assert block[0].count("```") == 4
                 continue
             if name not in BY_ESTIMATE:
@@ -64,6 +64,14 @@ def test_a_wheel_reads_its_compiled_index(tmp_path: Path, monkeypatch: pytest.Mo
     finally:
         monkeypatch.undo()
         forget()
+
+
+@pytest.mark.parametrize("name", list(tool("catalog_docs").PLANS))
+def test_the_plans_shown_are_what_the_commands_say(name: str) -> None:
+    docs = tool("catalog_docs")
+    page = (ROOT / "docs" / "plans.md").read_text()
+    block = next(b[0] for b in docs.BLOCK.finditer(page) if b["name"] == f"plan-{name}")
+    assert block == docs.render(block), "run python tools/catalog_docs.py, and read the plan again"
 
 
 @pytest.mark.parametrize("name", list(tool("catalog_docs").REQUESTS))

@@ -158,7 +158,8 @@ def _print(model: str, context: int, slots: int, machine: Hardware, rows: list[d
     where = machine.accelerators[0].name if machine.accelerators else machine.processor.name
     room = memory(_room(machine))
     out().print(
-        f"{model} in llama.cpp, {slots} x {context:,} tokens, on {where} with room for {room} (in GiB):"
+        f"{model} in llama.cpp, {slots} x {context:,} tokens, on {where} with room for {room}; in GiB:",
+        soft_wrap=True,
     )
     heads = ("file", "weights", "cache", "buffers", "together", "", "longest context")
     table = columns(*heads, numbers=(1, 2, 3, 4, 6))
@@ -172,4 +173,5 @@ def _print(model: str, context: int, slots: int, machine: Hardware, rows: list[d
             style="" if row["fits"] else "dim",
         )
     out().print(Padding(table, (1, 0, 1, 2)))
-    out().print("Buffers as on llama.cpp's CPU backend; a GPU's differ by tens of megabytes.", style="dim")
+    said = "A context is one slot's. Buffers as on llama.cpp's CPU backend; a GPU's differ by some MiB."
+    out().print(said, style="dim", soft_wrap=True)

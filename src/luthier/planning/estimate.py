@@ -12,7 +12,7 @@ from luthier.schema.estimate import Estimate, EvaluationShape, Phase, TrainingSh
 from luthier.schema.hardware import Accelerator, Hardware
 from luthier.schema.model import Architecture, ModelCard
 from luthier.schema.plan import BatchShape
-from luthier.schema.recipe import Full, Method
+from luthier.schema.recipe import Full, Method, QLora
 from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, PADDED, PADDED_ON_HOST, Kernels
 from luthier.sizing.calibration import CONTEXT_HOPPER, RESERVED
 from luthier.sizing.flops import generation_flops, training_flops
@@ -128,6 +128,7 @@ def estimate_training(
         assumptions=(
             *assumed,
             *_assumptions(shape, device, gpu, dtype),
+            *_kept_wide(arch, method, dtype),
             *_paged(arch, method, shape),
             *((rate.source,) if rate else ()),
         ),
@@ -232,6 +233,15 @@ def _cost(seconds: Range | None, dollars_per_hour: float | None) -> Range | None
         return None
     price = dollars_per_hour / 3600
     return Range(low=seconds.low * price, expected=seconds.expected * price, high=seconds.high * price)
+
+
+def _kept_wide(arch: Architecture, method: Method, dtype: str) -> tuple[str, ...]:
+    """That experts, one tensor for all of a layer, have neither adapters nor fewer bits."""
+    if arch.experts is None or isinstance(method, Full):
+        return ()
+    packed = isinstance(method, QLora) or method.base is not None
+    bits = f", and stay in {dtype}: only plain linear layers are held in fewer bits" if packed else ""
+    return (f"experts get no adapters{bits}",)
 
 
 def _paged(arch: Architecture, method: Method, shape: TrainingShape) -> tuple[str, ...]:

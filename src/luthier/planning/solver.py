@@ -162,6 +162,12 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         again = shape.model_copy(update={"activation_checkpointing": "full", "recomputed_layers": None})
         consider("recomputing activations", "training.activation_checkpointing=full", question, again, 0)
     tight = smallest_step(shape)
+    # Where the step fits as it is, each change is told alone; where it does not, on top of the smallest cut.
+    base = shape if fits_now else tight
+    if question.device == "cuda" and shape.activation_checkpointing == "full":
+        away = shape.model_copy(update={"activation_checkpointing": "offload"})
+        what = "layers' inputs in the host's memory"
+        consider(what, "training.activation_checkpointing=offload", question, away, 0)
     if shape.optimizer == "adamw" and question.device == "cuda":
         eight = shape.model_copy(update={"optimizer": "adamw-8bit"})
         consider("moments in eight bits", "training.optimizer=adamw-8bit", question, eight, 1)
@@ -170,7 +176,7 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         consider("no fp32 masters or moments", "training.optimizer=adamw-bf16", question, narrow, 1)
     if isinstance(question.method, Full):
         lora = replace(question, method=Lora())
-        consider("adapters instead of all weights", "method.name=lora", lora, tight, 1)
+        consider("adapters instead of all weights", "method.name=lora", lora, base, 1)
     else:
         if question.method.name == "lora" and question.method.base is None and question.device == "cuda":
             kept = question.method.model_dump(exclude={"name", "base"})
@@ -182,7 +188,7 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     longest = longest_sequence(question, tight, most=shape.sequence_length)
     shorter = longest if longest and longest < shape.sequence_length else shape.sequence_length // 2
     if shorter >= 64:
-        cut = tight.model_copy(update={"sequence_length": shorter})
+        cut = base.model_copy(update={"sequence_length": shorter})
         consider(f"sequences of {shorter:,} tokens", f"training.sequence_length={shorter}", question, cut, 2)
     return tuple(sorted(found, key=lambda change: (change.gives_up, -change.saves)))
 
