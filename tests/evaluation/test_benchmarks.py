@@ -40,6 +40,7 @@ class Says:
     def __init__(self, *answers: str) -> None:
         self.answers = answers
         self.chats: list[list[Message]] = []
+        self.tools: list[list[dict[str, Any]]] = []
 
     def generate(
         self,
@@ -49,8 +50,9 @@ class Says:
         max_new_tokens: int,
         progress: Progress | None = None,
     ) -> list[Generated]:
-        del tools, max_new_tokens, progress
+        del max_new_tokens, progress
         self.chats = [list(chat) for chat in chats]
+        self.tools = [list(one or ()) for one in tools or ()]
         given = {
             chat[-1]["content"]: i
             for i, chat in enumerate(sorted(self.chats, key=lambda c: c[-1]["content"]))
@@ -205,6 +207,25 @@ def test_plain_code_ends_where_the_examples_end() -> None:
         "You are an expert Python programmer, and here is your task: b Your code should pass these tests:\n\n"
         "assert f(1) == 2\nassert f(2) == 3\nassert f(3) == 4\n[BEGIN]\n"
     )
+
+
+def test_calls_are_asked_with_tools_and_judged_by_what_is_accepted() -> None:
+    function = {
+        "name": "area",
+        "description": "Area of a circle.",
+        "parameters": {"type": "dict", "properties": {"r": {"type": "float"}}, "required": ["r"]},
+    }
+    turns = [{"role": "user", "content": f"Area for {n}?"} for n in (1, 2, 3)]
+    lines = [
+        {"messages": [turn], "functions": [function], "ground_truth": [{"area": {"r": [float(n)]}}]}
+        for n, turn in enumerate(turns, 1)
+    ]
+    lines[2]["ground_truth"] = []
+    read, _ = rows("bfcl", *lines)
+    says = Says('{"name": "area", "arguments": {"r": 1}}', "area(r=3.0)", "There is nothing to call.")
+    result = judge_by_answer(says, pose(BENCHMARKS["bfcl"], read, [], 0))
+    assert [row.scores["calls_accepted"] for row in result.rows] == [1.0, 0.0, 1.0]
+    assert says.tools[0][0]["function"]["parameters"]["properties"] == {"r": {"type": "number"}}
 
 
 class Writes:

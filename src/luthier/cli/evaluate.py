@@ -69,7 +69,7 @@ def evaluate(
         Metrics by name, the first one primary; chosen from the rows when not given.
     benchmark
         Public benchmarks in place of --data: mmlu, arc, arc_easy, hellaswag, truthfulqa, boolq, gsm8k,
-        humaneval, mbpp (several with commas). A run is judged against its base model.
+        humaneval, mbpp, bfcl (several with commas). A run is judged against its base model.
     benchmark_data
         Folder with the benchmarks' files, a file, hub:NAME[CONFIG]/SPLIT, or hub for the usual data set.
     shots

@@ -34,6 +34,9 @@ OWN = {
         "Probability of the right choice",
         "Its share of the probability of all choices, the mean over questions.",
     ),
+    "calls_accepted": Named(
+        "Tool calls accepted", "Share of rows whose calls are among the accepted ones, by the rules of BFCL."
+    ),
     "strict_match": Named("Number after ####", "Share of rows whose number after #### is the expected one."),
     "flexible_match": Named(
         "Last number", "Share of rows whose last number, wherever it stands, is the expected one."

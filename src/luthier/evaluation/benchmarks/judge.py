@@ -1,4 +1,4 @@
-"""A model on a benchmark's rows: by log-likelihood, by its numbers, or by running its code."""
+"""A model on a benchmark's rows: by log-likelihood, its numbers, its calls, or by running its code."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ from typing import Any
 from luthier.errors import DataError
 from luthier.evaluation.benchmarks.numbers import flexible_number, same_number, strict_number
 from luthier.evaluation.benchmarks.tasks import Asked, Benchmark
+from luthier.evaluation.bfcl import accepted, tools_of
 from luthier.evaluation.generation import Question, answer_all
 from luthier.evaluation.likelihood import ChoiceItem, judge_choices
 from luthier.evaluation.metrics import METRICS, without_thinking
 from luthier.evaluation.sandbox import Ran, run_python
 from luthier.evaluation.statistics import metric_of
+from luthier.evaluation.structured import tool_calls
 from luthier.schema.protocols import Generated, Generator, Message, Progress, Scorer
 from luthier.schema.results import EvalResult, ScoredRow
 
 FIRST_LENGTH = 128
 """New tokens that are asked for first where an answer may end at a stop."""
+REASONS = {
+    "code": "the code that was written runs, and passes every test of its row",
+    "numeric": "the answer is a number",
+    "calls": "the calls are those that the row accepts",
+}
 _FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
@@ -157,6 +164,11 @@ def ask(posed: Posed, *, chat: bool) -> list[Question]:
     task = posed.benchmark
     found = []
     for row in posed.rows:
+        if task.kind == "calls":
+            tools = tools_of(row.asked.functions)
+            turns = tuple(dict(turn) for turn in row.asked.chat)
+            found.append(Question(row.id, turns, tools, row.asked.answer, row.asked.text, _group(row)))
+            continue
         shown = posed.shown(row)
         messages: list[Message]
         if chat:
@@ -194,6 +206,7 @@ def judge_by_answer(
     longest = max_new_tokens or task.longest
     asked = ask(posed, chat=chat)
     began = time.perf_counter()
+    chat = chat or task.kind == "calls"
     stops = () if chat else task.stops
     answers, cached = _until(
         generator, asked, stops=stops, longest=longest, progress=progress, cache_dir=cache_dir
@@ -209,9 +222,12 @@ def judge_by_answer(
             scores={},
             group=question.group,
         )
-        rows.append(
-            _ran(row, scored, run, chat=chat) if task.kind == "code" else _number(row, scored, chat=chat)
-        )
+        if task.kind == "code":
+            rows.append(_ran(row, scored, run, chat=chat))
+        elif task.kind == "calls":
+            rows.append(_called(row, scored))
+        else:
+            rows.append(_number(row, scored, chat=chat))
     groups = [row.group for row in rows]
     names = tuple(rows[0].scores)
     return EvalResult(
@@ -229,9 +245,7 @@ def judge_by_answer(
             "shots": _shots(posed),
             "form": "chat" if chat else "plain text",
         },
-        reason="the code that was written runs, and passes every test of its row"
-        if task.kind == "code"
-        else "the answer is a number",
+        reason=REASONS[task.kind],
         cut_off=sum(not answer.stopped for answer in answers) if chat else 0,
         cached=cached,
     )
@@ -280,6 +294,12 @@ def _number(row: Read, scored: ScoredRow, *, chat: bool) -> ScoredRow:
         "flexible_match": float(same_number(expected, flexible_number(said))),
     }
     return scored.model_copy(update={"scores": scores})
+
+
+def _called(row: Read, scored: ScoredRow) -> ScoredRow:
+    calls = tool_calls(without_thinking(scored.answer))
+    right = float(accepted(row.asked.functions, calls, row.asked.truth))
+    return scored.model_copy(update={"scores": {"calls_accepted": right}})
 
 
 def _ran(row: Read, scored: ScoredRow, run: Callable[[str], Ran], *, chat: bool) -> ScoredRow:

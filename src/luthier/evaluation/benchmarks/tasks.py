@@ -7,6 +7,7 @@ authors' files.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from luthier.errors import DataError, UsageError, did_you_mean
 
-Kind = Literal["choice", "numeric", "code"]
+Kind = Literal["choice", "numeric", "code", "calls"]
 Row = Mapping[str, Any]
 
 
@@ -38,6 +39,12 @@ class Asked:
     """Numeric and code: the answer as it stands in a plain example."""
     before: str = ""
     """Code: what the written program goes on from, and is run with."""
+    chat: tuple[Row, ...] = ()
+    """Calls: the turns that are asked."""
+    functions: tuple[Row, ...] = ()
+    """Calls: what may be called, as the leaderboard describes it."""
+    truth: tuple[Row, ...] = ()
+    """Calls: each expected one with the accepted values of its arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +210,24 @@ def _humaneval(row: Row) -> Asked:
     )
 
 
+def _bfcl(row: Row) -> Asked:
+    functions, truth = row.get("functions", row.get("function")), row.get("ground_truth", [])
+    messages = row.get("messages", row.get("question"))
+    if isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], list):
+        messages = messages[0]
+    if not isinstance(functions, list) or not isinstance(messages, list) or not isinstance(truth, list):
+        raise DataError(
+            f"a row has no messages, functions or ground_truth: it has {', '.join(map(str, row))}"
+        )
+    return Asked(
+        text=str(messages[-1].get("content", "")),
+        answer=json.dumps(truth, ensure_ascii=False),
+        chat=tuple(messages),
+        functions=tuple(functions),
+        truth=tuple(truth),
+    )
+
+
 BENCHMARKS: dict[str, Benchmark] = {
     one.name: one
     for one in (
@@ -260,6 +285,12 @@ BENCHMARKS: dict[str, Benchmark] = {
             ("mbpp",), ("test",), "hub:google-research-datasets/mbpp/test",
             "Austin et al. 2021, arXiv 2108.07732", "CC-BY-4.0",
             shots=3, example_files=("prompt",), first_example=1, delimiter="", stops=("[DONE]",),
+        ),
+        Benchmark(
+            "bfcl", "BFCL: calls of tools, simple ones unless a file is named", "calls", _bfcl,
+            "calls_accepted", ("bfcl",), ("simple_python", "BFCL_v4_simple_python"),
+            "hub:gorilla-llm/Berkeley-Function-Calling-Leaderboard/train",
+            "Patil et al. 2025, ICML", "Apache-2.0",
         ),
     )
 }  # fmt: skip
