@@ -21,7 +21,8 @@ from luthier.data.profile import estimate_tokens, profile
 from luthier.data.read import RawRow
 from luthier.data.render import render_row
 from luthier.data.show import segments, show_tokens
-from luthier.errors import DataError, FileProblem, LuthierError, UsageError
+from luthier.errors import DataError, FileProblem, LuthierError, Unsupported, UsageError
+from luthier.runs.inspect import rendered_rows
 from luthier.schema.data import CheckReport
 from luthier.schema.protocols import ChatRow
 
@@ -475,3 +476,23 @@ def test_mutated_files_never_bring_a_traceback(tmp_path_factory, lines, suffix, 
     except LuthierError:
         return
     assert report.read == report.kept + sum(report.dropped.values())
+
+
+def test_prompts_and_answers_for_a_model_without_a_template(tmp_path: Path, make_tokenizer) -> None:
+    tokenizer = make_tokenizer(None)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"prompt": "What is {n}? ", "completion": "It is {n}."}}\n' for n in range(4)))
+    found = check((str(path),), base=tmp_path, tokenizer=tokenizer, purpose="text-generation")
+    assert found.tokens is not None
+    assert (found.read, found.kept, found.tokens.count, found.errors) == (4, 4, 4, ())
+    with pytest.raises(Unsupported, match="no chat template"):
+        check((str(path),), base=tmp_path, tokenizer=tokenizer)
+    folder = str(tokenizer.directory)
+    (tokenizer.directory / "config.json").write_text('{"model_type": "llama"}')
+    (tokenizer.directory / "model.safetensors").touch()
+    values = {"model": {"id": folder}, "task": "text-generation", "data": {"train": str(path)}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values))
+    (row,) = rendered_rows(tmp_path / "recipe.yaml", (), model=None, count=1, say=print)
+    assert "".join(text for text, _, _ in row.pieces).startswith("What is 0? It is 0.")
+    assert "".join(text for text, _, trained in row.pieces if trained).startswith("It is 0.")
+    assert row.row.file == str(path)

@@ -22,6 +22,7 @@ from luthier.data.layouts import Layout, tell
 from luthier.data.looking import Facts, How, Looked, Piece, facts_of, kind_facts, words_of
 from luthier.data.messages import RowProblem
 from luthier.data.near import NearIndex
+from luthier.data.passes import joins_texts
 from luthier.data.pool import ordered, processes, restored
 from luthier.data.read import RawRow, read_file
 from luthier.data.rows import ranks, rows_for
@@ -176,6 +177,7 @@ def check(
         tokenizer,
         limit,
         train_on,
+        plain=tokenizer is not None and joins_texts(purpose, tokenizer),
         keep_rows=on_row is not None,
         base=str(base),
         images=tokenizer is None if images is None else images,

@@ -26,7 +26,7 @@ from luthier.data.fit import (
 )
 from luthier.data.fit import OVER_LENGTH as OVER_LENGTH  # noqa: PLC0414 - named from here too
 from luthier.data.large import load_large, needed_bytes
-from luthier.data.passes import plain_chat, untrained
+from luthier.data.passes import joins_texts, plain_chat, untrained
 from luthier.data.read import read_file
 from luthier.data.render import prompt_of, render_rows
 from luthier.data.scan import Sources, source_bytes
@@ -83,7 +83,7 @@ def load_splits(
     sources = _sources(recipe.data, base)
     version = version_of(recipe, sources)
     limit = sequence_length or getattr(tokenizer, "max_length", None)
-    plain = recipe.task == "text-generation" and not getattr(tokenizer, "has_chat_template", True)
+    plain = joins_texts(recipe.task, tokenizer)
     notes = [note for part in (sources.train, *sources.given.values()) for note in part.notes]
     storage, why = _storage(recipe.data, sources)
     notes += [*why, _JOINED] if plain else why

@@ -15,6 +15,7 @@ from luthier.data.languages import guess_language
 from luthier.data.layouts import Layout
 from luthier.data.messages import RowProblem, content_digest, half_letter
 from luthier.data.near import NearIndex
+from luthier.data.passes import plain_chat
 from luthier.data.patterns import control_characters, markers, mojibake, personal_data, secrets
 from luthier.data.pool import packed
 from luthier.data.read import RawRow
@@ -55,6 +56,8 @@ class How:
     tokenizer: TextTokenizer | None = None
     limit: int | None = None
     train_on: TrainOn = "assistant"
+    plain: bool = False
+    """Whether prompt and answer are joined as text, without a chat template."""
     keep_rows: bool = False
     base: str = "/"
     refuse_long: bool = False
@@ -294,6 +297,8 @@ def _measure(
 ) -> None:
     """Tokens of each row, rows over the limit, what the template refuses, prompts that split otherwise."""
     problems: list[LuthierError] = []
+    if how.plain:
+        chats = [(plain_chat(chat), facts) for chat, facts in chats]
     rows = {(chat.file, chat.line): facts for chat, facts in chats}
     rendered = render_rows([chat for chat, _ in chats], tokenizer, how.train_on, on_problem=problems.append)
     for row in rendered:

@@ -309,6 +309,11 @@ def _test_rows(
     )
 
 
+def joins_texts(task: str, tokenizer: TextTokenizer) -> bool:
+    """Whether prompt and answer are joined as text: plain text is trained, and there is no chat template."""
+    return task == "text-generation" and not getattr(tokenizer, "has_chat_template", True)
+
+
 def plain_chat(row: ChatRow) -> ChatRow:
     """A question and its answer for a model that knows no chat: the text of both, the answer trained."""
     if row.messages[0]["role"] == "text" or [m["role"] for m in row.messages] != ["user", "assistant"]:

@@ -157,6 +157,9 @@ def _part(path: Path) -> str | None:
 
 
 def _shown(path: Path, base: Path) -> str:
+    """Relative to a folder, whole where that is the root: recipes that were read have full paths."""
+    if base == Path(base.anchor):
+        return str(path)
     try:
         return str(path.relative_to(base))
     except ValueError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from luthier.data.images import reference_problem
 from luthier.data.messages import RowProblem
+from luthier.data.passes import joins_texts, plain_chat
 from luthier.data.preferences import read_held_out, render_pairs
 from luthier.data.read import read_file
 from luthier.data.render import render_rows
@@ -60,7 +61,10 @@ def rendered_rows(
     if recipe.preference is not None:
         return _pairs(recipe.data, tokenizer, count)
     chats = first_chats(recipe.data, base=Path("/"), count=count, say=say)
-    rows = render_rows([chat for chat, _ in chats], tokenizer, recipe.data.train_on)
+    ready = [chat for chat, _ in chats]
+    if joins_texts(recipe.task, tokenizer):
+        ready = [plain_chat(chat) for chat in ready]
+    rows = render_rows(ready, tokenizer, recipe.data.train_on)
     return [
         ShownRow(row, show_tokens(row, tokenizer), images)
         for row, (_, images) in zip(rows, chats, strict=True)
