@@ -106,6 +106,7 @@ def new_run(request: Request) -> Response:
             "optimizers": OPTIMIZERS,
             "here": here.accelerators[0].name if here.accelerators else here.processor.name,
             "derived": {key: (value, why) for key, value, why in plan.derived},
+            "value_at": lambda key: _shown(plan, key),
             "fix_url": lambda fix: _with(query, fix.values),
             "query": _kept(query),
             "recipe": recipe,
@@ -135,6 +136,14 @@ def _ready(plan: planning.Plan, wish: planning.Wish, *, elsewhere: bool) -> str 
     if not plan.fits:
         return "It does not fit here: take one of the changes above."
     return None
+
+
+def _shown(plan: planning.Plan, key: str) -> str:
+    """A value of the resolved recipe, for the field that leaves it open."""
+    if plan.resolved is None or not plan.fits:
+        return "derived"
+    found = planning.value_at(plan.resolved.recipe, key)
+    return "derived" if found is None else f"{found:g}" if isinstance(found, (int, float)) else str(found)
 
 
 def _trial_name(plan: planning.Plan) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -204,8 +205,9 @@ class Plan:
 def recipe_text(recipe: Recipe) -> str:
     """A recipe as YAML with what differs from the defaults alone, and what it must name."""
     values = recipe.model_dump(mode="json", exclude_defaults=True)
-    values = {"version": recipe.version, "task": recipe.task, **values}
+    values |= {"version": recipe.version, "task": recipe.task}
     values.setdefault("method", {})["name"] = recipe.method.name
+    values = {key: values[key] for key in Recipe.model_fields if key in values}
     from io import StringIO
 
     from ruamel.yaml import YAML
@@ -257,9 +259,19 @@ def recipe_of(wish: Wish, uploads: Path, known: Dataset | None = None) -> Recipe
         value = getattr(wish, name)
         if value is not None and not (key.startswith("method.") and values["method"]["name"] == "full"):
             words.append(f"{key}={json.dumps(value)}")
+    if known is not None and wish.name is None and wish.from_run is None:
+        # An uploaded file has no name of its own on the disk.
+        words.append(f"name={json.dumps(run_name(values, known))}")
     if wish.gguf:
         words.append(f"export.gguf={json.dumps(list(wish.gguf))}")
     return recipe_from(values, [*words, *(line.strip() for line in wish.settings if line.strip())])
+
+
+def run_name(values: dict[str, Any], known: Dataset) -> str:
+    """Model, data and method, as runs are named."""
+    stem = known.name.split(".")[0]
+    words = f"{values['model']['id'].rstrip('/').rsplit('/', 1)[-1]}-{stem}-{values['method']['name']}"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "run"
 
 
 def _base(wish: Wish) -> tuple[dict[str, Any], list[str]]:
@@ -373,7 +385,7 @@ def _plan(wish: Wish, uploads: Path, here: Hardware) -> Plan:
     device = machine.accelerators[0] if found.device == "cuda" else None
     processor = machine.processor
     derived_values = tuple(
-        (key, _at(found.recipe, key), why) for key, why in found.recipe.sources.items() if key != "name"
+        (key, value_at(found.recipe, key), why) for key, why in found.recipe.sources.items() if key != "name"
     )
     return Plan(
         wish=wish,
@@ -549,7 +561,8 @@ def _exports(arch: Architecture, recipe: Recipe) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _at(recipe: Recipe, key: str) -> Any:
+def value_at(recipe: Recipe, key: str) -> Any:
+    """A recipe's value by its dotted key; None where there is none."""
     found: Any = recipe
     for part in key.split("."):
         found = getattr(found, part, None)
@@ -586,7 +599,7 @@ def shape_of(model: str, revision: str | None = None) -> Architecture:
 
 @lru_cache(maxsize=64)
 def _shape_in(folder: str, _changed: float) -> Architecture:
-    from luthier.sizing.parameters import architecture_of
+    from luthier.sizing.model_config import architecture_of
 
     return architecture_of(Path(folder))
 
