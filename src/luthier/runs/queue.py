@@ -141,7 +141,13 @@ class Queue:
             if job.state != "preparing":
                 return job
         job = self.change(
-            job_id, state="queued", run=run.id, need=need_of(run), worker=None, note="", name=job.name
+            job_id,
+            state="queued",
+            run=run.id,
+            need=need_of(run),
+            devices=devices_of(run),
+            worker=None,
+            note="",
         )
         self._mark(job)
         self.wake()
@@ -209,6 +215,7 @@ class Queue:
                 position=low - 1 if request.first else high + 1,
                 created=now,
                 need=need,
+                devices=1 if run is None else devices_of(RunDirectory(self.root / run)),
                 request=request,
             )
             db.execute(
@@ -397,6 +404,9 @@ class Queue:
             place = lease.device if lease.device in held else next(iter(totals))
             held[place] += lease.bytes
         free = {place: int(total * USABLE) - held[place] for place, total in totals.items()}
+        if job.devices > 1:  # it takes every card, and is alone on them
+            who = next(iter([*busy.values(), *(one.name for one in self.leases())]), None)
+            return None, None if who is None else f"waits for {who}: it needs {job.devices} GPUs"
         open_places = [place for place in totals if place not in busy]
         if not open_places:
             return None, f"waits for {next(iter(busy.values()))}"
@@ -484,6 +494,11 @@ def need_of(run: RunDirectory) -> int:
     measured = (run.stage_values("train") or {}).get("peak_memory", 0) if on_gpu else 0
     seen = measured if on_gpu else max(run.status.peak_memory.values(), default=0)
     return int(max(predicted, seen))
+
+
+def devices_of(run: RunDirectory) -> int:
+    """Accelerators that a run trains on together."""
+    return getattr(run.recipe.training, "devices", None) or 1
 
 
 def _forget(child: subprocess.Popen[bytes]) -> None:

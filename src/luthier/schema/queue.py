@@ -52,8 +52,10 @@ class QueuedJob(Record):
     ended: float | None = None
     need: int = 0
     """Bytes of the device's memory that it is expected to take."""
+    devices: int = 1
+    """Accelerators that it trains on together."""
     device: int | None = None
-    """Which accelerator it was given; None without one."""
+    """Which accelerator it was given; None without one, or where it takes all."""
     note: str = ""
     """What it is at, or what it waits for."""
     worker: WorkerIdentity | None = None

@@ -6,6 +6,7 @@ server that holds it, with that server's own key. Each answer says which weights
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -118,10 +119,8 @@ async def _events(
     try:
         async for line in answer.aiter_lines():
             if line.startswith("data: {"):
-                try:
+                with contextlib.suppress(ValueError):
                     line = f"data: {json.dumps(stamped(json.loads(line[6:]), model))}"  # noqa: PLW2901
-                except ValueError:
-                    pass
             yield f"{line}\n"
     finally:
         await answer.aclose()
