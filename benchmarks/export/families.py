@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "tests" / "checks"))
+sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
-import conftest as tiny  # noqa: E402
+import gguf_families as tiny  # noqa: E402
 
 from luthier.checks.parity import check_parity, expect, needed_context  # noqa: E402
 from luthier.checks.parity_prompts import fixed_cases  # noqa: E402
