@@ -24,7 +24,8 @@ import stacks
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.activations import TRANSFORMERS, Kernels
-from luthier.sizing.parameters import architecture_from_config, count_parameters, lora_parameters
+from luthier.sizing.model_config import architecture_from_config
+from luthier.sizing.parameters import count_parameters, lora_parameters
 from luthier.sizing.training import training_memory
 
 HERE = Path(__file__).parent

@@ -22,7 +22,7 @@ from luthier.schema.recipe import Full, Lora, Method
 from luthier.sizing.activations import OURS
 from luthier.sizing.flops import training_flops
 from luthier.sizing.host import case_of, passing_bytes
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.model_config import architecture_from_config
 from luthier.sizing.speed import CPU_BETWEEN, CPU_PRODUCTS
 from luthier.sizing.training import TrainingMemory, training_memory
 

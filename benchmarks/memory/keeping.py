@@ -14,7 +14,7 @@ from typing import Any
 from luthier.planning.estimate import kernels_for
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Lora, Method, QLora
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.model_config import architecture_from_config
 from luthier.sizing.training import training_memory
 
 CONFIG: dict[str, Any] = {

@@ -19,7 +19,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, TrainingChoice
 from luthier.sizing.activations import OURS
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.model_config import architecture_from_config
 from luthier.sizing.training import training_memory
 
 LLAMA = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 131072}

@@ -22,7 +22,7 @@ from luthier.planning.estimate import estimate_training
 from luthier.planning.hypothetical import parse_hardware
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Lora
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.model_config import architecture_from_config
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -25,7 +25,8 @@ from luthier.errors import Unsupported
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.activations import OURS
-from luthier.sizing.parameters import architecture_from_config, target_matrices
+from luthier.sizing.model_config import architecture_from_config
+from luthier.sizing.parameters import target_matrices
 from luthier.sizing.training import training_memory
 
 T4: dict[str, Any] = json.loads((Path(__file__).parents[2] / "benchmarks" / "memory" / "t4.json").read_text())

@@ -14,7 +14,7 @@ from luthier.schema.estimate import Estimate, TrainingShape
 from luthier.schema.hardware import Hardware, Processor
 from luthier.schema.measurement import Measurement, Prediction
 from luthier.schema.recipe import Full, Lora
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.model_config import architecture_from_config
 
 SMOL = architecture_from_config(
     {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536,

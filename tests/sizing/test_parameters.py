@@ -8,12 +8,8 @@ import pytest
 
 from luthier.errors import RecipeError, Unsupported
 from luthier.schema.model import Architecture, Experts
-from luthier.sizing.parameters import (
-    architecture_from_config,
-    architecture_of,
-    count_parameters,
-    lora_parameters,
-)
+from luthier.sizing.model_config import architecture_from_config, architecture_of
+from luthier.sizing.parameters import count_parameters, lora_parameters
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -95,7 +91,7 @@ EXTRA: dict[str, dict[str, object]] = {
 
 
 def _families() -> list[str]:
-    from luthier.sizing.parameters import FAMILIES
+    from luthier.sizing.model_config import FAMILIES
 
     return sorted(FAMILIES)
 

@@ -4,7 +4,8 @@ import pytest
 
 from luthier.errors import RecipeError
 from luthier.schema.recipe import FromScratch, ModelChoice
-from luthier.sizing.parameters import architecture_from_config, count_parameters
+from luthier.sizing.model_config import architecture_from_config
+from luthier.sizing.parameters import count_parameters
 from luthier.sizing.scratch import scratch_config
 
 

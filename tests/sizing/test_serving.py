@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from luthier.errors import UsageError
 from luthier.schema.model import Architecture
 from luthier.sizing.gguf import gguf_bytes
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.model_config import architecture_from_config
 from luthier.sizing.serving import (
     cache_bytes,
     cache_bytes_per_token,

@@ -19,7 +19,8 @@ from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, TRANSFORMERS
 from luthier.sizing.host import on_host
-from luthier.sizing.parameters import architecture_from_config, count_parameters
+from luthier.sizing.model_config import architecture_from_config
+from luthier.sizing.parameters import count_parameters
 from luthier.sizing.training import training_memory
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "memory"

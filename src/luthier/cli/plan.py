@@ -124,7 +124,7 @@ def shape_of(model: str) -> tuple[Architecture, dict[str, Any] | None]:
 
     from luthier.catalog.index import model_card
     from luthier.errors import Unsupported
-    from luthier.sizing.parameters import architecture_of
+    from luthier.sizing.model_config import architecture_of
 
     folder = Path(model).expanduser()
     if folder.is_dir():

@@ -129,7 +129,7 @@ def _card_of(recipe: Recipe) -> ModelCard:
     """The catalogue's entry of a recipe's model, or one made for a model from scratch."""
     from luthier.catalog.index import model_card
     from luthier.schema.model import ModelCard as Card
-    from luthier.sizing.parameters import architecture_from_config
+    from luthier.sizing.model_config import architecture_from_config
     from luthier.sizing.scratch import scratch_config
 
     choice = recipe.model.from_scratch

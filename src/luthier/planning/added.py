@@ -21,7 +21,8 @@ from luthier.schema.model import (
     Variants,
 )
 from luthier.schema.recipe import Purpose
-from luthier.sizing.parameters import architecture_of, count_parameters, target_matrices
+from luthier.sizing.model_config import architecture_of
+from luthier.sizing.parameters import count_parameters, target_matrices
 
 PURPOSES: dict[Kind, tuple[Purpose, ...]] = {
     "decoder": ("chat", "text-generation"),

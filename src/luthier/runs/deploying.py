@@ -30,7 +30,7 @@ from luthier.schema.protocols import Message, Progress
 from luthier.serving import lmstudio, ollama, scripts
 from luthier.serving.context import plan_context
 from luthier.serving.turns import turns_of
-from luthier.sizing.parameters import architecture_of
+from luthier.sizing.model_config import architecture_of
 from luthier.sizing.serving import CACHE_BYTES, VLLM_SHARE, CacheType, vllm_pool
 
 RECORD = "deployment.json"

@@ -16,7 +16,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.measurement import Measurement, Prediction, Shortage
 from luthier.schema.results import TrainResult
 from luthier.schema.run import Planned
-from luthier.sizing.parameters import architecture_of
+from luthier.sizing.model_config import architecture_of
 
 KEPT = ("luthier", "torch", "transformers", "peft", "python")
 

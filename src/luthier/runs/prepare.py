@@ -44,7 +44,7 @@ from luthier.schema.recipe import ClassificationChoice, Recipe
 from luthier.schema.rows import RetrievalSet
 from luthier.schema.run import Planned
 from luthier.sizing.flops import training_flops
-from luthier.sizing.parameters import architecture_of
+from luthier.sizing.model_config import architecture_of
 from luthier.training.trackers import check_trackers
 from luthier.version import __version__
 

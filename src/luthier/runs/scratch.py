@@ -19,7 +19,8 @@ from luthier.hub.snapshot import LocalModel
 from luthier.runs.model import Say, obtain
 from luthier.schema.protocols import Progress
 from luthier.schema.recipe import Full, Recipe
-from luthier.sizing.parameters import architecture_from_config, count_parameters
+from luthier.sizing.model_config import architecture_from_config
+from luthier.sizing.parameters import count_parameters
 from luthier.sizing.scratch import scratch_config
 
 MARK = "scratch.json"

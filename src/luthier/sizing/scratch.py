@@ -6,7 +6,8 @@ from typing import Any
 
 from luthier.errors import RecipeError
 from luthier.schema.recipe import FromScratch
-from luthier.sizing.parameters import architecture_from_config, count_parameters
+from luthier.sizing.model_config import architecture_from_config
+from luthier.sizing.parameters import count_parameters
 
 HEAD = 64
 """Width of an attention head."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.errors import Unsupported
 from luthier.schema.model import Architecture
-from luthier.sizing.parameters import architecture_from_config
+from luthier.sizing.model_config import architecture_from_config
 
 _KINDS = {"full": "full_attention", "sliding": "sliding_attention", "linear": "linear_attention"}
 
