@@ -228,7 +228,7 @@ def _work(folder: SweepFolder, *, prove: bool, offline: bool, json: bool) -> int
     from luthier.cli.console import err
     from luthier.runs.sweep.arms import run_arms, shared
     from luthier.runs.sweep.page import write_page
-    from luthier.runs.sweep.search import prove_winner, search
+    from luthier.runs.sweep.search import prove_winner, search, with_importance
 
     choice = folder.choice
     with folder.held():
@@ -244,6 +244,8 @@ def _work(folder: SweepFolder, *, prove: bool, offline: bool, json: bool) -> int
                 result = run_arms(
                     folder, shared(base, choice), say=say, told=told, stopping=lambda: bool(stopped)
                 )
+        if choice.kind == "search":
+            result = with_importance(folder, result)
         if stopped:
             write_page(result)
             _show(result, json=json)

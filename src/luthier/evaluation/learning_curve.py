@@ -31,32 +31,36 @@ class Point:
     score: Metric
 
 
-def power_law(rows: Floats, error: Floats, weight: Floats) -> tuple[float, float, float]:
+def power_law(rows: Floats, error: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
     """Weighted least squares of ``floor + scale * rows ** -exponent`` with floor, scale >= 0.
 
-    rows, error, weight: [points]. For each exponent the rest is a straight line, solved in closed form;
-    returns floor, scale, exponent.
+    rows, weight: [points]; error: [..., points]. For each exponent the rest is a straight line, solved in
+    closed form; where its floor or its slope would be negative, the best line without it is taken.
+    Returns floor, scale, exponent: [...].
     """
-    best, found = np.inf, (0.0, 0.0, float(EXPONENTS[0]))
+    shape = error.shape[:-1]
+    best = np.full(shape, np.inf)
+    found = [np.zeros(shape) for _ in range(3)]
+    total, mean = weight.sum(), (weight * error).sum(-1) / weight.sum()
     for exponent in EXPONENTS:
         x = (rows / rows[0]) ** -exponent
-        for floor, scale in _lines(x, error, weight):
-            squares = float((weight * (floor + scale * x - error) ** 2).sum())
-            if floor >= 0 and scale >= 0 and squares < best - 1e-15:
-                best, found = squares, (floor, scale * float(rows[0]) ** exponent, float(exponent))
-    return found
-
-
-def _lines(x: Floats, y: Floats, w: Floats) -> list[tuple[float, float]]:
-    """The best line, and the best ones with no floor and with no slope: where the first is not allowed."""
-    mx, my = (w * x).sum() / w.sum(), (w * y).sum() / w.sum()
-    spread = float((w * (x - mx) ** 2).sum())
-    slope = float((w * (x - mx) * (y - my)).sum()) / spread if spread > 0 else 0.0
-    return [
-        (float(my - slope * mx), slope),
-        (0.0, float((w * x * y).sum() / (w * x * x).sum())),
-        (float(my), 0.0),
-    ]
+        middle = (weight * x).sum() / total
+        slope = (weight * (x - middle) * (error - mean[..., None])).sum(-1) / (
+            weight * (x - middle) ** 2
+        ).sum()
+        alone = (weight * x * error).sum(-1) / (weight * x * x).sum()
+        for floor, scale in (
+            (mean - slope * middle, slope),
+            (np.zeros(shape), alone),
+            (mean, np.zeros(shape)),
+        ):
+            off = floor[..., None] + scale[..., None] * x - error
+            squares = (weight * off**2).sum(-1)
+            better = (floor >= 0) & (scale >= 0) & (squares < best - 1e-15)
+            best = np.where(better, squares, best)
+            for kept, value in zip(found, (floor, scale * rows[0] ** exponent, exponent), strict=True):
+                kept[...] = np.where(better, value, kept)
+    return found[0], found[1], found[2]
 
 
 def fit_curve(points: Sequence[Point], *, seed: int = 0) -> CurveFit | None:
@@ -77,23 +81,26 @@ def fit_curve(points: Sequence[Point], *, seed: int = 0) -> CurveFit | None:
     error = turn - value if greater else value
     spread = np.array([max(p.score.high - p.score.low, 1e-3) / (2 * 1.96) for p in points])
     weight = spread**-2
-    fitted = power_law(rows, error, weight)
+    floor, scale, exponent = (float(one) for one in power_law(rows, error, weight))
     draw = np.random.default_rng(seed)
-    drawn = [power_law(rows, np.maximum(error + draw.normal(0, spread), 0.0), weight) for _ in range(DRAWS)]
+    anew = np.maximum(error + draw.normal(0, spread, size=(DRAWS, len(points))), 0.0)
+    floors, scales, exponents = power_law(rows, anew, weight)
     largest = float(rows[-1])
     at = np.geomspace(rows[0], largest * AHEAD, 25)
-    band = [_curve_at(at, *one) for one in drawn]
+    band = floors[:, None] + scales[:, None] * at ** -exponents[:, None]
     low, high = np.quantile(band, [0.025, 0.975], axis=0)
-    middle = _curve_at(at, *fitted)
+    middle = floor + scale * at**-exponent
     scored = (turn - high, turn - middle, turn - low) if greater else (low, middle, high)
-    ceiling = _banded(fitted[0], [one[0] for one in drawn], turn=turn, greater=greater)
-    gains = [_gain(largest, one) for one in drawn]
-    doubled = _metric(_gain(largest, fitted), gains, greater=True)
-    advice, words = _advice(points[-1], doubled, ceiling, greater=greater)
+    ends = (turn - floor, turn - floors) if greater else (floor, floors)
+    ceiling = _metric(*ends, greater=greater)
+    more = 2 * largest
+    gains = scales * (largest**-exponents - more**-exponents)
+    doubled = _metric(scale * (largest**-exponent - more**-exponent), gains, greater=True)
+    advice, words = _advice(points[-1], doubled, ceiling)
     return CurveFit(
-        floor=fitted[0],
-        scale=fitted[1],
-        exponent=fitted[2],
+        floor=floor,
+        scale=scale,
+        exponent=exponent,
         points=tuple(
             (float(n), float(a), float(b), float(c)) for n, a, b, c in zip(at, *scored, strict=True)
         ),
@@ -104,24 +111,7 @@ def fit_curve(points: Sequence[Point], *, seed: int = 0) -> CurveFit | None:
     )
 
 
-def _curve_at(rows: Floats, floor: float, scale: float, exponent: float) -> Floats:
-    found: Floats = floor + scale * rows**-exponent
-    return found
-
-
-def _gain(rows: float, fit: tuple[float, float, float]) -> float:
-    """How much error twice the rows take away."""
-    _, scale, exponent = fit
-    return float(scale * (rows**-exponent - (2 * rows) ** -exponent))
-
-
-def _banded(value: float, drawn: Sequence[float], *, turn: float, greater: bool) -> Metric:
-    if greater:
-        return _metric(turn - value, [turn - one for one in drawn], greater=True)
-    return _metric(value, drawn, greater=False)
-
-
-def _metric(value: float, drawn: Sequence[float], *, greater: bool) -> Metric:
+def _metric(value: float, drawn: Floats, *, greater: bool) -> Metric:
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Metric(
         value=value,
@@ -132,27 +122,25 @@ def _metric(value: float, drawn: Sequence[float], *, greater: bool) -> Metric:
     )
 
 
-def _advice(last: Point, doubled: Metric, ceiling: Metric, *, greater: bool) -> tuple[Advice, str]:
-    """What pays more, by what twice the rows are expected to gain against what the curve still lacks."""
-    noise = (last.score.high - last.score.low) / 2
-    reached, end = last.score.value, ceiling.value
+def _advice(last: Point, doubled: Metric, ceiling: Metric) -> tuple[Advice, str]:
+    """What pays more: twice the rows, by what they are expected to bring, or something else.
+
+    A gain is worth having from a twentieth of the error that is left, and from half a point.
+    """
     share = 100.0 if last.score.low >= 0 and last.score.high <= 1 else 1.0
     unit = " points" if share > 1 else ""
-
-    def said(one: Metric) -> str:
-        return f"{one.value * share:+.1f}{unit} [{one.low * share:+.1f}, {one.high * share:+.1f}]"
-
-    towards = f"{end * share:.1f} [{ceiling.low * share:.1f}, {ceiling.high * share:.1f}]"
+    left = (1.0 - last.score.value) if last.score.greater_is_better else last.score.value
+    worth = max(0.005, 0.05 * abs(left))
+    said = f"{doubled.value * share:.1f}{unit} [{doubled.low * share:.1f}, {doubled.high * share:.1f}]"
+    towards = f"{ceiling.value * share:.1f} [{ceiling.low * share:.1f}, {ceiling.high * share:.1f}]"
     head = (
-        f"Twice the {last.rows:,} rows are expected to bring {said(doubled)}; the curve runs towards "
+        f"Twice the {last.rows:,} rows are expected to gain {said}; the curve runs towards "
         f"{towards}{' %' if share > 1 else ''}"
     )
-    worth = max(0.25 * noise, 0.005 if share > 1 else 0.005 * abs(reached))
+    if share > 1 and last.score.greater_is_better and left < 0.02:
+        return "unclear", f"{head}: there is next to nothing left to gain on these rows."
     if doubled.low > 0 and doubled.value >= worth:
         return "more-data", f"{head}: more rows pay."
-    if doubled.high < max(noise, worth) and doubled.value < worth:
-        left = (1.0 - end) if greater and share > 1 else None
-        if left is not None and left < 0.02:
-            return "unclear", f"{head}: there is next to nothing left to gain on these rows."
+    if doubled.high < 2 * worth:
         return "bigger-model", f"{head}: more rows alone bring little; a larger model or other settings may."
     return "unclear", f"{head}: these scores are too uncertain to tell; judge on more held-out rows."

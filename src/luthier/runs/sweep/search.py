@@ -122,6 +122,14 @@ def search(folder: SweepFolder, base: Prepared, *, say: Say, told: Told, stoppin
         return _Search(folder, choice, study, say, told, stopping).run()
 
 
+def with_importance(folder: SweepFolder, result: SweepResult) -> SweepResult:
+    """The result with what each setting mattered, by all trials that are done."""
+    with open_study(folder.path, result.choice) as study:
+        result = result.model_copy(update={"importance": study.importance()})
+    folder.save(result)
+    return result
+
+
 def _own(base: Prepared, key: str) -> object:
     found: object = base.recipe
     for part in key.split("."):
@@ -142,6 +150,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.crew = Crew(self.choice.jobs)
         self.waiting: tuple[Known, Prepared] | None = None
+        self.changed = False
         self.base_recipe = self.folder.recipe()
 
     def run(self) -> SweepResult:
@@ -156,12 +165,13 @@ class _Search:
                 break
             for working, state in self._looked():
                 self._over(working, state)
+            if self.changed:
                 self._tell()
             if self.crew.active:
                 time.sleep(POLL)
         else:
             self.crew.stop()
-        return self._tell(last=True)
+        return self._tell()
 
     # -- starting ----------------------------------------------------------------------------
 
@@ -228,7 +238,7 @@ class _Search:
         run = run_for(prepared, prepared.recipe.name, self.folder.path, self.base_recipe)
         self.study.note(known.number, run=run.id)
         self.crew.start(known.number, run, Job(kind="train"), reserved=needed_by(prepared))
-        self._tell()
+        self.changed = True
 
     def _take_up(self, known: Known) -> None:
         """A trial that an earlier process began: followed if it runs, gone on with if it does not."""
@@ -258,7 +268,7 @@ class _Search:
 
     def _loss(self, one: Working, share: float, loss: float) -> None:
         self.losses.setdefault(one.number, []).append((share, loss))
-        self._tell()
+        self.changed = True
         if not math.isfinite(loss) or share >= 1:
             return
         if self.study.report(one.number, math.floor(share * RUNGS + 1e-9), loss):
@@ -270,6 +280,7 @@ class _Search:
 
     def _over(self, working: Working, state: State) -> None:
         number, known = working.number, self.study.known(working.number)
+        self.changed = True
         self.losses[number] = list(working.losses)
         result = train_result(working.run)
         if state == "done" and result is not None:
@@ -318,7 +329,8 @@ class _Search:
 
     # -- telling -----------------------------------------------------------------------------
 
-    def _tell(self, *, last: bool = False) -> SweepResult:
+    def _tell(self) -> SweepResult:
+        self.changed = False
         before = self.folder.result
         trials = tuple(self._trial(known) for known in self.study.trials())
         ended = [t for t in trials if t.state == "done" and t.loss is not None and t.same_as is None]
@@ -328,7 +340,7 @@ class _Search:
             path=str(self.folder.path),
             trials=trials,
             best=None if best is None else best.number,
-            importance=self.study.importance() if last else {},
+            importance={} if before is None else before.importance,
             proved=() if before is None else before.proved,
             notes=() if before is None else before.notes,
         )

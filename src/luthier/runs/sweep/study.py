@@ -200,7 +200,7 @@ def open_study(folder: Path, choice: SweepChoice) -> Iterator[Study]:
 def _pruner(optuna: Any, choice: SweepChoice) -> Any:
     if choice.pruner == "median":
         first = max(2, min(5, choice.trials // 4))
-        return optuna.pruners.MedianPruner(n_startup_trials=first, n_warmup_steps=1)
+        return optuna.pruners.MedianPruner(n_startup_trials=first, n_warmup_steps=2)
     if choice.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=RUNGS, reduction_factor=3)
     return optuna.pruners.NopPruner()
