@@ -15,17 +15,23 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from luthier.errors import LuthierError
+from luthier.runs.directory import runs_root
 from luthier.runs.process import identity
+from luthier.runs.queue import Queue
 from luthier.runs.served import Choice, build, choose, choose_adapters
 from luthier.runs.servers import ServerDirectory, failure_of, keep_status
 from luthier.schema.deployment import ContextPlan
+from luthier.schema.queue import Lease
 from luthier.schema.run import Failure
 from luthier.schema.server import RequestNote, ServedModel
 from luthier.serving.gateway import Gateway, LogEntry, Served
 from luthier.serving.listen import open_port, rules_for, serve
+
+TORCH = 600_000_000
+"""Bytes that torch itself takes in the process of a model that is not GGUF."""
 
 
 def describe(
@@ -82,6 +88,7 @@ def work(server: ServerDirectory) -> int:
     def say(words: str) -> None:
         sys.stdout.write(words + "\n")
         sys.stdout.flush()
+        keep(note=words)
 
     def early(_number: int, _frame: object) -> None:
         raise SystemExit(0)  # asked to stop while the models load
@@ -97,6 +104,14 @@ def work(server: ServerDirectory) -> int:
         listener = open_port(wish.host, wish.port)
         url = f"http://{wish.host}:{listener.getsockname()[1]}"
         keep(models=describe(served, chosen, plans), url=url)
+        held = sum(plan.total for plan in plans.values()) + sum(
+            sum(file.stat().st_size for file in one.path.rglob("*.safetensors")) + TORCH
+            for one in chosen
+            if one.kind != "chat"
+        )
+        kind: Literal["serve", "chat"] = "serve" if wish.purpose == "serve" else "chat"
+        # Given back by itself: a lease of a process that has ended counts no more.
+        Queue(runs_root()).lease(Lease(name=server.id, kind=kind, bytes=held, worker=identity()))
 
         def note(entry: LogEntry) -> None:
             server.note(

@@ -54,6 +54,8 @@ class ServerStatus(Record):
 
     state: ServerState
     worker: WorkerIdentity | None = None
+    note: str = ""
+    """What it does while it loads, where that takes long."""
     url: str = ""
     """Where it listens, without /v1."""
     models: tuple[ServedModel, ...] = ()

@@ -7,5 +7,9 @@ ROUTERS = (
     "plan",
     "jobs",
     "runs",
+    "evals",
+    "exports",
+    "servers",
+    "registry",
 )
 """Modules of this package."""

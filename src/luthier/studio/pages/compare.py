@@ -29,6 +29,7 @@ from luthier.studio.services.comparing import (
     preference_lines,
     side_of,
 )
+from luthier.studio.services.evals import MOST_MARKED
 from luthier.studio.services.forms import Form, Sent
 from luthier.studio.web import render, settings_of
 
@@ -172,7 +173,9 @@ def _shown(turn: Turn, column: int) -> dict[str, Any]:
     spans: list[Span] = [Span(text, changed=False)] if text else []
     first: Answer = turn.answers[0]
     if column and answer.done and first.done and first.text and text:
-        _, spans = word_diff(clean(first.text, 40_000), text)
+        _, marked = word_diff(clean(first.text, 40_000), text)
+        if sum(len(span.text) for span in marked if span.changed) <= MOST_MARKED * len(text):
+            spans = marked
     return {"answer": answer, "spans": spans, "reasoning": clean(answer.reasoning, 40_000)}
 
 

@@ -11,7 +11,7 @@ from luthier.runs.directory import RunDirectory
 from luthier.runs.report.words import is_share
 from luthier.studio.problems import NotFound
 from luthier.studio.services.evals import Against, Only, judged, open_evaluation, plot_of, row_page
-from luthier.studio.services.found import run_named
+from luthier.studio.services.runs import find
 from luthier.studio.services.slicing import slices_of
 from luthier.studio.web import render, settings_of
 
@@ -37,7 +37,7 @@ def evaluation(
     page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
 ) -> Response:
     """One run's base and tuned model on one split."""
-    run = run_named(name, settings_of(request).runs)
+    run = find(settings_of(request), name)
     found = open_evaluation(run, split)
     rows = row_page(found, only=only, against=against, q=q, page=page)
     main = found.comparison.main
@@ -61,7 +61,7 @@ def evaluation(
 def slices(request: Request, name: str, split: str | None = None) -> Response:
     """Parts of the split on their own: apart, because their tests take seconds."""
     settings = settings_of(request)
-    run: RunDirectory = run_named(name, settings.runs)
+    run: RunDirectory = find(settings, name)
     found = open_evaluation(run, split)
     if found.tuned is None:
         raise NotFound(f"{run.id} has no answers on {found.split}")

@@ -21,7 +21,7 @@ from luthier.studio.services.exports import (
     start_export,
 )
 from luthier.studio.services.forms import Sent
-from luthier.studio.services.found import run_named
+from luthier.studio.services.runs import find
 from luthier.studio.web import render, settings_of
 
 router = APIRouter()
@@ -39,14 +39,14 @@ def exports(request: Request) -> Response:
 @router.get("/exports/{name}")
 def export(request: Request, name: str) -> Response:
     """One run: files, what more it could write, and the steps of what is being written."""
-    return _page(request, run_named(name, settings_of(request).runs))
+    return _page(request, find(settings_of(request), name))
 
 
 def _page(
     request: Request, run: RunDirectory, *, chosen: tuple[str, ...] = (), error: LuthierError | None = None
 ) -> Response:
     values: dict[str, Any] = {
-        "view": export_view(run),
+        "view": export_view(settings_of(request), run),
         "recipe": run.recipe,
         "chosen": chosen,
         "error": error,
@@ -59,10 +59,10 @@ def _page(
 @router.post("/exports/{name}")
 async def begin(request: Request, name: str, form: Sent) -> Response:
     """Start an export."""
-    run = run_named(name, settings_of(request).runs)
+    run = find(settings_of(request), name)
     kinds = form.all("kind")
     try:
-        await asyncio.to_thread(start_export, run, kinds)
+        await asyncio.to_thread(start_export, settings_of(request), run, kinds)
     except LuthierError as error:
         return await asyncio.to_thread(_page, request, run, chosen=tuple(kinds), error=error)
     return RedirectResponse(f"/exports/{run.id}", 303)
@@ -71,5 +71,5 @@ async def begin(request: Request, name: str, form: Sent) -> Response:
 @router.get("/exports/{name}/files/{path:path}")
 def fetch(request: Request, name: str, path: str) -> Response:
     """A file; parts of it by Range."""
-    found: Path = file_of(run_named(name, settings_of(request).runs), path)
+    found: Path = file_of(find(settings_of(request), name), path)
     return FileResponse(found, filename=found.name, media_type="application/octet-stream")

@@ -11,8 +11,8 @@ from luthier.errors import LuthierError, UsageError
 from luthier.runs import registry as store
 from luthier.studio.problems import status_of
 from luthier.studio.services.forms import Sent
-from luthier.studio.services.found import run_named
 from luthier.studio.services.registering import model, models, previous, registrable, version
+from luthier.studio.services.runs import find
 from luthier.studio.web import render, settings_of
 
 router = APIRouter()
@@ -39,9 +39,8 @@ def _list(request: Request, *, chosen: str = "", error: LuthierError | None = No
 @router.post("/registry")
 async def add(request: Request, form: Sent) -> Response:
     """Register a run as the next version of a name."""
-    runs = settings_of(request).runs
     try:
-        run = await asyncio.to_thread(run_named, form.one("run"), runs)
+        run = await asyncio.to_thread(find, settings_of(request), form.one("run"))
         name = form.one("name").strip() or None
         made = await asyncio.to_thread(store.add, run, name=name, note=form.one("note").strip()[:500])
     except LuthierError as error:

@@ -13,9 +13,10 @@ from luthier.runs.servers import UP, forget_server, start_server, stop_server
 from luthier.schema.server import ServerWish
 from luthier.studio.problems import status_of
 from luthier.studio.services.forms import Form, Sent
-from luthier.studio.services.found import run_named
+from luthier.studio.services.runs import find
 from luthier.studio.services.serving import (
     KEY,
+    leaving,
     plan_of,
     servable,
     server_named,
@@ -43,8 +44,8 @@ def _wish(form: Form) -> ServerWish:
 
 
 def _page(request: Request, form: Form, error: LuthierError | None = None) -> Response:
-    runs = settings_of(request).runs
-    known = servable(runs)
+    settings = settings_of(request)
+    known = servable(settings.runs)
     chosen = next((one for one in known if one.run == form.one("model")), known[0] if known else None)
     gguf = form.one("gguf") if chosen and form.one("gguf") in chosen.ggufs else ""
     plan, trouble = None, None
@@ -52,7 +53,7 @@ def _page(request: Request, form: Form, error: LuthierError | None = None) -> Re
         try:
             wish = form.record(ServerWish, "context", "slots")
             plan = plan_of(
-                run_named(chosen.run, runs), gguf=gguf or None, context=wish.context, slots=wish.slots
+                find(settings, chosen.run), gguf=gguf or None, context=wish.context, slots=wish.slots
             )
         except LuthierError as refused:
             trouble = refused
@@ -76,7 +77,7 @@ async def begin(request: Request, form: Sent) -> Response:
     """Start a server."""
     try:
         wish = _wish(form)
-        made = await asyncio.to_thread(start, wish, settings_of(request).runs)
+        made = await asyncio.to_thread(start, wish, settings_of(request))
     except LuthierError as error:
         return await asyncio.to_thread(_page, request, form, error)
     return RedirectResponse(f"/serve/{made.id}", 303)
@@ -98,6 +99,7 @@ def server(request: Request, name: str) -> Response:
         "requests": found.server.requests(),
         "log": found.server.log_tail() if status.state in ("failed", "lost") else "",
         "is_up": status.state in UP,
+        "leave_by": leaving(settings_of(request), found.server),
     }
     return render(request, "server.html", values, page="serve")
 

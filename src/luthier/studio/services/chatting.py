@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
@@ -23,8 +23,8 @@ from luthier.studio.services.comparing import (
     server_for,
 )
 
-LOAD_SECONDS = 300.0
-"""Longest wait for a model to load."""
+LOAD_SECONDS = 900.0
+"""Longest wait for a model to load; a base is converted to GGUF when it is first asked."""
 SILENCE = 600.0
 """Seconds without a byte after which an answer counts as failed."""
 
@@ -100,7 +100,7 @@ class Chats:
         try:
             turning.say(c=column, state="loading")
             server = await asyncio.to_thread(server_for, side)
-            await _until_ready(server)
+            await _until_ready(server, lambda note: turning.say(c=column, state="loading", note=note))
             turning.say(c=column, state="answering")
             answer = await self._ask(conversation, turn, column, server=server, turning=turning)
         except LuthierError as error:
@@ -156,9 +156,10 @@ class Chats:
             return await _read(response, weights, column, turning)
 
 
-async def _until_ready(server: ServerDirectory) -> None:
-    """Wait for a model to load. Errors: Unreachable with its reason."""
+async def _until_ready(server: ServerDirectory, told: Callable[[str], None]) -> None:
+    """Wait for a model to load. told: what it does meanwhile. Errors: Unreachable with its reason."""
     until = time.monotonic() + LOAD_SECONDS
+    note = ""
     while True:
         status = await asyncio.to_thread(lambda: server.status)
         if status.state == "ready":
@@ -169,6 +170,9 @@ async def _until_ready(server: ServerDirectory) -> None:
                 failure.message if failure else f"the model's server is {status.state}",
                 hint=(failure.hint if failure else None) or "ask again to load it once more",
             )
+        if status.note != note:
+            note = status.note
+            told(note)
         if time.monotonic() > until:
             raise Unreachable(f"the model was not loaded within {LOAD_SECONDS:.0f} s", hint="see /serve")
         await asyncio.sleep(0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from luthier.studio.problems import NotFound
 Only = Literal["all", "regressed", "improved", "unchanged"]
 Against = Literal["expected", "other"]
 PAGE_ROWS = 20
+MOST_MARKED = 0.7
+"""Share of an answer beyond which its words are not marked: nothing would stand out."""
 LONGEST = 4_000
 """Letters of a prompt or an answer that are shown."""
 
@@ -292,8 +294,9 @@ def _row(evaluation: Evaluation, row: RowChange, against: Against) -> RowView:
     def side(label: str, style: str, own: str, other: str, value: float) -> Side:
         reference = expected if by_expected else other
         _, spans = word_diff(reference, own)
-        if not reference:
-            spans = [replace(span, changed=False) for span in spans]
+        marked = sum(len(span.text) for span in spans if span.changed)
+        if not reference or marked > MOST_MARKED * len(own):
+            spans = [Span(own, changed=False)] if own else []
         return Side(
             label, style, tuple(spans), words.score(metric, value, share=share), same=own == reference != ""
         )

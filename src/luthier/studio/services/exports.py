@@ -17,14 +17,17 @@ from luthier.exporting.space import check_space, largest_gguf_size, parameter_co
 from luthier.llamacpp.setup import converter, is_set_up
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory, list_runs
-from luthier.runs.process import ACTIVE, current_state, start_worker
+from luthier.runs.process import ACTIVE, current_state
 from luthier.runs.report import words
 from luthier.runs.stages import load_artifacts
 from luthier.schema.load import export_from
+from luthier.schema.queue import QueuedJob
 from luthier.schema.recipe import ExportChoice, Full, GgufType
 from luthier.schema.results import Artifact, TrainResult
-from luthier.schema.run import Job, State
+from luthier.schema.run import State
 from luthier.studio.problems import Conflict, NotFound
+from luthier.studio.services.jobs import AskedJob, open_jobs, submit
+from luthier.studio.settings import StudioSettings
 
 TYPES: dict[GgufType, str] = {
     "F16": "Every weight in 16 bits: the reference that others are quantised from",
@@ -100,6 +103,8 @@ class ExportView:
     steps: tuple[Step, ...]
     exporting: bool
     failure: str
+    waiting: QueuedJob | None
+    """An export of this run that is in the queue."""
     converter: bool
     """Whether llama.cpp's converter is here."""
 
@@ -157,13 +162,13 @@ def parity_words(artifact: Artifact) -> str:
 def file_of(run: RunDirectory, name: str) -> Path:
     """A file below the run's artifacts. Errors: NotFound, also for what lies or points outside."""
     root = (run.path / "artifacts").resolve()
-    path = (root / name).resolve()
+    path = (root / name.replace("\0", "")).resolve()
     if "\0" in name or not path.is_relative_to(root) or not path.is_file():
         raise NotFound(f"{run.id} has no such file", hint=f"see /exports/{run.id}")
     return path
 
 
-def export_view(run: RunDirectory) -> ExportView:
+def export_view(settings: StudioSettings, run: RunDirectory) -> ExportView:
     """All that a run's export page says."""
     state = current_state(run)
     steps, exporting = _steps(run, state)
@@ -181,6 +186,9 @@ def export_view(run: RunDirectory) -> ExportView:
         steps=steps,
         exporting=exporting,
         failure="" if failure is None else words.clean(f"{failure.message}. {failure.hint or ''}", 1_000),
+        waiting=next(
+            (job for job in open_jobs(settings) if job.run == run.id and job.kind == "export"), None
+        ),
         converter=is_set_up(),
     )
 
@@ -248,8 +256,8 @@ def export_choice(kinds: Iterable[str]) -> ExportChoice:
     return export_from(**{kind: kind in wanted for kind in plain}, gguf=ggufs)
 
 
-def start_export(run: RunDirectory, kinds: Sequence[str]) -> None:
-    """Start the job that writes and checks them; it outlives the studio.
+def start_export(settings: StudioSettings, run: RunDirectory, kinds: Sequence[str]) -> QueuedJob:
+    """Enter the job that writes and checks them into the queue; it outlives the studio.
 
     Errors: Conflict where the run is being worked on, DoesNotFit without space, LicenceBroken,
     ToolchainError without the converter, and those of ``export_choice``.
@@ -265,7 +273,7 @@ def start_export(run: RunDirectory, kinds: Sequence[str]) -> None:
     if wanted.gguf:
         converter()
     check_space(run.path / "artifacts", _needs(run, wanted))
-    start_worker(run, Job(kind="export", export=wanted))
+    return submit(settings, AskedJob(kind="export", run=run.id, export=wanted))
 
 
 def _needs(run: RunDirectory, wanted: ExportChoice) -> dict[str, int]:

@@ -43,14 +43,14 @@ class Form:
 async def form_of(request: Request) -> Form:
     """The form of a request. Errors: UsageError for what is none, or too large."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
-    if kind != "application/x-www-form-urlencoded":
-        raise UsageError("this takes a form", hint="send application/x-www-form-urlencoded")
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > MOST:
             raise UsageError(f"the form is larger than {MOST:,} bytes")
         parts.append(part)
+    if size and kind != "application/x-www-form-urlencoded":
+        raise UsageError("this takes a form", hint="send application/x-www-form-urlencoded")
     try:
         text = b"".join(parts).decode("utf-8")
         return Form(parse_qs(text, keep_blank_values=True, max_num_fields=200))

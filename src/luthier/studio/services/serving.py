@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier.catalog.purposes import spec_of
-from luthier.errors import LuthierError, UsageError
+from luthier.errors import UsageError
 from luthier.planning.audit import audit
 from luthier.runs import registry
 from luthier.runs.directory import RunDirectory, list_runs
+from luthier.runs.queue import Queue
 from luthier.runs.served import TORCH, choose
 from luthier.runs.servers import ServerDirectory, find_server, list_servers, start_server
 from luthier.runs.stages import load_artifacts
@@ -19,6 +20,8 @@ from luthier.schema.deployment import ContextPlan
 from luthier.schema.server import ServedModel, ServerStatus, ServerWish
 from luthier.serving.context import plan_context
 from luthier.studio.problems import NotFound
+from luthier.studio.services.runs import find
+from luthier.studio.settings import StudioSettings
 
 PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}),
@@ -116,13 +119,11 @@ def plan_of(
     )
 
 
-def start(wish: ServerWish, runs: Path) -> ServerDirectory:
+def start(wish: ServerWish, settings: StudioSettings) -> ServerDirectory:
     """Start a server of runs or registered versions, never of paths.
 
     What would not fit is refused here, before a process is started. Errors: NotFound, DoesNotFit, UsageError.
     """
-    from luthier.studio.services.found import run_named
-
     if not wish.models and not wish.adapters:
         raise UsageError("no model was chosen", hint="choose a run")
     if wish.host not in ("127.0.0.1", "localhost", "::1"):
@@ -133,30 +134,28 @@ def start(wish: ServerWish, runs: Path) -> ServerDirectory:
     models = []
     for words in wish.models:
         name, _, target = words.rpartition("=")
-        run = registry.run_of(target) if ":" in target else run_named(target, runs)
+        run = registry.run_of(target) if ":" in target else find(settings, target)
         plan_of(run, gguf=wish.gguf, context=wish.context, slots=wish.slots)
         models.append(f"{_name(name or run.recipe.name or run.id)}={run.path}")
     adapters = []
     for words in wish.adapters:
         name, _, target = words.rpartition("=")
-        run = run_named(target, runs)
+        run = find(settings, target)
         adapters.append(f"{_name(name or run.recipe.name or run.id)}={run.path}")
     return start_server(wish.model_copy(update={"models": tuple(models), "adapters": tuple(adapters)}))
+
+
+def leaving(settings: StudioSettings, server: ServerDirectory) -> float | None:
+    """When a server will be ended because a run needs its memory; None where nothing asks for it."""
+    worker = server.status.worker
+    leases = Queue(settings.runs).leases() if worker is not None else []
+    return next((lease.leave_by for lease in leases if lease.worker == worker), None)
 
 
 def _name(name: str) -> str:
     if "=" in name or not name.isprintable() or len(name) > 80:
         raise UsageError(f"{name[:80]!r} cannot be a model's name", hint="use letters, digits, . _ : and -")
     return name
-
-
-def refusal_of(run: RunDirectory) -> str:
-    """Why a run cannot be served with usual settings now; empty where it can."""
-    try:
-        plan_of(run)
-    except LuthierError as error:
-        return error.message
-    return ""
 
 
 def snippets(url: str, model: ServedModel) -> dict[str, str]:

@@ -30,7 +30,7 @@ function follow() {
       thoughts.closest("details").hidden = false;
       thoughts.append(said.r);
     }
-    if (said.state) meta.textContent = said.state === "loading" ? "loading the model" : "answering";
+    if (said.state) meta.textContent = said.state === "loading" ? said.note || "loading the model" : "answering";
     if (said.weights) {
       const pill = column.querySelector("[data-weights]");
       if (pill) { pill.textContent = said.weights; pill.hidden = false; }
