@@ -21,8 +21,11 @@ class Judge:
     def generate(self, chats, *, tools=None, max_new_tokens, progress=None):
         found = []
         for chat in chats:
-            text = chat[-1]["content"]
-            self.seen.append(text)
+            self.seen.append(chat[-1]["content"])
+            text = chat[1]["content"]
+            if len(chat) > 2 and "pressed" in text:
+                found.append(Generated("Verdict: 2", (), True))
+                continue
             one, two = (text.split(f"<<< answer {n} >>>\n")[1].split("\n<<< end")[0] for n in (1, 2))
             found.append(Generated(self.decide(one, two), (), True))
         return found
@@ -99,6 +102,16 @@ def test_what_cannot_be_read_is_left_out_and_counted():
     assert found.win_rate.n == 9
     with pytest.raises(UsageError, match="no readable verdict on any of 3"):
         judge_pairs(Judge(sometimes), pairs[:3], split="t", names=("A", "B"))
+
+
+def test_a_judge_without_a_verdict_is_asked_once_more():
+    pairs = [pair(n, "pressed", "other") for n in range(2)]
+    judge = Judge(lambda one, two: "Hard to say.")
+    found = judge_pairs(judge, pairs, split="t", names=("A", "B"))
+    assert (found.asked, found.repeated, found.parse_failures) == (8, 4, 0)
+    assert found.rows[0].rulings[0].reason == "Hard to say."
+    assert found.ties == 2  # "2" in both orders is no preference
+    assert judge.seen[-1].startswith("Which one, then?")
 
 
 def test_ties_count_half():

@@ -119,7 +119,8 @@ def show_judgement(found: Judgement, *, json: bool) -> None:
         rows.append(
             ("Not readable", f"{found.parse_failures} answers of the judge; {found.unjudged} rows left out")
         )
-    told = f"{found.asked} questions, {found.cached} from the cache, {duration(found.seconds)}"
+    again = f", {found.repeated} asked once more for a verdict" if found.repeated else ""
+    told = f"{found.asked} questions{again}, {found.cached} from the cache, {duration(found.seconds)}"
     if found.prompt_tokens is not None:
         told += f"; {found.prompt_tokens:,} tokens read, {found.completion_tokens:,} written"
     if found.cost is not None:

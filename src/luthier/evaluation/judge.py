@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,10 @@ CRITERIA = (
 )
 LONGEST = 400
 """Tokens of a judge's answer."""
+AGAIN = 'Which one, then? Reply with one line only: "Verdict: 1", "Verdict: 2" or "Verdict: tie".'
+"""Asked once more where the judge gave no verdict."""
+LAST_WORDS = 32
+"""Tokens of that answer."""
 CHUNK = 32
 """Questions between two writes of the cache."""
 METRIC = "preferred"
@@ -99,7 +103,8 @@ def question(pair: Pair, *, swapped: bool, criteria: str, reference: bool) -> li
         parts.append(("expected answer", pair.expected))
     parts += [("answer 1", one or "(empty)"), ("answer 2", two or "(empty)")]
     shown = "\n\n".join(f"<<< {name} >>>\n{text}\n<<< end of {name} >>>" for name, text in parts)
-    asked = f"{shown}\n\nJudge by this: {criteria}."
+    end = 'Give your reasons, then end with the line "Verdict: " and 1, 2 or tie.'
+    asked = f"{shown}\n\nJudge by this: {criteria}.\n{end}"
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
 
 
@@ -152,11 +157,17 @@ def judge_pairs(
         question(pairs[place], swapped=swapped, criteria=criteria, reference=reference)
         for place, swapped in asked
     ]
-    asking = _Asking(judge, longest, cache_dir, progress)
-    answers = asking.answers(chats)
+    asking = _Asking(judge, cache_dir)
+    answers = asking.answers(chats, longest, progress)
+    unread = [n for n, answer in enumerate(answers) if read_verdict(answer.text, swapped=False) is None]
+    again = [
+        [*chats[n], {"role": "assistant", "content": answers[n].text}, {"role": "user", "content": AGAIN}]
+        for n in unread
+    ]
+    last = dict(zip(unread, asking.answers(again, LAST_WORDS), strict=True)) if again else {}
     rulings: dict[int, list[Ruling]] = {}
-    for (place, swapped), answer in zip(asked, answers, strict=True):
-        choice = read_verdict(answer.text, swapped=swapped)
+    for n, ((place, swapped), answer) in enumerate(zip(asked, answers, strict=True)):
+        choice = read_verdict(last[n].text if n in last else answer.text, swapped=swapped)
         rulings.setdefault(place, []).append(
             Ruling(swapped=swapped, choice=choice, reason=without_thinking(answer.text))
         )
@@ -181,7 +192,8 @@ def judge_pairs(
             "judge": judge.label,
             "criteria": criteria,
             "reference": reference,
-            "asked": len(chats) - asking.cached,
+            "asked": asking.asked,
+            "repeated": len(again),
             "cached": asking.cached,
             "seconds": time.perf_counter() - began,
         }
@@ -232,30 +244,32 @@ def _share(told: Sequence[bool]) -> Metric | None:
 @dataclass
 class _Asking:
     judge: Generator
-    longest: int
     cache_dir: Path | None
-    progress: Progress | None
-    cached: int = field(default=0)
+    asked: int = 0
+    cached: int = 0
 
-    def answers(self, chats: Sequence[Sequence[Message]]) -> list[Generated]:
+    def answers(
+        self, chats: Sequence[Sequence[Message]], longest: int, progress: Progress | None = None
+    ) -> list[Generated]:
         """The judge's answers in order; what it was asked before, in these words, is not asked again."""
         cache = None
         if self.cache_dir is not None and self.judge.weights_digest:
-            key = digest_of([self.judge.weights_digest, "judge", self.longest])
+            key = digest_of([self.judge.weights_digest, "judge", longest])
             cache = AnswerCache(self.cache_dir / f"{key[:32]}.jsonl")
         known = cache.load() if cache is not None else {}
         digests = [digest_of(list(chat)) for chat in chats]
         missing = list({d: chat for d, chat in zip(digests, chats, strict=True) if d not in known}.items())
-        self.cached = len(chats) - len(missing)
+        self.asked += len(missing)
+        self.cached += len(chats) - len(missing)
         for start in range(0, len(missing), CHUNK):
-            if self.progress is not None:
-                self.progress(self.cached + start, len(chats))
+            if progress is not None:
+                progress(len(chats) - len(missing) + start, len(chats))
             part = missing[start : start + CHUNK]
-            given = self.judge.generate([chat for _, chat in part], max_new_tokens=self.longest)
+            given = self.judge.generate([chat for _, chat in part], max_new_tokens=longest)
             fresh = {digest: answer for (digest, _), answer in zip(part, given, strict=True)}
             if cache is not None:
                 cache.add(fresh)
             known.update(fresh)
-        if self.progress is not None:
-            self.progress(len(chats), len(chats))
+        if progress is not None:
+            progress(len(chats), len(chats))
         return [known[digest] for digest in digests]

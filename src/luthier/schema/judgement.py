@@ -67,6 +67,8 @@ class Judgement(Record):
     asked: int = 0
     """Questions to the judge, those answered from the cache left out."""
     cached: int = 0
+    repeated: int = 0
+    """Questions that were put once more because the first answer had no verdict."""
     prompt_tokens: int | None = None
     """Tokens that the judge read, where its server tells; those answered from the cache left out."""
     completion_tokens: int | None = None
