@@ -94,7 +94,7 @@ def show(
 @app.command
 def check(
     *files: Path,
-    held_out: tuple[Path, ...] = (),
+    held_out: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
     model: str | None = None,
     recipe: Annotated[Path | None, Parameter(name="--for")] = None,
     structure: Annotated[bool, Parameter(negative="")] = False,
@@ -134,11 +134,11 @@ def check(
         found = find(sources, base=Path.cwd(), **settings)
     else:
         found = mend(sources, fix, base=Path.cwd(), **settings)
-        err().print(f"wrote {fix}", soft_wrap=True)
+        err().print(f"wrote {fix}, and beside it what was left out and why", soft_wrap=True)
     if json:
         print_json(found.model_dump(mode="json"))
     else:
-        show_findings(found, recipe=recipe)
+        show_findings(found, recipe=recipe, fixed=fix is not None)
     return DataError.exit_code if found.errors else 0
 
 

@@ -106,7 +106,7 @@ def _show_split(found: FileSplitReport) -> None:
 def mine(
     *files: Path,
     to: Annotated[Path, Parameter(name=("--to", "-o"))],
-    corpus: tuple[Path, ...] = (),
+    corpus: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
     negatives: int = 5,
     depth: int = 100,
     skip: int = 0,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from luthier.cli.console import out, print_json
+from luthier.cli.findings import several
 from luthier.cli.story import columns, grid
 
 Flag = Annotated[bool, Parameter(negative="")]
@@ -18,7 +20,7 @@ def add(
     /,
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=True)],
     name: str | None = None,
-    fix: tuple[str, ...] = (),
+    fix: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     json: Flag = False,
 ) -> None:
     """Keep a version of a data set: which rows, from which files, read how, split by which seed.
@@ -50,7 +52,8 @@ def add(
     rows = ", ".join(f"{count:,} {split}" for split, count in version.rows.items())
     out().print(f"{version.id} ({'new' if new else 'known already'}): {rows} rows", soft_wrap=True)
     for old, count in version.leaks.items():
-        words = f"{count} rows of {version.name}@{old} stand in its training rows: scores there prove nothing"
+        stand = _stand(count, f"{version.name}@{old}")
+        words = f"{stand} in its training rows: scores there prove nothing"
         out().print(words, style="yellow", soft_wrap=True)
 
 
@@ -127,9 +130,27 @@ def diff(old: str, new: str, /, *, json: Flag = False) -> None:
     counts = {"added": found.added, "removed": found.removed, "changed": found.changed, "moved": found.moved}
     facts = []
     for what, count in counts.items():
-        places = ", ".join(found.samples.get(what, ()))
-        facts.append((what, f"{count:,}" + (f" ({places}{', ...' if count > 5 else ''})" if count else "")))
+        samples = found.samples.get(what, ())
+        more = ", ..." if count > len(samples) else ""
+        facts.append((what, f"{count:,}" + (f" ({_places(samples)}{more})" if count else "")))
     out().print(grid(facts))
     for split, count in found.leaks.items():
-        words = f"{count} rows of the old {split} split stand in the new training rows"
+        words = f"{_stand(count, f'the old {split} split')} in the new training rows"
         out().print(words, style="yellow", soft_wrap=True)
+
+
+def _stand(count: int, where: str) -> str:
+    return f"{several(count, 'row')} of {where} {'stands' if count == 1 else 'stand'}"
+
+
+def _places(samples: Sequence[str]) -> str:
+    """``file:line`` of some rows, each file once, from here where it lies below."""
+    lines: dict[str, list[str]] = {}
+    for sample in samples:
+        file, _, line = sample.rpartition(":")
+        lines.setdefault(file, []).append(line)
+    here = Path.cwd()
+    shown = {
+        file: str(Path(file).relative_to(here)) if Path(file).is_relative_to(here) else file for file in lines
+    }
+    return ", ".join(f"{shown[file]}:{', '.join(part)}" for file, part in lines.items())

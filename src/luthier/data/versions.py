@@ -222,8 +222,9 @@ def find(text: str, *, root: Path | None = None) -> DatasetVersion:
         return known[-1]
     if len(fitting) != 1:
         what = "no version" if not fitting else "several versions"
+        begin = "begins" if not fitting else "begin"
         listed = ", ".join(one.version for one in fitting or known)
-        raise UsageError(f"{what} of {name} begin with {wanted!r}", hint=f"there are {listed}")
+        raise UsageError(f"{what} of {name} {begin} with {wanted!r}", hint=f"there are {listed}")
     return fitting[0]
 
 
