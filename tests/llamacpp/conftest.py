@@ -5,7 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from luthier.llamacpp.gguf_file import TYPE_IDS, padded, tensor_bytes
+from luthier.catalog.gguf_types import TYPE_IDS
+from luthier.llamacpp.gguf_file import padded, tensor_bytes
 from luthier.llamacpp.policy import is_quantised
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from luthier.catalog.gguf_types import TENSOR_TYPES
 from luthier.errors import FileProblem
-from luthier.llamacpp.gguf_file import TENSOR_TYPES, read_header
+from luthier.llamacpp.gguf_file import read_header
 
 
 def test_types_are_those_of_the_gguf_library():

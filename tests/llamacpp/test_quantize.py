@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from luthier.catalog.gguf_types import FILE_TYPES
 from luthier.errors import DoesNotFit, ToolchainError, Unsupported
 from luthier.llamacpp import quantize as quantize_module
 from luthier.llamacpp.gguf_file import read_header
-from luthier.llamacpp.policy import FILE_TYPES, plan_types
+from luthier.llamacpp.policy import plan_types
 from luthier.llamacpp.quantize import predicted_size, quantiser, quantize, write_quantised
 
 pytest.importorskip("libgguf", reason="pip install 'luthier[export]'")

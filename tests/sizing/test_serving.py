@@ -91,13 +91,15 @@ def test_llama_8b_at_four_bits() -> None:
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M"])
 @pytest.mark.parametrize("hidden", [256, 576])
-def test_the_exporter_plans_the_same_types(kind: str, hidden: int) -> None:
-    """The quantiser's own rules, on a header made from the shape."""
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_the_exporter_plans_the_same_types(kind: str, hidden: int, family: str) -> None:
+    """The quantiser's counting of the tensors that it meets, on a header made from the shape."""
     policy = pytest.importorskip("luthier.llamacpp.policy")
     from luthier.llamacpp.gguf_file import Tensor
     from luthier.sizing.gguf import gguf_tensors
 
     arch = _llama(
+        model_type=family,
         layers=9,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
@@ -109,7 +111,7 @@ def test_the_exporter_plans_the_same_types(kind: str, hidden: int) -> None:
     ours = {f"{t.name}.weight": t for t in gguf_tensors(arch, kind)}
     facts = {"block_count": 9, "attention.head_count": 4, "attention.head_count_kv": 2}
     header = SimpleNamespace(
-        architecture="llama",
+        architecture=family,
         of_architecture=lambda key, default=None: facts.get(key, default),
         get=lambda _key, default=None: default,
         tensors=tuple(Tensor(name, (t.columns, t.rows), "F16", 0) for name, t in ours.items()),

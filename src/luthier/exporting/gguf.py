@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.catalog.gguf_types import FILE_TYPES
 from luthier.errors import Unsupported
 from luthier.exporting.files import artifact_of, folder_digest
 from luthier.exporting.space import check_space, plan_gguf_space
 from luthier.files import UNFINISHED, file_sha256, write_text
-from luthier.llamacpp.convert import OutType, convert
+from luthier.llamacpp.convert import OutType, convert, convert_projector
 from luthier.llamacpp.importance import WEIGHED_TYPES, tensor_importance, write_importance
-from luthier.llamacpp.policy import FILE_TYPES
 from luthier.llamacpp.quantize import predicted_size, quantiser, quantize
 from luthier.llamacpp.setup import converter
 from luthier.schema.protocols import Progress
@@ -152,6 +152,18 @@ def export_gguf(
         if kind not in missing:
             tell(f"{kind}: kept from before")
     return [export.artifact(kind) for kind in types]
+
+
+def export_projector(merged_dir: Path, out_dir: Path, *, name: str, relative_to: Path) -> Artifact | None:
+    """Write ``name-mmproj-F16.gguf`` beside the files of a model that sees; None for one that does not.
+
+    Errors: Unsupported with the reason where llama.cpp's converter has no projector for it.
+    """
+    path = out_dir / f"{name}-mmproj-F16.gguf"
+    build = convert_projector(merged_dir, path, log=out_dir / "gguf.log")
+    if build is None:
+        return None
+    return artifact_of(path, "mmproj", relative_to=relative_to, notes=(f"llama.cpp converter: {build}",))
 
 
 def _write(

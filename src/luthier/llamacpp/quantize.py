@@ -15,11 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+from luthier.catalog.gguf_types import FILE_TYPES, TYPE_IDS
 from luthier.errors import DoesNotFit, ToolchainError, Unsupported
 from luthier.files import replaced
-from luthier.llamacpp.gguf_file import TYPE_IDS, Header, Tensor, padded, read_header, tensor_bytes
+from luthier.llamacpp.gguf_file import Header, Tensor, padded, read_header, tensor_bytes
 from luthier.llamacpp.importance import importance_array, read_importance
-from luthier.llamacpp.policy import FILE_TYPES, plan_types
+from luthier.llamacpp.policy import plan_types
 from luthier.llamacpp.process import cores, run_child
 from luthier.schema.protocols import Progress
 

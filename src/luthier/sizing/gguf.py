@@ -1,44 +1,25 @@
-"""Size of a GGUF file from a shape, by llama.cpp's rules for the type of each tensor.
-
-The rules are those of ``llama-quant.cpp`` (llama.cpp at 007dbbf3, 2026): which tensors get more bits,
-and what is taken where a row does not divide into blocks.
-"""
+"""Size of a GGUF file from a shape, by llama.cpp's rules for each tensor (`catalog.gguf_types`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
+from luthier.catalog.gguf_types import (
+    BLOCK_OF,
+    BYTES_OF,
+    Quantised,
+    category_of,
+    is_seventy_b,
+    stored_type,
+)
+from luthier.catalog.gguf_types import FILE_TYPES as FILE_TYPES_WITH_RULES
 from luthier.schema.model import Architecture
 from luthier.sizing.layers import distinct_layers, layer_kinds, layer_matrices, small_mixer_parameters
 from luthier.sizing.parameters import count_parameters
 
-BLOCKS: dict[str, tuple[int, int]] = {
-    "F32": (1, 4),
-    "F16": (1, 2),
-    "BF16": (1, 2),
-    "Q8_0": (32, 34),
-    "Q4_0": (32, 18),
-    "Q5_0": (32, 22),
-    "Q5_1": (32, 24),
-    "Q3_K": (256, 110),
-    "Q4_K": (256, 144),
-    "Q5_K": (256, 176),
-    "Q6_K": (256, 210),
-}
-"""Type -> (numbers in a block, bytes of a block)."""
-_FALLBACK = {"Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-_BASE = {
-    "F16": "F16",
-    "BF16": "BF16",
-    "Q8_0": "Q8_0",
-    "Q6_K": "Q6_K",
-    "Q5_K_M": "Q5_K",
-    "Q4_K_M": "Q4_K",
-    "Q4_K_S": "Q4_K",
-    "Q3_K_M": "Q3_K",
-}
-"""File type -> type of most tensors."""
+_PLAIN = ("F16", "BF16")
 _NAMES = {
     "q_proj": "attn_q",
     "k_proj": "attn_k",
@@ -51,7 +32,7 @@ _NAMES = {
     "down_proj": "ffn_down",
     "router": "ffn_gate_inp",
 }
-FILE_TYPES = tuple(_BASE)
+FILE_TYPES = (*_PLAIN, "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M")
 """File types whose size is known, from the largest to the smallest."""
 
 
@@ -66,8 +47,7 @@ class GgufTensor:
 
     @property
     def bytes(self) -> int:
-        numbers, size = BLOCKS[self.type]
-        return self.rows * self.columns // numbers * size
+        return self.rows * self.columns // BLOCK_OF[self.type] * BYTES_OF[self.type]
 
 
 def gguf_tensors(arch: Architecture, file_type: str) -> Iterator[GgufTensor]:
@@ -118,6 +98,16 @@ def _vectors(arch: Architecture) -> int:
     return count.norms + biases + small + arch.other_parameters
 
 
+@lru_cache(maxsize=1024)
+def _value_tensors(arch: Architecture) -> tuple[int, ...]:
+    """How many tensors of values the layers before each one have; the last entry is those of all."""
+    found = [0]
+    for index in range(arch.layers):
+        names = (f"{_names(matrix.name)}.weight" for matrix in layer_matrices(arch, index))
+        found.append(found[-1] + sum(category_of(name) == "value" for name in names))
+    return tuple(found)
+
+
 def _names(name: str) -> str:
     """llama.cpp's name of a matrix."""
     short = name.removeprefix("experts.").removeprefix("shared_expert.")
@@ -132,74 +122,23 @@ class _Chooser:
     file_type: str
 
     def tensor(self, name: str, columns: int, rows: int, index: int) -> GgufTensor:
-        base = _BASE[self.file_type]
-        if base in ("F16", "BF16"):
-            return GgufTensor(name, columns, rows, base)
-        wanted = self._wanted(name.rsplit(".", 1)[-1], columns, index)
-        if columns % BLOCKS[wanted][0]:
-            wanted = _FALLBACK.get(wanted, "F16")
-        if columns % BLOCKS[wanted][0]:
-            wanted = "F16"
-        return GgufTensor(name, columns, rows, wanted)
-
-    def _wanted(self, kind: str, columns: int, index: int) -> str:
-        file_type, base = self.file_type, _BASE[self.file_type]
-        tied = self.arch.tied_embeddings or not self.arch.head
-        if kind == "output" or (kind == "token_embd" and tied):
-            if columns % BLOCKS[base][0]:
-                return "Q8_0"
-            return base if base == "Q8_0" else "Q6_K"
-        if kind == "attn_qkv":
-            return {"Q3_K_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}.get(file_type, base)
-        if kind == "attn_v":
-            return self._value(index)
-        if kind == "attn_k" and self._eight_experts:
-            return "Q8_0"
-        if kind == "ffn_down":
-            return self._down(index)
-        if kind == "attn_output":
-            if self._eight_experts and file_type in ("Q3_K_M", "Q4_K_S", "Q4_K_M"):
-                return "Q5_K"
-            if file_type == "Q3_K_M":
-                return "Q4_K"
-        return base
+        if self.file_type in _PLAIN:
+            return GgufTensor(name, columns, rows, self.file_type)
+        kind, category = FILE_TYPES_WITH_RULES[self.file_type], category_of(f"{name}.weight")
+        before = _value_tensors(self.arch)[index]
+        chosen = stored_type(kind, category, columns, self._model, values=before, downs=index)
+        return GgufTensor(name, columns, rows, chosen)
 
     @property
-    def _eight_experts(self) -> bool:
-        return self.arch.experts is not None and self.arch.experts.total == 8
-
-    def _more_bits(self, index: int) -> bool:
-        """The first and last eighth of the layers and every third between."""
-        layers = self.arch.layers
-        return index < layers // 8 or index >= 7 * layers // 8 or (index - layers // 8) % 3 == 2
-
-    def _value(self, index: int) -> str:
-        file_type, chosen = self.file_type, _BASE[self.file_type]
-        if file_type in ("Q4_K_M", "Q5_K_M") and self._more_bits(index):
-            chosen = "Q6_K"
-        elif file_type == "Q4_K_S" and index < 4:
-            chosen = "Q5_K"
-        elif file_type == "Q3_K_M":
-            chosen = "Q5_K" if index < 2 else "Q4_K"
-        # Llama 70B shares each value head among eight query heads: more bits cost little there.
-        if (
-            self.arch.layers == 80
-            and self.arch.kv_heads != self.arch.attention_heads
-            and chosen
-            in (
-                "Q3_K",
-                "Q4_K",
-            )
-        ):
-            chosen = "Q5_K"
-        return "Q8_0" if self._eight_experts else chosen
-
-    def _down(self, index: int) -> str:
-        file_type, layers = self.file_type, self.arch.layers
-        if file_type in ("Q4_K_M", "Q5_K_M") and self._more_bits(index):
-            return "Q6_K"
-        if file_type == "Q4_K_S" and index < layers // 8:
-            return "Q5_K"
-        if file_type == "Q3_K_M":
-            return "Q5_K" if index < layers // 16 else "Q4_K"
-        return _BASE[file_type]
+    def _model(self) -> Quantised:
+        arch = self.arch
+        return Quantised(
+            architecture=arch.model_type,
+            layers=arch.layers,
+            experts=arch.experts.total if arch.experts is not None else 0,
+            seventy_b=is_seventy_b(
+                arch.model_type, layers=arch.layers, heads=arch.attention_heads, kv_heads=arch.kv_heads
+            ),
+            tied=arch.tied_embeddings or not arch.head,
+            value_tensors=_value_tensors(arch)[-1],
+        )
