@@ -5,7 +5,8 @@ import pytest
 from luthier.errors import DoesNotFit, UsageError
 from luthier.llamacpp.gguf_file import read_header
 from luthier.llamacpp.shape import shape_of_gguf
-from luthier.serving.context import RESERVE, plan_context
+from luthier.serving.context import plan_context
+from luthier.sizing.serving import SERVER_SHARE
 
 GIB = 1 << 30
 
@@ -32,7 +33,7 @@ def test_what_is_asked_for_is_taken_or_refused_with_what_fits(file):
     assert plan.longest == plan.model_context == 512
     with pytest.raises(UsageError, match="beyond the model's 512"):
         plan_context(file, free=GIB, where="here", context=513)
-    small = int((plan_context(file, free=GIB, where="here", context=256).total + 1000) / RESERVE)
+    small = int((plan_context(file, free=GIB, where="here", context=256).total + 1000) / SERVER_SHARE)
     with pytest.raises(DoesNotFit) as refused:
         plan_context(file, free=small, where="here", context=512)
     assert refused.value.hint == "--context 256 fits"
@@ -43,7 +44,7 @@ def test_what_is_asked_for_is_taken_or_refused_with_what_fits(file):
 def test_what_was_not_asked_for_is_derived_and_said(file):
     whole = plan_context(file, free=GIB, where="here", trained=400)
     assert (whole.context, whole.why) == (512, "all that the model can read")
-    small = int((plan_context(file, free=GIB, where="here", context=256).total + 1000) / RESERVE)
+    small = int((plan_context(file, free=GIB, where="here", context=256).total + 1000) / SERVER_SHARE)
     cut = plan_context(file, free=small, where="here")
     assert cut.context == 256
     assert "would not" in cut.why

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, Parameter(negative="")]
 METADATA = 8_000_000
 """Bytes of tokenizer and header in a GGUF file, where the file is not there: 2 to 16 MB."""
-USUAL_CONTEXT = 8_192
 LONGEST = 131_072
 """Longest context that is tried where the model does not say what it can read."""
-RESERVE = 0.92
-"""Share of free memory that a server may take; the rest is for the runtime and other programs."""
 
 
 def fit(
@@ -59,7 +56,7 @@ def fit(
     from luthier.cli.plan import shape_of
     from luthier.planning.audit import audit
     from luthier.planning.hypothetical import parse_hardware
-    from luthier.sizing.serving import CACHE_BYTES
+    from luthier.sizing.serving import CACHE_BYTES, USUAL_CONTEXT
 
     if cache_type not in CACHE_BYTES:
         raise UsageError(
@@ -100,9 +97,10 @@ def fit(
 
 def _room(machine: Hardware) -> int:
     """Bytes for weights, cache and buffers."""
-    if machine.accelerators:
-        return int(sum(gpu.memory_free for gpu in machine.accelerators) * RESERVE)
-    return int(machine.memory_free * RESERVE)
+    from luthier.sizing.serving import SERVER_SHARE
+
+    free = sum(gpu.memory_free for gpu in machine.accelerators) or machine.memory_free
+    return int(free * SERVER_SHARE)
 
 
 def _rows(

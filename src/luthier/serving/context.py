@@ -8,12 +8,13 @@ from luthier.errors import DoesNotFit, UsageError
 from luthier.files import readable
 from luthier.llamacpp.shape import shape_of_gguf
 from luthier.schema.deployment import ContextPlan
-from luthier.sizing.serving import CacheType, largest_context, serving_memory
-
-USUAL = 8_192
-"""Tokens of a slot that nobody asked for: enough for a conversation, cheap to hold."""
-RESERVE = 0.92
-"""Share of free memory that a server may take; the rest is for the runtime and other programs."""
+from luthier.sizing.serving import (
+    SERVER_SHARE,
+    USUAL_CONTEXT,
+    CacheType,
+    largest_context,
+    serving_memory,
+)
 
 
 def plan_context(
@@ -34,8 +35,8 @@ def plan_context(
     """
     arch = shape_of_gguf(gguf)
     weights = gguf.stat().st_size
-    most = arch.max_positions or USUAL
-    budget = int(free * RESERVE)
+    most = arch.max_positions or USUAL_CONTEXT
+    budget = int(free * SERVER_SHARE)
 
     def need(tokens: int) -> int:
         return serving_memory(arch, weights, tokens, slots=slots, cache_type=cache_type).total
@@ -46,7 +47,7 @@ def plan_context(
             f"a context of {context:,} tokens is beyond the model's {most:,}", hint=f"use --context {most}"
         )
     if longest is None or (context is not None and context > longest):
-        asked = context or min(USUAL, most)
+        asked = context or min(USUAL_CONTEXT, most)
         raise DoesNotFit(
             f"{gguf.name} with {slots} x {asked:,} tokens needs {readable(need(asked))} and "
             f"{readable(budget)} of {where} may be used",
@@ -74,7 +75,10 @@ def plan_context(
 def _choose(context: int | None, longest: int, most: int, trained: int | None) -> tuple[int, str]:
     if context is not None:
         return context, "asked for"
-    wanted, why = min(USUAL, most), f"the usual {USUAL:,}" if most >= USUAL else "all that the model can read"
+    wanted, why = (
+        min(USUAL_CONTEXT, most),
+        f"the usual {USUAL_CONTEXT:,}" if most >= USUAL_CONTEXT else "all that the model can read",
+    )
     if trained is not None and trained > wanted:
         wanted, why = min(trained, most), f"the {trained:,} tokens that it was trained on"
     if wanted > longest:

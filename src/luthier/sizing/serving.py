@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from luthier.catalog.gguf_types import BLOCK_OF, BYTES_OF
 from luthier.errors import UsageError
 from luthier.schema.model import Architecture, LayerKind
 from luthier.sizing.layers import heads_of, layer_kinds
@@ -13,20 +14,17 @@ from luthier.sizing.parameters import count_parameters
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 CACHE_BYTES: dict[CacheType, float] = {
-    "f32": 4,
-    "f16": 2,
-    "bf16": 2,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
+    kind: BYTES_OF[kind.upper()] / BLOCK_OF[kind.upper()] for kind in get_args(CacheType)
 }
 """Bytes of one number in the cache."""
 CELLS = 256
 """llama.cpp rounds a cache up to this many tokens."""
 UBATCH = 512
 """Tokens that llama.cpp computes at once by default."""
+USUAL_CONTEXT = 8_192
+"""Tokens of a slot that nobody asked for: enough for a conversation, cheap to hold."""
+SERVER_SHARE = 0.92
+"""Share of free memory that a server may take; the rest is for the runtime and other programs."""
 VLLM_SHARE = 0.92
 """Share of a GPU's memory that vLLM takes by default (0.90 before 2026)."""
 VLLM_BLOCK = 16

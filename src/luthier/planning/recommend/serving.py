@@ -11,17 +11,15 @@ from luthier.schema.plan import ScorePart, Serving
 from luthier.schema.request import Request
 from luthier.sizing.gguf import gguf_bytes
 from luthier.sizing.parameters import count_parameters
-from luthier.sizing.serving import cache_bytes
+from luthier.sizing.serving import SERVER_SHARE, USUAL_CONTEXT, cache_bytes
 
 QUANTISATIONS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
 """From the most exact to the smallest; the first that fits and answers fast enough is taken, but none above
 Q8_0 without need."""
-USUAL_CONTEXT = 8_192
 METADATA = 16_000_000
 """Bytes of tokenizer and header, at their upper end."""
 BUFFERS = 200 * 2**20
 """Compute buffers and runtime with flash attention: about 50 to 150 MiB on measured runs."""
-MAC_OR_GPU_SHARE = 0.92
 RAM_SHARE = 0.8
 ONE_CHANNEL = 25.6e9
 """Bytes/s of one channel of DDR4-3200, taken where a machine's memory is not known."""
@@ -120,7 +118,7 @@ def _bandwidth(target: Hardware) -> float:
 
 def _available(target: Hardware) -> int:
     if target.accelerators:
-        return int(max(gpu.memory_free for gpu in target.accelerators) * MAC_OR_GPU_SHARE)
+        return int(max(gpu.memory_free for gpu in target.accelerators) * SERVER_SHARE)
     return int(target.memory_free * RAM_SHARE)
 
 
