@@ -32,6 +32,7 @@ def convert(
     out: Path,
     *,
     outtype: OutType = "f16",
+    projector: bool = False,
     log: Path | None = None,
     using: Converter | None = None,
     timeout: float = 4 * 3600,
@@ -39,7 +40,8 @@ def convert(
     """Write the model in ``model_dir`` (config, safetensors, tokenizer) to the GGUF file ``out``.
 
     The file appears whole or not at all. Returns llama.cpp's build. log: where the converter's words go
-    (beside ``out`` by default). Errors: FileProblem for an incomplete folder, Unsupported for a model
+    (beside ``out`` by default). projector: write the vision tower and what joins it to the text model
+    instead (llama.cpp's ``mmproj``). Errors: FileProblem for an incomplete folder, Unsupported for a model
     that comes out wrong, ToolchainError with the last lines of the log.
     """
     tool = using or converter()
@@ -50,6 +52,7 @@ def convert(
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=out.parent) as scratch:
         source = _with_plain_bos(model_dir.resolve(), Path(scratch))
         arguments = [str(tool.model_script), str(source), "--outtype", outtype]
+        arguments += ["--mmproj"] if projector else []
         _run(tool, arguments, out, log, timeout, what=f"converting {model_dir.name} to GGUF")
     return tool.build
 
@@ -139,6 +142,25 @@ def convert_adapter(
         arguments += ["--outtype", outtype]
         _run(tool, arguments, out, log, timeout, what=f"converting the adapter {adapter_dir.name} to GGUF")
     return tool.build
+
+
+def convert_projector(model_dir: Path, out: Path, *, log: Path | None = None) -> str | None:
+    """Write the vision projector of a model that sees; None where it is none.
+
+    Returns llama.cpp's build. Errors: Unsupported with the reason where the converter has none for it.
+    """
+    config = _json(model_dir / "config.json")
+    if "vision_config" not in config:
+        return None
+    try:
+        return convert(model_dir, out, projector=True, log=log)
+    except ToolchainError as error:
+        kind = next(iter(config.get("architectures") or ()), config.get("model_type"))
+        raise Unsupported(
+            f"llama.cpp's converter makes no vision projector of {kind}: {error.message}",
+            file=model_dir,
+            hint="the GGUF file answers texts alone; serve the merged weights with vLLM for images",
+        ) from None
 
 
 def _run(tool: Converter, arguments: list[str], out: Path, log: Path, timeout: float, *, what: str) -> None:

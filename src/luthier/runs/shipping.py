@@ -11,9 +11,9 @@ from luthier.catalog.purposes import spec_of
 from luthier.checks.parity import Expected, check_parity, expect, needed_context
 from luthier.checks.parity_prompts import PromptCase, fixed_cases
 from luthier.data.render import prompt_ids, prompt_of
-from luthier.errors import ParityError, UsageError
+from luthier.errors import ParityError, Unsupported, UsageError
 from luthier.exporting.files import artifact_of, write_checksums
-from luthier.exporting.gguf import export_gguf
+from luthier.exporting.gguf import export_gguf, export_projector
 from luthier.exporting.licence_bundle import Provenance, permitted_name, write_licence_bundle
 from luthier.exporting.model_card import CardFacts, write_model_card
 from luthier.llamacpp.importance import WEIGHED_TYPES
@@ -171,7 +171,23 @@ def _ggufs(
         progress=work.board.progress("ship", "quantising"),
     )
     judge = QualityJudge(work, export.quality_rows)
-    return [judge(_checked(work, artifact, expected)) for artifact in made]
+    checked = [judge(_checked(work, artifact, expected)) for artifact in made]
+    return [*checked, *_projector(work, merged)]
+
+
+def _projector(work: Work, merged: Path) -> list[Artifact]:
+    """The vision projector of a model that sees; it is the base's own, as texts alone were trained on."""
+    try:
+        made = export_projector(
+            merged,
+            work.run.path / "artifacts",
+            name=work.recipe.name or work.run.id,
+            relative_to=work.run.path,
+        )
+    except Unsupported as error:
+        work.board.event("note", text=f"  no vision projector: {error.message}")
+        return []
+    return [] if made is None else [made]
 
 
 def _checked(work: Work, artifact: Artifact, expected: Sequence[Expected]) -> Artifact:
