@@ -374,7 +374,7 @@ def _mapped(known: Dataset, rows: list[RawRow], count: int) -> tuple[str, dict[s
     """(what the rows are read as, role -> column, the first rows mapped)."""
     if known.typed:
         from luthier.data.layouts import tell
-        from luthier.data.rows import row_maker
+        from luthier.data.typed import row_maker
 
         layout = tell(known.purpose, rows, columns=known.columns, delimiter=known.label_delimiter)
         make = row_maker(layout, known.system)

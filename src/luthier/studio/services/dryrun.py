@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import UsageError
 from luthier.files import write_text
+from luthier.runs.process import alive
 from luthier.schema.load import recipe_from
 from luthier.schema.recipe import Recipe
+from luthier.schema.run import WorkerIdentity
 from luthier.studio.problems import NotFound
+from luthier.studio.services import children
 
 KEEP = 20
 """Dry runs that are kept."""
-_children: dict[str, subprocess.Popen[bytes]] = {}
 _starting = threading.Lock()
 
 
@@ -56,13 +54,16 @@ def start(home: Path, values: dict[str, Any]) -> DryRun:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_text(folder / "recipe.yaml", text + "\n")  # JSON is YAML
-        words = [sys.executable, "-m", "luthier", "train", "recipe.yaml", "--dry-run", "--json"]
-        with (folder / "out.json").open("wb") as out, (folder / "told.txt").open("wb") as told:
-            _children[name] = subprocess.Popen(
-                words, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=told, start_new_session=True,
-                env={**os.environ, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"},
-            )  # fmt: skip
-        write_text(folder / "pid", str(_children[name].pid))
+        named = children.start(
+            str(folder),
+            "luthier",
+            ["train", "recipe.yaml", "--dry-run", "--json"],
+            out=folder / "out.json",
+            err=folder / "told.txt",
+            cwd=folder,
+            env={"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"},
+        )
+        write_text(folder / "child.json", named.model_dump_json())
     return find(home, name)
 
 
@@ -72,12 +73,11 @@ def find(home: Path, name: str) -> DryRun:
     if not re.fullmatch(r"[0-9a-f]{16}", name) or not folder.is_dir():
         raise NotFound("there is no such dry run", hint="start it again")
     began = folder.stat().st_mtime
-    child = _children.get(name)
-    if child is not None and child.poll() is None:
+    if children.running(str(folder)):
         return DryRun(name, "running", time.time() - began, said=_last(folder))
     found = _answer(folder)
     if found is None:
-        if child is None and _alive(folder):
+        if _alive(folder):
             return DryRun(name, "running", time.time() - began, said=_last(folder))
         return DryRun(name, "lost", problem=_last(folder) or "it ended without a word", fix="start it again")
     if "error" in found:
@@ -108,12 +108,10 @@ def _last(folder: Path) -> str:
 
 
 def _alive(folder: Path) -> bool:
-    import psutil
-
+    """Whether a child that an earlier server started is at it."""
     try:
-        process = psutil.Process(int((folder / "pid").read_text()))
-        return str(folder) == process.cwd() and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, psutil.Error):
+        return alive(WorkerIdentity.model_validate_json((folder / "child.json").read_bytes()))
+    except (OSError, ValueError):
         return False
 
 
@@ -122,10 +120,3 @@ def _sweep(home: Path) -> None:
     kept = sorted(folder.glob("*"), key=lambda one: one.stat().st_mtime) if folder.is_dir() else []
     for one in kept[: max(0, len(kept) - KEEP)]:
         shutil.rmtree(one, ignore_errors=True)
-
-
-def demand(values: dict[str, Any] | None) -> dict[str, Any]:
-    """The recipe's values. Errors: UsageError where there are none."""
-    if not values:
-        raise UsageError("which recipe?", hint="give the values that a plan has under recipe")
-    return values

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from luthier.schema.base import Record
 from luthier.schema.data import CheckReport, DataProfile
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.recipe import ModelChoice
+from luthier.studio.services import children
 from luthier.studio.services.datasets import Dataset, dataset, source
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ class Inspection(Record):
 
 # -- asked by the server -------------------------------------------------------------------------
 
-_started: dict[str, subprocess.Popen[bytes]] = {}
 _guard = threading.Lock()
 
 
@@ -124,32 +123,19 @@ def start(folder: Path, known: Dataset, model: str | None = None, revision: str 
         if running(folder, known, model):
             return
         key = key_of(known, model, held_out_of(folder, known))
-        words = [sys.executable, "-m", "luthier.studio.services.inspection", str(folder), known.id, key]
-        words += [model or "", revision or ""]
-        with (folder / known.id / "inspection.log").open("wb") as log:
-            _started[f"{folder}/{known.id}/{key}"] = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            )  # fmt: skip
+        children.start(
+            f"{folder}/{known.id}/{key}",
+            "luthier.studio.services.inspection",
+            [str(folder), known.id, key, model or "", revision or ""],
+            out=folder / known.id / "inspection.log",
+            env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )
 
 
 def running(folder: Path, known: Dataset, model: str | None = None) -> bool:
     """Whether a child looks at it now, this server's or an earlier one's."""
     key = key_of(known, model, held_out_of(folder, known))
-    name = f"{folder}/{known.id}/{key}"
-    child = _started.get(name)
-    if child is not None:
-        if child.poll() is None:
-            return True
-        _started.pop(name, None)
-    lock = folder / known.id / f"seen-{key}.lock"
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
+    return children.running(f"{folder}/{known.id}/{key}", folder / known.id / f"seen-{key}.lock")
 
 
 def ensure(
@@ -288,7 +274,7 @@ def _rows(known: Dataset) -> Iterator[Any]:
     raw = read_file(source(known), on_problem=lambda _: None)
     if known.typed:
         from luthier.data.layouts import tell
-        from luthier.data.rows import row_maker
+        from luthier.data.typed import row_maker
 
         first = list(islice(raw, 50))
         layout = tell(known.purpose, first, columns=known.columns, delimiter=known.label_delimiter)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -14,8 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
-
-from filelock import FileLock, Timeout
 
 from luthier.catalog.index import all_models, licence, model_card, sources
 from luthier.errors import LuthierError, ModelNotFound, UsageError
@@ -28,6 +23,7 @@ from luthier.schema.plan import BatchShape
 from luthier.schema.recipe import Full, Lora, Method, Purpose, QLora
 from luthier.schema.request import MethodName, Request
 from luthier.studio.problems import Conflict, NotFound
+from luthier.studio.services import children
 
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 SORTS = ("name", "params", "context", "memory", "released")
@@ -459,7 +455,6 @@ class Download:
     fix: str | None = None
 
 
-_children: dict[str, subprocess.Popen[bytes]] = {}
 _starting = threading.Lock()
 
 
@@ -485,11 +480,7 @@ def start_download(home: Path, name: str, revision: str | None = None) -> Downlo
         write_text(
             place, json.dumps({"id": id, "state": "running", "done": 0, "total": 0, "said": "starting"})
         )
-        words = [sys.executable, "-m", "luthier.studio.services.fetching", str(place), found, revision or ""]
-        _children[str(place)] = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, env=dict(os.environ),
-        )  # fmt: skip
+        children.start(str(place), "luthier.studio.services.fetching", [str(place), found, revision or ""])
     return Download(found, "running", said="starting")
 
 
@@ -510,7 +501,7 @@ def _read_download(place: Path) -> Download | None:
         found = Download(**json.loads(place.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    if found.state != "running" or _at_it(place):
+    if found.state != "running" or children.running(str(place), place.with_suffix(".lock")):
         return found
     try:  # it may have ended between the two looks
         again = Download(**json.loads(place.read_text(encoding="utf-8")))
@@ -522,22 +513,6 @@ def _read_download(place: Path) -> Download | None:
         again.id, "lost", again.done, again.total, again.said, "the download ended without a word",
         "start it again: it goes on from what has arrived",
     )  # fmt: skip
-
-
-def _at_it(place: Path) -> bool:
-    child = _children.get(str(place))
-    if child is not None:
-        if child.poll() is None:
-            return True
-        _children.pop(str(place), None)
-    lock = place.with_suffix(".lock")
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def delete(name: str) -> int:
