@@ -49,7 +49,7 @@ def chosen_facts(context: ReportContext) -> list[Fact]:
         record = getattr(recipe, section)
         for key, value in record.model_dump(mode="json").items():
             name = f"{section}.{key}"
-            if name in flat or value is None:
+            if name in flat or value is None or value == []:
                 continue
             default = type(record).model_fields[key].default
             if name in sources or value != default or name in ("method.name", "method.rank"):

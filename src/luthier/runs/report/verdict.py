@@ -84,8 +84,12 @@ def banner(context: ReportContext) -> Banner:
             names = ", ".join(words.in_sentence(d.metric) for d in worse)
             said.append(f"Worse on {comparison.split} by another measure: {names}.")
     said += [words.floor_sentence(floor) for floor in context.floors if floor.comparison.verdict != "better"]
-    # What was broken stands first: it is what nobody asked for.
-    lost = [words.broken_sentence(split, difference) for split, difference in broken(context.abilities)]
+    # What was broken stands first: it is what nobody asked for. One sentence a split; the table has the rest.
+    worst = dict(reversed(broken(context.abilities)))
+    if worst:
+        headline, kind = f"{headline}, and it broke something else", "worse" if kind == "worse" else "mixed"
+    order = [c.split for c in context.abilities if c.split in worst]
+    lost = [words.broken_sentence(split, worst[split]) for split in order]
     return Banner(kind, headline, tuple(s for s in (*lost, *said) if s))
 
 
