@@ -82,10 +82,14 @@ class Change:
     """Whether it fits then and does not now."""
 
     @property
+    def told(self) -> str:
+        """The change and what it saves."""
+        return f"{self.what} ({self.setting}) saves {self.saves / GIB:.1f} GiB"
+
+    @property
     def sentence(self) -> str:
-        return f"{self.what} ({self.setting}) saves {self.saves / GIB:.1f} GiB" + (
-            ", and then it fits" if self.helps else ""
-        )
+        """The same, and whether it is enough."""
+        return self.told + (", and then it fits" if self.helps else "")
 
 
 def memory_budget(hardware: Hardware, device: Device) -> int:

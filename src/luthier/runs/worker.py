@@ -25,6 +25,7 @@ from luthier.errors import DoesNotFit, Interrupted, LuthierError
 from luthier.runs.directory import RunDirectory
 from luthier.runs.memory import MemoryWatch
 from luthier.runs.process import identity
+from luthier.runs.shortage import ways_out
 from luthier.schema.run import Failure, Job, Stage, Status
 
 HEARTBEAT = 5.0
@@ -137,8 +138,11 @@ def work(path: Path, job: Job | None = None) -> int:
             board.event("state", state="stopped")
             return Interrupted.exit_code
         except LuthierError as error:
+            hint = error.hint
+            if isinstance(error, DoesNotFit) and run.status.stage == "train":
+                hint = ways_out(run) or hint
             failure = Failure(
-                kind=type(error).__name__, message=str(error), hint=error.hint, exit_code=error.exit_code
+                kind=type(error).__name__, message=str(error), hint=hint, exit_code=error.exit_code
             )
         except OSError as error:
             if error.errno != errno.ENOSPC:
