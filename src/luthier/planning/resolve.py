@@ -126,24 +126,21 @@ class _Resolver:
         shape = self._cut(together, texts)
         self._intervals(steps)
         evaluation = self._evaluation()
-        self._name()
-        recipe = self._recipe()
         question = self._question(tokens)
-        dtype = str(self.value("model.dtype"))
-        estimate = estimate_training(
-            self.arch,
-            recipe.method,
-            shape,
-            self.hardware,
-            tokens=tokens,
-            device=self.device,
-            dtype=dtype,
-            matrix_rate=self.rates.get(dtype),
-            evaluation=evaluation,
-            corrections=self.corrections,
-        )
+        estimate = self._estimate(shape, tokens, evaluation)
+        while (
+            estimate.process.high > question.budget
+            and estimate.peak.name == "evaluate"
+            and self.given.evaluation.batch_size is None
+            and evaluation.batch_size > 1
+        ):
+            evaluation = self._fewer(evaluation, question.budget)
+            estimate = self._estimate(shape, tokens, evaluation)
         if estimate.process.high > question.budget:
             raise does_not_fit(question, shape)
+        self._name()
+        recipe = self._recipe()
+        dtype = str(self.value("model.dtype"))
         judging = evaluation_seconds(
             self.arch,
             evaluation,
@@ -397,6 +394,30 @@ class _Resolver:
             f"about {room:,} tokens at a time",
         )
         return EvaluationShape(batch_size=size, prompt_tokens=longest, new_tokens=new, rows=rows)
+
+    def _fewer(self, evaluation: EvaluationShape, budget: int) -> EvaluationShape:
+        """Half the prompts at once: judging must not need more room than there is."""
+        size = evaluation.batch_size // 2
+        self.values["evaluation.batch_size"] = size
+        self.sources["evaluation.batch_size"] = (
+            f"{size} answers at once fit {budget / GIB:.1f} GiB while a model is judged"
+        )
+        return evaluation.model_copy(update={"batch_size": size})
+
+    def _estimate(self, shape: TrainingShape, tokens: int, evaluation: EvaluationShape) -> Estimate:
+        dtype = str(self.value("model.dtype"))
+        return estimate_training(
+            self.arch,
+            self.given.method,
+            shape,
+            self.hardware,
+            tokens=tokens,
+            device=self.device,
+            dtype=dtype,
+            matrix_rate=self.rates.get(dtype),
+            evaluation=evaluation,
+            corrections=self.corrections,
+        )
 
     def _name(self) -> None:
         recipe = self.given
