@@ -16,17 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from luthier.data.read import (
-    RawRow,
-    arrow_library,
-    as_file_problem,
-    class_names,
-    compression_of,
-    csv_header,
-    named,
-    parse_lines,
-)
+from luthier.data.opened import as_file_problem, compression_of
+from luthier.data.read import RawRow, csv_header, parse_lines
 from luthier.data.sources import Source
+from luthier.data.tables import arrow_library, class_names, named
 from luthier.errors import DataError, LuthierError, Unsupported
 from luthier.files import readable
 

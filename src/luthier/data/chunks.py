@@ -1,4 +1,4 @@
-"""Files in pieces of some megabytes that other processes can parse, with memory bounded by the piece."""
+"""Files in pieces of about a megabyte that other processes can parse, with memory bounded by the piece."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from luthier.data.read import (
-    RawRow,
-    Report,
-    as_file_problem,
-    open_binary,
-    parse_lines,
-    read_file,
-    told_encoding,
-)
+from luthier.data.opened import as_file_problem, open_binary, told_encoding
+from luthier.data.read import RawRow, Report, parse_lines, read_file
 from luthier.data.sources import Source
 
 CHUNK_BYTES = 1 << 20

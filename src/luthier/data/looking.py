@@ -20,9 +20,9 @@ from luthier.data.patterns import control_characters, markers, mojibake, persona
 from luthier.data.pool import packed
 from luthier.data.read import RawRow
 from luthier.data.render import prompt_ids, prompt_of, render_rows
-from luthier.data.rows import row_maker
 from luthier.data.shapes import Shape, to_chat
 from luthier.data.splits import prompt_key
+from luthier.data.typed import row_maker
 from luthier.data.vision import chat_or_view, turns_of
 from luthier.errors import LuthierError
 from luthier.schema.protocols import ChatRow, TextTokenizer

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
-import importlib
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from luthier.data.opened import as_file_problem, open_binary, told_encoding
 from luthier.data.sources import Source, resolve
-from luthier.errors import DataError, FileProblem, LuthierError, Unsupported
+from luthier.data.tables import arrow_values, parquet_values
+from luthier.errors import DataError, FileProblem, LuthierError
 
 TEXT_ROW_CHARACTERS = 2_000
 """Plain text is cut at the first blank line (or else line end) after this many characters into a row."""
@@ -29,7 +27,6 @@ Report = Callable[[LuthierError], None]
 """Told of a broken row, which is then left out. Without one, the first broken row is raised."""
 
 csv.field_size_limit(2**31 - 1)
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,109 +69,16 @@ def read_file(source: Source, *, on_problem: Report | None = None) -> Iterator[R
         "csv": _csv,
         "tsv": _csv,
         "text": _text,
-        "parquet": _parquet,
-        "arrow": _arrow,
+        "parquet": _table,
+        "arrow": _table,
     }[source.kind]
     report = on_problem or _raise
     with as_file_problem(source):
         yield from reader(source, report)
 
 
-@contextmanager
-def as_file_problem(source: Source) -> Iterator[None]:
-    """What the system says of a file that cannot be read, as FileProblem."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise FileProblem(
-            f"cannot be read: {reason}",
-            file=source.shown,
-            hint="check the file's permissions, and that it was downloaded or compressed to its end",
-        ) from error
-
-
 def _raise(problem: LuthierError) -> None:
     raise problem
-
-
-@contextmanager
-def open_binary(source: Source) -> Iterator[IO[bytes]]:
-    """Open a file, decompressed."""
-    compression = compression_of(source)
-    with source.path.open("rb", buffering=1 << 20) as plain:
-        if compression == ".gz":
-            with gzip.open(plain, "rb") as packed:
-                yield io.BufferedReader(packed, 1 << 20)
-        elif compression == ".zst":
-            yield io.BufferedReader(_Zstd(plain, source.shown), 1 << 20)
-        else:
-            yield plain
-
-
-def compression_of(source: Source) -> str | None:
-    """``.gz`` or ``.zst``, by what the file is and not only by its name: downloads lose or keep suffixes."""
-    with source.path.open("rb") as plain:
-        magic = plain.read(4)
-    if source.compression == ".gz" or magic.startswith(_GZIP):
-        return ".gz"
-    return ".zst" if source.compression == ".zst" or magic == _ZSTD else None
-
-
-class _Zstd(io.RawIOBase):
-    """A zstd file, all frames of it, that says where it ends too early (the library's reader does not)."""
-
-    def __init__(self, packed: IO[bytes], shown: str) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise Unsupported(
-                "reading .zst needs the zstandard package",
-                file=shown,
-                hint="pip install 'luthier[data]', or decompress the file",
-            ) from error
-        self._packed, self._library = packed, zstandard
-        self._frame: Any = zstandard.ZstdDecompressor().decompressobj()
-        self._ready, self._place, self._begun = b"", 0, False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while self._place == len(self._ready):
-            raw = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame, self._begun = self._library.ZstdDecompressor().decompressobj(), False
-            raw = raw or self._packed.read(1 << 17)
-            if not raw:
-                if self._begun:
-                    raise EOFError("the compressed data end too early")
-                return 0
-            self._begun, self._place = True, 0
-            try:
-                self._ready = self._frame.decompress(raw)
-            except self._library.ZstdError as error:
-                raise OSError(str(error)) from error
-        count = min(len(buffer), len(self._ready) - self._place)
-        buffer[:count] = self._ready[self._place : self._place + count]
-        self._place += count
-        return count
-
-
-def told_encoding(head: bytes) -> str | None:
-    """Encoding told by a byte order mark, or by the zero bytes of ASCII in UTF-16."""
-    for mark, name in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF32_LE, "utf-32"),
-        (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if head.startswith(mark):
-            return name
-    if len(head) >= 2 and not head[1] and head[0]:
-        return "utf-16-le"
-    return "utf-16-be" if len(head) >= 2 and not head[0] and head[1] else None
 
 
 def _lines(source: Source, report: Report) -> Iterator[tuple[int, str]]:
@@ -488,88 +392,7 @@ def _text(source: Source, report: Report) -> Iterator[RawRow]:
         yield RawRow({"text": text}, source.shown, start)
 
 
-def arrow_library(source: Source, part: str) -> Any:
-    """The pyarrow package with one of its modules. Raises Unsupported where it is not installed."""
-    try:
-        importlib.import_module(part)
-        return importlib.import_module("pyarrow")
-    except ImportError as error:
-        raise Unsupported(
-            f"reading {source.kind} needs the pyarrow package",
-            file=source.shown,
-            hint="pip install 'luthier[data]', or convert the file to JSONL",
-        ) from error
-
-
-def _plain_file(source: Source, kind: str) -> None:
-    if source.compression:
-        raise Unsupported(
-            f"{kind} is compressed inside; {source.compression} around it is not read",
-            file=source.shown,
-            hint="decompress the file first",
-        )
-
-
-def _parquet(source: Source, report: Report) -> Iterator[RawRow]:  # noqa: ARG001 - one signature for all
-    pyarrow = arrow_library(source, "pyarrow.parquet")
-    _plain_file(source, "Parquet")
-    try:
-        with pyarrow.parquet.ParquetFile(source.path) as file:
-            classes = class_names(file.schema_arrow)
-            yield from _batches(source, file.iter_batches(batch_size=1_000), classes)
-    except pyarrow.ArrowInvalid as error:
-        raise _not_arrow(source, "Parquet", error) from error
-
-
-def _arrow(source: Source, report: Report) -> Iterator[RawRow]:  # noqa: ARG001 - one signature for all
-    pyarrow = arrow_library(source, "pyarrow.ipc")
-    _plain_file(source, "Arrow")
-    try:
-        with pyarrow.memory_map(str(source.path)) as mapped:
-            try:
-                reader = pyarrow.ipc.open_file(mapped)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            except pyarrow.ArrowInvalid:  # the streaming form, as `datasets` writes it
-                mapped.seek(0)
-                reader = batches = pyarrow.ipc.open_stream(mapped)
-            yield from _batches(source, batches, class_names(reader.schema))
-    except pyarrow.ArrowInvalid as error:
-        raise _not_arrow(source, "Arrow", error) from error
-
-
-def class_names(schema: Any) -> dict[str, list[str]]:
-    """Column -> names of its classes, where `datasets` wrote the rows and says so."""
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {
-            name: list(kind["names"])
-            for name, kind in features.items()
-            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _batches(source: Source, batches: Any, classes: dict[str, list[str]]) -> Iterator[RawRow]:
-    number = 0
-    for batch in batches:
-        for value in batch.to_pylist():
-            number += 1
-            yield RawRow(named(value, classes), source.shown, number, number - 1)
-
-
-def named(value: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any]:
-    """A row with the names of its classes in place of their numbers."""
-    for name, names in classes.items():
-        index = value.get(name)
-        if isinstance(index, int):  # -1 stands for no label
-            value[name] = names[index] if 0 <= index < len(names) else None
-    return value
-
-
-def _not_arrow(source: Source, kind: str, error: Exception) -> FileProblem:
-    return FileProblem(
-        f"is not a {kind} file: {str(error).splitlines()[0]}",
-        file=source.shown,
-        hint="check that the file was downloaded to its end and that its suffix says what it is",
-    )
+def _table(source: Source, report: Report) -> Iterator[RawRow]:  # noqa: ARG001 - one signature for all
+    values = parquet_values if source.kind == "parquet" else arrow_values
+    for number, value in enumerate(values(source), 1):
+        yield RawRow(value, source.shown, number, number - 1)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from itertools import islice
 
-from luthier.data.read import open_binary, read_file, told_encoding
+from luthier.data.opened import open_binary, told_encoding
+from luthier.data.read import read_file
 from luthier.data.sources import Source
 from luthier.errors import LuthierError
 
