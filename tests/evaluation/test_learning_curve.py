@@ -64,6 +64,14 @@ def test_a_full_score_and_noise_are_told_apart_from_both() -> None:
     assert unsure.advice == "unclear"
 
 
+def test_a_score_that_never_rose_on_few_rows_says_nothing() -> None:
+    fit = fit_curve([Point(n, Metric(value=0.0, low=0.0, high=0.24, n=12)) for n in SIZES])
+    assert fit is not None
+    assert fit.advice == "unclear"
+    assert min(point[1] for point in fit.points) >= 0
+    assert fit.ceiling.low >= 0
+
+
 def test_two_sizes_are_no_curve_and_smaller_may_be_better() -> None:
     assert fit_curve(points(0.1, 1.0, 0.5)[:2]) is None
     losses = [

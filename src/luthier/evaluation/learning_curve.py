@@ -90,6 +90,9 @@ def fit_curve(points: Sequence[Point], *, seed: int = 0) -> CurveFit | None:
     band = floors[:, None] + scales[:, None] * at ** -exponents[:, None]
     low, high = np.quantile(band, [0.025, 0.975], axis=0)
     middle = floor + scale * at**-exponent
+    if points[0].score.low >= 0 and points[-1].score.high <= 1:  # a share stays one
+        low, middle, high = (np.clip(one, 0.0, 1.0) for one in (low, middle, high))
+        floor, floors = min(floor, 1.0), np.clip(floors, 0.0, 1.0)
     scored = (turn - high, turn - middle, turn - low) if greater else (low, middle, high)
     ends = (turn - floor, turn - floors) if greater else (floor, floors)
     ceiling = _metric(*ends, greater=greater)
@@ -137,6 +140,11 @@ def _advice(last: Point, doubled: Metric, ceiling: Metric) -> tuple[Advice, str]
         f"Twice the {last.rows:,} rows are expected to gain {said}; the curve runs towards "
         f"{towards}{' %' if share > 1 else ''}"
     )
+    if share > 1 and last.score.greater_is_better and last.score.value == 0:
+        return (
+            "unclear",
+            f"{last.rows:,} rows have not raised the score above 0 yet: train longer, or on more.",
+        )
     if share > 1 and last.score.greater_is_better and left < 0.02:
         return "unclear", f"{head}: there is next to nothing left to gain on these rows."
     if doubled.low > 0 and doubled.value >= worth:
