@@ -19,8 +19,8 @@ from luthier.data.importers.shared import (
     precision,
     schedule,
     source_of,
-    steps,
     targets,
+    trainer_settings,
     warmup,
 )
 from luthier.errors import Unsupported
@@ -145,20 +145,8 @@ def _training(keys: Keys) -> None:
     schedule(keys, "lr_scheduler", default="cosine")
     warmup(keys, "warmup_ratio", "warmup_steps")
     optimizer(keys, "optimizer")
-    for theirs, ours in (
-        ("weight_decay", "weight_decay"), ("adam_beta1", "beta1"), ("adam_beta2", "beta2"),
-        ("max_grad_norm", "max_grad_norm"), ("save_total_limit", "keep_last"),
-        ("early_stopping_patience", "patience"),
-    ):  # fmt: skip
-        keys.number(theirs, f"training.{ours}")
-    steps(keys, "eval_steps", "save_steps")
-    if keys.get("load_best_model_at_end") is not None:
-        best = "best" if keys.take("load_best_model_at_end") else "last"
-        keys.put("training.select", best, "load_best_model_at_end")
-    if keys.get("gradient_checkpointing") is not None:
-        full = "full" if keys.take("gradient_checkpointing") else "none"
-        keys.put("training.activation_checkpointing", full, "gradient_checkpointing")
-    keys.carry("seed", "seed", default=42)
+    keys.number("early_stopping_patience", "training.patience")
+    trainer_settings(keys)
 
 
 def _data(keys: Keys) -> None:

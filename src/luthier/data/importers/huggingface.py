@@ -69,12 +69,7 @@ def llamafactory(keys: Keys) -> None:
         raise Unsupported(f"stage: {stage} is not there yet", file=keys.file, hint="stages sft and pt are")
     if stage == "pt":
         keys.put("task", "text-generation", "stage")
-    keys.carry("model_name_or_path", "model.id")
-    if keys.get("model_revision") not in (None, "main"):
-        keys.carry("model_revision", "model.revision")
-    keys.take("model_revision")
-    if keys.take("trust_remote_code"):
-        keys.put("model.trust_remote_code", True, "trust_remote_code")
+    _model(keys)
     _attention(keys, "flash_attn")
     method = str(keys.take("finetuning_type", "lora"))
     bits = keys.get("quantization_bit")
@@ -98,6 +93,15 @@ def llamafactory(keys: Keys) -> None:
         keys.put("training.activation_checkpointing", kind, "disable_gradient_checkpointing")
     _factory_data(keys)
     keys.leave_all(_FACTORY_LEFT)
+
+
+def _model(keys: Keys) -> None:
+    keys.carry("model_name_or_path", "model.id")
+    if keys.get("model_revision") not in (None, "main"):
+        keys.carry("model_revision", "model.revision")
+    keys.take("model_revision")
+    if keys.take("trust_remote_code"):
+        keys.put("model.trust_remote_code", True, "trust_remote_code")
 
 
 def _attention(keys: Keys, source: str) -> None:
@@ -209,12 +213,7 @@ _TRL_LORA = {
 
 def trl(keys: Keys) -> None:
     """Fill a recipe from a configuration of ``trl sft``."""
-    keys.carry("model_name_or_path", "model.id")
-    if keys.get("model_revision") not in (None, "main"):
-        keys.carry("model_revision", "model.revision")
-    keys.take("model_revision")
-    if keys.take("trust_remote_code"):
-        keys.put("model.trust_remote_code", True, "trust_remote_code")
+    _model(keys)
     dtype = str(keys.get("dtype") or keys.get("torch_dtype") or "auto")
     if dtype in ("bfloat16", "float32"):
         keys.put("model.dtype", dtype, "dtype" if keys.get("dtype") else "torch_dtype")

@@ -122,19 +122,7 @@ def trainer_arguments(keys: Keys) -> None:
     warmup(keys, "warmup_ratio", "warmup_steps")
     optimizer(keys, "optim")
     precision(keys, "bf16", "fp16", "pure_bf16")
-    for theirs, ours in (
-        ("weight_decay", "weight_decay"), ("adam_beta1", "beta1"), ("adam_beta2", "beta2"),
-        ("max_grad_norm", "max_grad_norm"), ("save_total_limit", "keep_last"),
-    ):  # fmt: skip
-        keys.number(theirs, f"training.{ours}")
-    steps(keys, "eval_steps", "save_steps")
-    if keys.get("load_best_model_at_end") is not None:
-        best = "best" if keys.take("load_best_model_at_end") else "last"
-        keys.put("training.select", best, "load_best_model_at_end")
-    if keys.get("gradient_checkpointing") is not None:
-        full = "full" if keys.take("gradient_checkpointing") else "none"
-        keys.put("training.activation_checkpointing", full, "gradient_checkpointing")
-    keys.carry("seed", "seed", default=42)
+    trainer_settings(keys)
     trackers(keys, "report_to")
     keys.leave_all(
         {
@@ -165,6 +153,23 @@ def trainer_arguments(keys: Keys) -> None:
             "push_to_hub": "a run ships to its own folder; `luthier export` goes on from there",
         }
     )  # fmt: skip
+
+
+def trainer_settings(keys: Keys) -> None:
+    """Those of TrainingArguments that axolotl hands on under the same names."""
+    for theirs, ours in (
+        ("weight_decay", "weight_decay"), ("adam_beta1", "beta1"), ("adam_beta2", "beta2"),
+        ("max_grad_norm", "max_grad_norm"), ("save_total_limit", "keep_last"),
+    ):  # fmt: skip
+        keys.number(theirs, f"training.{ours}")
+    steps(keys, "eval_steps", "save_steps")
+    if keys.get("load_best_model_at_end") is not None:
+        best = "best" if keys.take("load_best_model_at_end") else "last"
+        keys.put("training.select", best, "load_best_model_at_end")
+    if keys.get("gradient_checkpointing") is not None:
+        full = "full" if keys.take("gradient_checkpointing") else "none"
+        keys.put("training.activation_checkpointing", full, "gradient_checkpointing")
+    keys.carry("seed", "seed", default=42)
 
 
 def steps(keys: Keys, evaluate: str, save: str) -> None:
