@@ -74,7 +74,8 @@ install: setup-dev
 	$(BIN)/python -m pytest -m "install and not slow"
 
 # The studio in Chromium (CHROMIUM=/path/to/it where it is not found); `make test` runs it where there is one.
-test-browser: setup-dev assets
+test-browser: setup-dev
+	@$(PYTHON) tools/studio_assets.py --axe
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow"
 
 docs: setup-dev

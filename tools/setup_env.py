@@ -36,7 +36,7 @@ PROBE_SECONDS = 5
 
 # Megabytes (1e6 bytes) to download for CPython 3.11 on Linux x86-64, summed from the package index's
 # own file sizes on 2026-11-22 for the versions of constraints.txt. Other systems differ a little.
-DOWNLOAD = {"base": 33, "train": 67, "export": 37, "serve": 1, "data": 61, "dev": 132}
+DOWNLOAD = {"base": 33, "train": 67, "export": 37, "serve": 1, "data": 61, "studio": 1, "dev": 178}
 TORCH_DOWNLOAD = {"cpu": 192, "cuda": 2730}
 # Megabytes of disk for d megabytes of download: 2 d + 1200. Measured for the CPU environment with all
 # extras: 384 MB become 1.6 GB, as most wheels are packed about 4 to 1 and CUDA libraries under 2 to 1.
@@ -92,7 +92,7 @@ def set_up(venv: Path, extras: list[str]) -> None:
     if build == "skip" and not has_torch(python):
         print("  torch is left out (TORCH=skip): planning and export work, training does not")
         extras_now = [extra for extra in extras if extra not in ("all", "train")]
-        extras_now += ["export", "serve", "data"] if "all" in extras else []
+        extras_now += ["export", "serve", "data", "studio"] if "all" in extras else []
     else:
         extras_now = extras
     megabytes += rest_megabytes(extras_now)
@@ -268,7 +268,7 @@ def check_disk(venv: Path, megabytes: float) -> None:
 
 def rest_megabytes(extras: list[str]) -> float:
     """Megabytes of everything but torch."""
-    wanted = set(extras) | ({"train", "export", "serve", "data"} if "all" in extras else set())
+    wanted = set(extras) | ({"train", "export", "serve", "data", "studio"} if "all" in extras else set())
     return DOWNLOAD["base"] + sum(size for name, size in DOWNLOAD.items() if name in wanted)
 
 

@@ -70,21 +70,30 @@ PACKAGES = (
         },
     ),
 )
-FILES = tuple(name for package in PACKAGES for name in package.files.values())
+AXE = (
+    Package(
+        "axe-core",
+        "4.14.1",
+        "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745",
+        {"axe.min.js": "axe.min.js", "LICENSE": "axe.LICENSE.txt"},
+    ),
+)
+"""The accessibility rules of the browser tests (MPL-2.0): never shipped."""
 
 
-def ensure(folder: Path = VENDOR) -> Path:
+def ensure(folder: Path = VENDOR, packages: tuple[Package, ...] = PACKAGES) -> Path:
     """The folder with every file in it; fetched unless a stamp says that these very archives are there."""
     stamp = folder / "versions.txt"
-    wanted = "".join(f"{one.name} {one.version} {one.sha256}\n" for one in PACKAGES)
+    wanted = "".join(f"{one.name} {one.version} {one.sha256}\n" for one in packages)
+    files = [name for package in packages for name in package.files.values()]
     if (
         stamp.is_file()
         and stamp.read_text(encoding="utf-8") == wanted
-        and all((folder / f).is_file() for f in FILES)
+        and all((folder / name).is_file() for name in files)
     ):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    for package in PACKAGES:
+    for package in packages:
         archive = fetch(package)
         found = hashlib.sha256(archive).hexdigest()
         if found != package.sha256:
@@ -123,4 +132,6 @@ def fetch(package: Package) -> bytes:
 
 
 if __name__ == "__main__":
-    print(f"the studio's files lie in {ensure(Path(sys.argv[1]) if len(sys.argv) > 1 else VENDOR)}")
+    print(f"the studio's files lie in {ensure()}")
+    if "--axe" in sys.argv:
+        print(f"the browser tests' rules lie in {ensure(ROOT / '.cache' / 'axe', AXE)}")

@@ -75,10 +75,13 @@ def test_the_wheel_holds_what_it_needs_and_no_more(wheel: Path) -> None:
     data = [
         p
         for p in (source / "luthier").rglob("*")
-        if p.is_file() and p.suffix in {".py", ".j2", ".html", ".css", ".js", ".typed", ".jinja"}
+        if p.is_file() and p.suffix in {".py", ".j2", ".html", ".css", ".js", ".svg", ".typed", ".jinja"}
     ]
     assert {p.relative_to(source).as_posix() for p in data} <= names
     assert "luthier/catalog/index.json" in names
+    vendor = [name for name in names if name.startswith("luthier/studio/static/vendor/")]
+    assert sum(name.endswith(".LICENSE.txt") for name in vendor) == 4  # htmx, uPlot, both fonts
+    assert {Path(name).suffix for name in vendor} >= {".js", ".css", ".woff2"}
     assert not [name for name in names if not name.startswith(("luthier/", "luthier-"))]
 
 
