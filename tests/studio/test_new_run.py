@@ -104,8 +104,10 @@ def test_wishes_become_settings_of_a_recipe(tmp_path: Path) -> None:
     id_ = counted(tmp_path)
     wish = Wish(
         model="Qwen/Qwen3-4B", data=id_, method="qlora", rank=8, alpha=16, epochs=2, learning_rate=1e-4,
-        batch=4, micro=2, length=512, over="truncate", checkpointing="full", optimizer="adamw-8bit",
-        patience=3, seed=5, gguf=("Q4_K_M",), merged=False, name="mine", settings=("training.warmup_share=0.1",),
+        batch=4, micro=2, length=512, over="truncate", checkpointing="full",
+        optimizer="adamw-8bit",
+        patience=3, seed=5, gguf=("Q4_K_M",), merged=False, name="mine",
+        settings=("training.warmup_share=0.1",),
     )  # fmt: skip
     recipe = planning.recipe_of(wish, tmp_path)
     assert (recipe.name, recipe.seed, recipe.method.name) == ("mine", 5, "qlora")

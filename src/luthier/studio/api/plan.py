@@ -70,6 +70,6 @@ class Asked(BaseModel):
 def recommend(request: Request, asked: Asked) -> dict[str, Any]:
     """Ranked pairs of model and method with reasons, and what was left out and why."""
     settings = settings_of(request)
-    form = advising.Form.model_validate(asked.request) if asked.request else advising.Form()
+    form = advising.form_of(asked.request)
     found = advising.advise(form, uploads=settings.uploads, here=hardware(settings.runs), most=asked.most)
     return {"plan": found.model_dump(mode="json", exclude_none=True), "notice": advising.NOT_ADVICE}

@@ -267,6 +267,12 @@ def on_disk(*, fresh: bool = False) -> frozenset[str]:
     return seen[1]
 
 
+def forget() -> None:
+    """Look anew for what is on this machine."""
+    _DISK.clear()
+    _FOLDERS.clear()
+
+
 def embedded_folder(card: ModelCard) -> Path | None:
     """Where a model from a package lies, once it was fetched."""
     if card.embedded is None:
@@ -478,7 +484,7 @@ def start_download(home: Path, name: str, revision: str | None = None) -> Downlo
         place = _place(home, found)
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text(
-            place, json.dumps({"id": id, "state": "running", "done": 0, "total": 0, "said": "starting"})
+            place, json.dumps({"id": found, "state": "running", "done": 0, "total": 0, "said": "starting"})
         )
         children.start(str(place), "luthier.studio.services.fetching", [str(place), found, revision or ""])
     return Download(found, "running", said="starting")
@@ -535,8 +541,7 @@ def delete(name: str) -> int:
             found = True
         except ModelNotFound:
             continue
-    _DISK.clear()
-    _FOLDERS.clear()
+    forget()
     if not found:
         raise NotFound(f"{name[:80]} is not on this machine")
     return freed
