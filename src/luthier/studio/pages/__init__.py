@@ -9,6 +9,7 @@ PAGES = (
     "new_run",
     "runs",
     "run",
+    "sweeps",
     "evals",
     "compare",
     "exports",
