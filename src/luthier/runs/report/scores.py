@@ -290,11 +290,20 @@ def parts_of(rows: Sequence[ScoredRow]) -> list[Callable[[ScoredRow], str]]:
         found.append(
             lambda row: f"language {languages[row.id]}" if languages[row.id] in common else "other languages"
         )
-    if many(Counter(row.expected for row in rows if 0 < len(row.expected) <= LONGEST_LABEL)):
+    names = Counter(row.expected for row in rows if 0 < len(row.expected) <= LONGEST_LABEL)
+    if many(names) and not all(_is_number(name) for name in names):
         found.append(lambda row: f"expected: {row.expected[:LONGEST_LABEL]}")
     if many(Counter(g for row in rows if (g := source_of(row)) is not None)):
         found.append(lambda row: f"source {source_of(row) or 'not named'}")
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def source_of(row: ScoredRow) -> str | None:
