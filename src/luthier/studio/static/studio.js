@@ -7,9 +7,7 @@ const root = document.documentElement;
 // -- theme: system -> light -> dark ------------------------------------------------------------------
 const themeButton = document.getElementById("theme");
 function nameTheme() {
-  const chosen = root.dataset.theme ?? "as the system";
-  themeButton?.setAttribute("aria-label", `Theme: ${chosen}`);
-  if (themeButton) themeButton.textContent = root.dataset.theme ? `Theme: ${root.dataset.theme}` : "Theme: auto";
+  if (themeButton) themeButton.textContent = `Theme: ${root.dataset.theme ?? "auto"}`;
 }
 themeButton?.addEventListener("click", () => {
   const next = { undefined: "light", light: "dark", dark: undefined }[root.dataset.theme];
