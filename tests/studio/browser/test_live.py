@@ -17,8 +17,9 @@ GONE = WorkerIdentity(pid=2**22 - 1, started=1.0, boot="of another day")
 
 
 def step(run: RunDirectory, number: int, loss: float = 1.0) -> None:
-    run.append("metrics", {"kind": "step", "step": number, "total_steps": 400, "loss": loss, "learning_rate": 1e-4,
-                           "grad_norm": 0.5, "memory": 10**9, "tokens_per_second": 100.0, "seconds_left": 9.0})  # fmt: skip
+    values = {"step": number, "total_steps": 400, "loss": loss, "learning_rate": 1e-4, "grad_norm": 0.5}
+    more = {"memory": 10**9, "tokens_per_second": 100.0, "seconds_left": 9.0}
+    run.append("metrics", {"kind": "step", **values, **more})
 
 
 def shown(page: Any, words: str, where: str = "#t-step") -> None:
