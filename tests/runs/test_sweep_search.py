@@ -200,6 +200,33 @@ def test_what_lags_is_ended_early_and_what_dies_is_begun_once_more(
     assert result.best != 2
 
 
+def test_a_trial_that_was_ended_early_is_not_begun_again(
+    base: tuple[Path, Prepared], workers: Workers
+) -> None:
+    folder = made(base, ["training.learning_rate=1e-4..1e-1:log"], trials=2)
+    workers.how = lambda _run, _recipe: "stopped"
+    looks = iter([False] * 3)
+    with search.open_study(folder.path, folder.choice) as study:
+        study.fill({}, "own")
+        number = study.ask().number
+        study.note(number, run="s-000", pruned="ended after 20% of its training")
+    recipe = base[1].recipe.model_copy(update={"name": "s-000"})
+    run = crew.run_for(replace(base[1], recipe=recipe), "s-000", folder.path, recipe)
+    run.set_status(run.status.model_copy(update={"state": "stopped"}))
+    result = go(folder, base, lambda: next(looks, True))
+    assert result.trials[0].state == "pruned"
+    assert "s-000" not in [name for name, _ in workers.started]
+
+
+def test_a_proof_by_hand_counts_as_a_look(
+    base: tuple[Path, Prepared], workers: Workers, tmp_path: Path
+) -> None:
+    folder = made(base, ["method.rank=2,4"])
+    go(folder, base)
+    (tmp_path / "runs" / "s-001" / "tuned.json").write_text("{}")
+    assert go(folder, base).proved == ("s-001",)
+
+
 def test_few_settings_are_all_tried_and_none_twice(base: tuple[Path, Prepared], workers: Workers) -> None:
     folder = made(base, ["method.rank=2,4"], trials=12)
     result = go(folder, base)

@@ -162,7 +162,7 @@ def _choice(
     """What is asked for, and the recipe that all runs share."""
     from luthier.runs.sweep.arms import models_of, sizes_of
     from luthier.runs.sweep.folder import name_for
-    from luthier.runs.sweep.space import edges, split_words
+    from luthier.runs.sweep.space import EXAMPLE, edges, split_words
     from luthier.runs.sweep.study import demand_optuna
     from luthier.schema.load import load_recipe
     from luthier.schema.sweep import SweepChoice
@@ -182,6 +182,8 @@ def _choice(
         "learning-curve" if learning_curve else "models" if models else "search"
     )
     if kind == "search":
+        if not space:
+            raise UsageError("nothing is searched", hint=f"give ranges or lists: {EXAMPLE}")
         demand_optuna()
     choice = SweepChoice(
         name=name or name_for(shared, kind),

@@ -23,6 +23,8 @@ from luthier.schema.run import Changed, Job, Origin, State
 
 POLL = 0.2
 """Seconds between two looks at the runs."""
+NAMELESS = 30.0
+"""Seconds within which a worker that was started writes its name."""
 Stopping = Callable[[], bool]
 
 
@@ -77,6 +79,7 @@ class Crew:
     def start(self, number: int, run: RunDirectory, job: Job | None, *, reserved: int = 0) -> Working:
         """Start a run's worker, or take up one that is at work already."""
         working = Working(number, run, job, reserved)
+        _settle(run)
         if run.status.worker is None or current_state(run) not in ACTIVE:
             start_worker(run, job, threads=self.threads)
         self.active.append(working)
@@ -100,6 +103,15 @@ class Crew:
         while any(current_state(one.run) in ACTIVE for one in self.active):
             time.sleep(POLL)
         self.active.clear()
+
+
+def _settle(run: RunDirectory) -> None:
+    """Wait for a worker that an earlier process has just started and that has not written its name yet."""
+    status, log = run.path / "status.json", run.path / "log.txt"
+    while log.exists() and run.status.state == "queued" and run.status.worker is None:
+        if time.time() - status.stat().st_mtime > NAMELESS:
+            return  # it died before it came to that
+        time.sleep(POLL)
 
 
 def needed_by(prepared: Prepared) -> int:

@@ -11,7 +11,7 @@ from luthier.errors import DoesNotFit, UsageError
 from luthier.runs.directory import RunDirectory
 from luthier.runs.model import Say
 from luthier.runs.prepare import Prepared
-from luthier.runs.process import raise_for_end
+from luthier.runs.process import ACTIVE, current_state, raise_for_end
 from luthier.runs.stages import load_comparisons, load_estimate
 from luthier.runs.sweep.crew import (
     POLL,
@@ -256,6 +256,9 @@ class _Search:
             working.read()
             self._over(working, "done")
             return
+        if "pruned" in known.attrs and current_state(run) not in ACTIVE:
+            self.study.prune(known.number)
+            return
         self.crew.start(known.number, run, Job(kind="train"), reserved=reserved)
 
     # -- following ---------------------------------------------------------------------------
@@ -341,7 +344,7 @@ class _Search:
             trials=trials,
             best=None if best is None else best.number,
             importance={} if before is None else before.importance,
-            proved=() if before is None else before.proved,
+            proved=proved_by(trials, () if before is None else before.proved),
             notes=() if before is None else before.notes,
         )
         self.folder.save(result)
@@ -381,6 +384,12 @@ class _Search:
                 "predicted_memory": None if estimate is None else round(estimate.process.high),
             }
         )
+
+
+def proved_by(trials: Sequence[Trial], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Runs that have met the held-out rows: those known of, and those that were proved by hand."""
+    runs = [run for trial in trials if trial.run is not None and (run := run_named(trial.run)) is not None]
+    return tuple(dict.fromkeys([*known, *(run.id for run in runs if (run.path / "tuned.json").exists())]))
 
 
 def prove_winner(
