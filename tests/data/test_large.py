@@ -13,7 +13,7 @@ import pytest
 
 from luthier.data.load import LoadedData, load_splits
 from luthier.data.passes import Scanned
-from luthier.data.scan import Index, Split, _cut, _leakage
+from luthier.data.scan import Index, Split, _cut, leakage
 from luthier.data.splits import choose_digests
 from luthier.data.store import LazyRows, row_lengths
 from luthier.data.tokenizer import FileTokenizer
@@ -214,7 +214,7 @@ def test_millions_of_rows_take_few_bytes_each_while_they_are_cut(own_cache) -> N
     try:
         index.places = _cut(index, {"test": 0.05, "validation": 0.05}, file="a.jsonl")
         splits = [Split(name, number, (), number > 0, index) for number, name in enumerate("abc")]
-        assert _leakage(splits) == ({"b": 0, "c": 0}, {"b": 0, "c": 0})
+        assert leakage(splits) == ({"b": 0, "c": 0}, {"b": 0, "c": 0})
         chosen = choose_digests(index.column("ids"), rows // 2, seed=1)
         kept, peak = tracemalloc.get_traced_memory()
     finally:

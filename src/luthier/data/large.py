@@ -24,7 +24,7 @@ from luthier.data.chunks import Chunk
 from luthier.data.fit import NO_END, over_length_error, weighed
 from luthier.data.passes import Problems, Reading, Rendered, Rendering, chat_again, pieces_of, row_again
 from luthier.data.pool import ordered
-from luthier.data.scan import Scanner, Sources, Split, readings, source_bytes
+from luthier.data.scan import Scanner, Sources, Split, leakage, readings, source_bytes
 from luthier.data.sinks import Sink
 from luthier.data.sources import Source
 from luthier.data.stats import digest, lengths_of
@@ -34,7 +34,7 @@ from luthier.files import UNFINISHED, cache_dir, file_sha256, readable, write_te
 from luthier.schema.data import DataReport
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.protocols import ChatRow, Splits, TextTokenizer, TokenRow
-from luthier.schema.recipe import Recipe
+from luthier.schema.recipe import DataChoice, Recipe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,8 +85,10 @@ def load_large(
 
 
 def needed_bytes(files: Collection[Source]) -> int:
-    """Disk that rendered rows take: about a token for three characters, each in 4 bytes and a bit."""
-    return int(source_bytes(files) * 1.5)
+    """Disk that rendered rows take: about a token for three characters, each in 4 bytes and a bit, and
+    some 80 bytes a row, half of them only while the rows are made.
+    """
+    return int(source_bytes(files) * 2)
 
 
 def _demand_room(files: Collection[Source], folder: Path) -> None:
@@ -158,7 +160,18 @@ def content_digests(paths: Sequence[Path]) -> dict[Path, str]:
     return found
 
 
-class Maker(Scanner):
+def rendering(
+    data: DataChoice,
+    reading: Reading,
+    tokenizer: TextTokenizer,
+    limit: int | None,
+    tests: frozenset[int],
+) -> Rendering:
+    """How rows of a recipe are rendered. tests: numbers of the splits whose rows stay conversations."""
+    return Rendering(reading, tokenizer, data.train_on, limit, data.over_length, tests)
+
+
+class Maker:
     """Both passes, into one cache folder."""
 
     def __init__(
@@ -171,12 +184,13 @@ class Maker(Scanner):
         notes: Sequence[str],
         folder: Path,
     ) -> None:
-        super().__init__(scanner.recipe, scanner.sources, scanner.train, scanner.given)
+        self.scanner, self.data = scanner, scanner.recipe.data
         self.tokenizer, self.limit = tokenizer, limit
         self.stream, self.notes, self.folder = stream, notes, folder
 
     def make(self) -> None:
-        splits = self.splits()
+        splits = self.scanner.splits()
+        leaks = leakage(splits)
         sinks = {
             split.number: Sink(split, self.folder, self.tokenizer, stream=self.stream) for split in splits
         }
@@ -185,13 +199,14 @@ class Maker(Scanner):
             groups.setdefault(id(split.index), []).append(split)
         for members in groups.values():
             self._render(members, sinks)
-        self._finish(splits, sinks)
+        self._finish(splits, sinks, leaks)
 
     def _render(self, members: list[Split], sinks: dict[int, Sink]) -> None:
         """Second pass over the files of some splits that share them."""
         index, files = members[0].index, members[0].files
         tests = frozenset(number for number in sinks if number > 1)
-        how = self.rendering(self.given.get(members[0].name, self.train), tests)
+        reading = self.scanner.given.get(members[0].name, self.scanner.train)
+        how = rendering(self.data, reading, self.tokenizer, self.limit, tests)
         problems = Problems()
         numbers = {file.shown: number for number, file in enumerate(files)}
         starts = np.concatenate([[0], np.cumsum(index.counts)])
@@ -205,7 +220,7 @@ class Maker(Scanner):
                 sent.append((numbers[chunk.file], begin, lines, first))
                 yield chunk, index.places[begin:end].tobytes()
 
-        for one in ordered("luthier.data.passes:render_job", how, pieces(), count=self.count):
+        for one in ordered("luthier.data.passes:render_job", how, pieces(), count=self.scanner.count):
             rendered: Rendered = one
             problems.add(rendered.problems, rendered.broken)
             file, begin, lines, first = sent.popleft()
@@ -216,18 +231,19 @@ class Maker(Scanner):
                     sinks[number].add_tests(tests_of, file=file, lines=lines, first=first)
         problems.demand_none()
 
-    def rendering(self, reading: Reading, tests: frozenset[int]) -> Rendering:
-        data = self.recipe.data
-        return Rendering(reading, self.tokenizer, data.train_on, self.limit, data.over_length, tests)
-
-    def _finish(self, splits: list[Split], sinks: dict[int, Sink]) -> None:
+    def _finish(
+        self,
+        splits: list[Split],
+        sinks: dict[int, Sink],
+        leaks: tuple[dict[str, int], dict[str, int]],
+    ) -> None:
         """The account of all, and the orders, beside the rows."""
         most = getattr(self.tokenizer, "max_length", None)
         reports, token_digests = [], []
         for split in splits:
             sink = sinks[split.number]
             sink.close()
-            if sink.over and self.recipe.data.over_length == "error":
+            if sink.over and self.data.over_length == "error":
                 assert sink.longest is not None
                 raise over_length_error(sink.over, sink.rows, sink.longest, self.limit, most)
             reports.append(sink.report())
@@ -235,29 +251,29 @@ class Maker(Scanner):
                 token_digests.append(sink.token_digest())
         by_name = {split.name: sinks[split.number] for split in splits}
         train = by_name["train"]
-        leakage, asked = self.leakage
+        leaked, asked = leaks
         notes = [
             *self.notes,
             *(
                 f"{count} of the {name} rows stand in the training rows too: scores on them prove nothing"
-                for name, count in leakage.items()
+                for name, count in leaked.items()
                 if count
             ),
             *_end_notes(train, self.tokenizer),
         ]
-        shape = self.train.shapes[next(iter(self.train.shapes))]
+        shape = next(iter(self.scanner.train.shapes.values()))
         report = DataReport(
             format=shape.name,
             columns=shape.columns,
             splits=tuple(reports),
-            leakage=leakage,
+            leakage=leaked,
             prompt_leakage=asked,
             tokenizer_digest=getattr(self.tokenizer, "digest", None),
             digest=digest(
                 [
                     *(f"{one.name}={one.digest}" for one in reports),
                     *token_digests,
-                    *weighed(self.sources.weights),
+                    *weighed(self.scanner.sources.weights),
                 ]
             ),
             notes=tuple(notes),
@@ -332,9 +348,7 @@ def _open(
             path = folder / f"{number}.arrow"
             rows[name] = StoredRows(path, shown, own) if number < 2 else StoredChats(path, shown)
             continue
-        data = recipe.data
-        reading = given.get(name, train)
-        how = Rendering(reading, tokenizer, data.train_on, limit, data.over_length, frozenset())
+        how = rendering(recipe.data, given.get(name, train), tokenizer, limit, frozenset())
         with np.load(folder / f"{number}.npz") as kept:
             places = {key: kept[key] for key in kept.files}
         reader = readers.setdefault(tuple(shown), Again(named))

@@ -149,7 +149,6 @@ class Scanner:
         for split in splits:
             split.read = int(np.count_nonzero(split.index.places == split.number))
         self._choose(splits[0])
-        self.leakage = _leakage(splits)
         return splits
 
     def _choose(self, train: Split) -> None:
@@ -217,8 +216,8 @@ def _different(values: NDArray[Any]) -> int:
     return int(np.count_nonzero(values[1:] != values[:-1])) + (len(values) > 0)
 
 
-def _leakage(splits: list[Split]) -> tuple[dict[str, int], dict[str, int]]:
-    """Held-out rows whose content, and whose prompt only, stands in train."""
+def leakage(splits: list[Split]) -> tuple[dict[str, int], dict[str, int]]:
+    """Held-out rows whose content, and whose prompt only, stands in train (before any row is dropped)."""
     train, held = splits[0].index, splits[1:]
     mask = (train.places == TRAIN) | (train.places == LEFT_OUT)
     same: dict[str, NDArray[np.bool_]] = {}
