@@ -5,7 +5,8 @@
 ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro
 (micro-batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs
 (fixed, packed), steps, profile. Each row builds its model unless the row before has the same, trains two
-steps to warm up and then ``steps`` more, and reports the median step.
+steps to warm up and then ``steps`` more, and reports the median step. Under torchrun the processes share
+each step's micro-batches.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import causal_objective
 from luthier.training.loop import fit
+from luthier.training.world import ALONE, World, together
 
 DATASHEET = 989.4e12
 DEFAULTS = {
@@ -65,6 +67,7 @@ class Source:
         lengths, vocab = lengths_of(row), SHAPES[row["model"]].vocab_size
         generator = torch.Generator().manual_seed(0)
         self.made = []
+        self.most = WARM + int(row["steps"]) + (row["profile"] == "1")
         for _ in range(int(row["micro"])):
             ids = torch.randint(0, vocab, (1, sum(lengths)), generator=generator)
             positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -76,6 +79,8 @@ class Source:
         return 1_000_000
 
     def batches(self, epoch: int, step: int) -> list[Any]:  # noqa: ARG002
+        if step >= self.most:
+            raise EnoughError  # in every process at the same step
         return self.made
 
     def rows(self, epoch: int, step: int) -> list[str]:  # noqa: ARG002
@@ -91,7 +96,7 @@ def adapted(row: dict[str, str], device: str) -> Any:
     return model
 
 
-def measure(model: Any, row: dict[str, str], device: str) -> dict[str, Any]:
+def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[str, Any]:
     choice = TrainingChoice(
         max_steps=1_000_000, learning_rate=1e-5, evaluate_every=1_000_000, on_spike="off",
         activation_checkpointing=row["keep"], recomputed_layers=int(row["layers"]) if row["layers"] else None,
@@ -101,7 +106,8 @@ def measure(model: Any, row: dict[str, str], device: str) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     wanted = WARM + int(row["steps"])
     gc.collect()
-    if device == "cuda":
+    cuda = device.startswith("cuda")
+    if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
@@ -111,24 +117,23 @@ def measure(model: Any, row: dict[str, str], device: str) -> dict[str, Any]:
 
     def control() -> None:
         nonlocal profiler
-        done = sum(event["kind"] == "step" for event in events)
+        done = sum(event["kind"] == "step" for event in events)  # only the first process is asked
         if not first:
             first.append(time.perf_counter() - began)
         if done == wanted and int(row["profile"]):
             kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
             profiler = torch.profiler.profile(activities=kinds)
             profiler.__enter__()
-        elif done >= wanted:
-            if profiler is not None:
-                torch.cuda.synchronize()
-                profiler.__exit__(None, None, None)
-                shown.update(kernels(profiler))
-            raise EnoughError
+        elif done > wanted and profiler is not None:
+            torch.cuda.synchronize()
+            profiler.__exit__(None, None, None)
+            shown.update(kernels(profiler))
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EnoughError):
         fit(
             model, objective, Source(row, device), [], choice=choice, seed=1, directory=Path(folder),
             recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,
+            world=world,
         )  # fmt: skip
     steps = [event for event in events if event["kind"] == "step"][WARM:wanted]
     seconds = statistics.median(event["seconds"] for event in steps)
@@ -138,10 +143,11 @@ def measure(model: Any, row: dict[str, str], device: str) -> dict[str, Any]:
         "tokens_per_second": sum(lengths) / seconds,
         "step_ms": seconds * 1e3,
         "spread": [round(event["seconds"] * 1e3, 1) for event in steps],
-        "mfu_datasheet": work / seconds / DATASHEET,
+        "devices": world.size,
+        "mfu_datasheet": work / seconds / DATASHEET / world.size,
         "tflops": work / seconds / 1e12,
-        "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0,
-        "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else 0,
+        "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0,
+        "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if cuda else 0,
         "first_step_s": first[0],
         "loss": steps[-1]["loss"],
         "notes": [event["text"] for event in events if event["kind"] == "note"],
@@ -205,8 +211,21 @@ def matrix_peak() -> dict[str, float]:
 def main() -> None:
     out, given = Path(sys.argv[1]), sys.argv[2:]
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "RANK" in os.environ:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        device = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
+        with together(rank, size, torch.device(device), address="env://") as world:
+            rows(out, given, device, world)
+    else:
+        rows(out, given, device, ALONE)
+
+
+def rows(out: Path, given: list[str], device: str, world: World) -> None:
+    """Measure the rows; the first process writes them."""
 
     def put(record: dict[str, Any]) -> None:
+        if not world.first:
+            return
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         brief = {key: value for key, value in record.items() if key not in ("largest_ms", "spread")}
@@ -215,7 +234,7 @@ def main() -> None:
         )
 
     packages = {name: version(name) for name in ("torch", "transformers")}
-    if device == "cuda" and "nopeak" not in given:
+    if device.startswith("cuda") and "nopeak" not in given:
         put({"card": torch.cuda.get_device_name(), "versions": packages, "peak": matrix_peak()})
     model, last = None, None
     for text in given:
@@ -228,7 +247,7 @@ def main() -> None:
                 gc.collect()
                 last = (row["model"], row["method"], row["base"], row["adapter"])
                 model = adapted(row, device)
-            put({"asked": text, **measure(model, row, device)})
+            put({"asked": text, **measure(model, row, device, world)})
         except Exception as error:  # the other rows are wanted all the same
             put({"asked": text, "error": f"{type(error).__name__}: {error}"[:1500]})
             if os.environ.get("TRACE"):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 NOT_TRAINED: dict[str, str] = {
     "image": "training on images is not in the trainer yet",
-    "devices": "one run uses one device yet: several GPUs are planned for, not trained on",
+    "sharded": "weights divided over several GPUs (FSDP2) are not in the trainer yet",
 }
-"""Method, goal, feature or ``devices`` -> why a recipe of it is refused. The commit that lets the trainer do
+"""Method, goal, feature or ``sharded`` -> why a recipe of it is refused. The commit that lets the trainer do
 it deletes its line."""
 
 TASKS: dict[str, str] = {
@@ -21,12 +21,12 @@ TASKS: dict[str, str] = {
 
 
 def why_not_trained(
-    purpose: str, method: str, *, goal: str | None = None, images: bool = False, devices: int = 1
+    purpose: str, method: str, *, goal: str | None = None, images: bool = False, sharded: bool = False
 ) -> str | None:
     """Why a run of this sort is refused today, or None."""
     name = TASKS.get(purpose)
     if name is not None and not Path(__file__).parents[1].joinpath("tasks", f"{name}.py").exists():
         return f"{purpose} is not in the trainer yet"
     asked = [method, *([goal] if goal else []), *(["image"] if images else [])]
-    asked += ["devices"] if devices > 1 else []
+    asked += ["sharded"] if sharded else []
     return next((NOT_TRAINED[word] for word in asked if word in NOT_TRAINED), None)

@@ -25,6 +25,7 @@ def train(
     extend: str | None = None,
     branch: str | None = None,
     init_from: str | None = None,
+    gpus: int | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     detach: Annotated[bool, Parameter(negative="")] = False,
     queue: Annotated[bool, Parameter(negative="")] = False,
@@ -49,6 +50,9 @@ def train(
         Begin a new run from a checkpoint, RUN@STEP (or @last, @best), with other settings.
     init_from
         Start from the weights of this adapter: a folder in PEFT's format, or a run that shipped one.
+    gpus
+        Train on so many GPUs of this machine together (on a machine without: processes); the same as
+        training.devices=N.
     dry_run
         Derive every value, predict memory and time, and stop before anything is loaded.
     detach
@@ -66,6 +70,8 @@ def train(
     from luthier.runs.directory import find_run
     from luthier.runs.process import start_worker
 
+    if gpus is not None:
+        overrides = (*overrides, f"training.devices={gpus}")
     words, recipe = _settings(recipe, overrides, any((resume, clone, extend, branch)))
     if sum(name is not None for name in (resume, clone, extend, branch, recipe)) != 1:
         raise UsageError(

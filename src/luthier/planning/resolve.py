@@ -14,6 +14,7 @@ from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
 from luthier.planning.solver import GIB, Question, does_not_fit, largest_step
+from luthier.planning.together import check_devices
 from luthier.schema.base import Range
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.estimate import Estimate, EvaluationShape, TrainingShape
@@ -95,6 +96,8 @@ class _Resolver:
         self.given, self.arch, self.hardware, self.profile = recipe, arch, hardware, profile
         self.rates, self.corrections = rates, corrections
         self.device: Device = device_of(hardware)
+        check_devices(recipe, hardware, self.device)
+        self.devices = recipe.training.devices
         self.sources = dict(recipe.sources)
         self.values: dict[str, Any] = {}
         self.warnings: list[str] = []
@@ -209,10 +212,10 @@ class _Resolver:
             if self.values["training.batch_size"] > rows:
                 self.values["training.batch_size"] = rows
                 self.sources["training.batch_size"] = f"all {rows} training rows"
-            micro = training.micro_batch_size
-            if micro is not None and self.values["training.batch_size"] % micro:
-                self.values["training.batch_size"] = -(-self.values["training.batch_size"] // micro) * micro
-                self.sources["training.batch_size"] += f", rounded up to a multiple of {micro}"
+            unit = (training.micro_batch_size or 1) * self.devices
+            if self.values["training.batch_size"] % unit:
+                self.values["training.batch_size"] = -(-self.values["training.batch_size"] // unit) * unit
+                self.sources["training.batch_size"] += f", rounded up to a multiple of {unit}"
         method = self.given.method
         if isinstance(method, Lora):
             self.derive("method.alpha", 2.0 * method.rank, f"twice the rank of {method.rank}")
@@ -252,13 +255,17 @@ class _Resolver:
 
         length: tokens of all texts of the longest row; texts: how many they are.
         """
-        batch = int(self.value("training.batch_size"))
+        whole = int(self.value("training.batch_size"))
         micro = self.given.training.micro_batch_size
-        if micro is not None and batch % micro:
+        unit = (micro or 1) * self.devices
+        if whole % unit:
+            parts = [] if micro is None else [f"training.micro_batch_size {micro}"]
+            parts += [f"training.devices {self.devices}"] if self.devices > 1 else []
             raise RecipeError(
-                f"training.batch_size {batch} is not a multiple of training.micro_batch_size {micro}",
-                hint=f"use {-(-batch // micro) * micro} rows, or a micro-batch that divides {batch}",
+                f"training.batch_size {whole} is not a multiple of {' times '.join(parts)}",
+                hint=f"use {-(-whole // unit) * unit} rows, or a micro-batch that divides {whole}",
             )
+        batch = whole // self.devices
         mode = self.given.training.activation_checkpointing
         packed = bool(self.value("data.packing"))
         mean = min(self.profile.train.total / max(1, self.profile.train.count), length)
@@ -287,8 +294,8 @@ class _Resolver:
         self.derive(
             "training.micro_batch_size",
             shape.micro_batch_size,
-            f"fits {fits}; {batch // shape.micro_batch_size} at a time make the batch of {batch}"
-            if shape.micro_batch_size < batch
+            f"fits {fits}; {whole // shape.micro_batch_size} of them make the batch of {whole}"
+            if shape.micro_batch_size < whole
             else f"the whole batch fits {fits}",
         )
         self.derive(

@@ -94,7 +94,7 @@ class Recorder:
         self._per_token = 0.0
         """Seconds that one token would take at the measured rate of matrix products."""
         if planned is not None and rate:
-            self._per_token = planned.flops / rate
+            self._per_token = planned.flops / rate / recipe.training.devices
         self._spent = 0.0
         self._corrected = run.status.correction is not None
 

@@ -7,7 +7,7 @@ match is not done again, so a run that was killed goes on where it stood.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from luthier.runs.abilities import probe_base, probe_tuned, probed
 from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.measurements import keep_measurement
 from luthier.runs.prepare import read_corpus, read_data, read_tests, tokenizer_of
+from luthier.runs.ranks import train_together
 from luthier.runs.recorder import Recorder
 from luthier.runs.stages import load_artifacts, load_floor_results, load_results
 from luthier.schema.recipe import ExportChoice, Recipe
@@ -36,17 +37,18 @@ if TYPE_CHECKING:
     from luthier.tasks.base import ModelTask
 
 
-WITHOUT_EFFECT = ("keep_last", "trackers", "profile_steps")
+WITHOUT_EFFECT = ("devices", "keep_last", "trackers", "profile_steps")
 """Settings of training that change neither weights nor scores: a run may go on with others."""
 
 
 @dataclass
-class Work:
-    """What the stages of one run share; heavy things are made when first needed."""
+class Inputs:
+    """What a run works on; heavy things are made when first needed."""
 
     run: RunDirectory
-    board: Board
     recipe: Recipe
+    device: str | None = field(default=None, kw_only=True)
+    """Where the model goes; None: where the run was prepared for."""
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:
@@ -101,7 +103,7 @@ class Work:
             self.recipe,
             self.model_dir,
             self.tokenizer,
-            device=self.model_facts["device"],
+            device=self.device or self.model_facts["device"],
             cache=room("digests") / "weights.json",
         )
         task.splits = self.data.splits
@@ -135,9 +137,16 @@ class Work:
         return self.digest("task", "model", "method", "training", "seed")
 
 
+@dataclass
+class Work(Inputs):
+    """What the stages of one run share."""
+
+    board: Board
+
+
 def execute(run: RunDirectory, board: Board, job: Job | None = None) -> None:
     """Do every stage that is not done, or one job. Errors: LuthierError, Interrupted."""
-    work = Work(run, board, run.recipe)
+    work = Work(run, run.recipe, board)
     if job is not None and job.kind == "train":
         _stage(work, "train", "train", work.trained, lambda: _train(work))
         return
@@ -226,13 +235,19 @@ def _train(work: Work) -> None:
         config=config,
         say=lambda text: work.board.event("note", text=text),
     ) as trackers:
-        result = work.task.fit(
-            work.data.splits,
-            run.path,
-            on_metrics=Recorder(run, work.board, trackers),
-            control=run.asked,
-            recipe_digest=work.trained,
-        )
+        listener = Recorder(run, work.board, trackers)
+        if recipe.training.devices > 1:
+            if "task" in work.__dict__:
+                work.task.free()  # the processes need its room
+            result = train_together(run, work.trained, recipe.training.devices, on_metrics=listener)
+        else:
+            result = work.task.fit(
+                work.data.splits,
+                run.path,
+                on_metrics=listener,
+                control=run.asked,
+                recipe_digest=work.trained,
+            )
     run.save_stage("train", work.trained, result)
     keep_measurement(run, result)
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -34,6 +34,7 @@ from luthier.training.layers import train_all_but
 from luthier.training.loop import BatchSource, Control, Metrics, fit, selected_checkpoint
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import put_weights
+from luthier.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from luthier.data.tokenizer import FileTokenizer
@@ -61,50 +62,6 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-
-
-class Task(Protocol):
-    """What a run's stages need of a purpose."""
-
-    def judge_base(
-        self, splits: Splits, rows: Rows, *, told: Told, cache_dir: Path | None = None
-    ) -> dict[str, EvalResult]:
-        """Each test split judged with the untouched model, or with the floor that stands in for it."""
-
-    def fit(
-        self,
-        splits: Splits,
-        run_directory: Path,
-        *,
-        recipe_digest: str,
-        on_metrics: Callable[[Metrics], None],
-        control: Control | None = None,
-        resume: bool = True,
-    ) -> TrainResult:
-        """Train; the selected weights are in the model afterwards."""
-
-    def judge_tuned(
-        self, run_directory: Path, rows: Rows, *, told: Told, cache_dir: Path | None = None
-    ) -> dict[str, EvalResult]:
-        """Each test split judged with the trained model."""
-
-    def load_trained(self, run_directory: Path) -> None:
-        """Put the selected weights of a finished training into the model, unless they are there."""
-
-    def save_adapter(self, directory: Path) -> Path:
-        """Write the adapter in PEFT's format. Raises Unsupported for a full fine-tuning."""
-
-    def save_merged(self, directory: Path) -> Path:
-        """Write the tuned model as a folder that stands alone."""
-
-    def check_saved(self, directory: Path, rows: Sequence[Any]) -> ParityCheck | None:
-        """Read the saved folder back as others will and hold it against the trained model on some rows.
-
-        None where that is shown in another way (a chat's GGUF files answer in llama.cpp).
-        """
-
-    def free(self) -> None:
-        """Let the model go."""
 
 
 class ModelTask(ABC):
@@ -181,12 +138,19 @@ class ModelTask(ABC):
     @abstractmethod
     def judge_base(
         self, splits: Splits, rows: Rows, *, told: Told, cache_dir: Path | None = None
-    ) -> dict[str, EvalResult]: ...
+    ) -> dict[str, EvalResult]:
+        """Each test split judged with the untouched model, or with the floor that stands in for it."""
 
     @abstractmethod
     def judge_tuned(
         self, run_directory: Path, rows: Rows, *, told: Told, cache_dir: Path | None = None
-    ) -> dict[str, EvalResult]: ...
+    ) -> dict[str, EvalResult]:
+        """Each test split judged with the trained model."""
+
+    def before_training(  # noqa: B027
+        self, splits: Splits, run_directory: Path, digest: str, on_metrics: Callable[[Metrics], None]
+    ) -> None:
+        """What must be asked of the weights before they change. digest: of all that training depends on."""
 
     def after_training(self, splits: Splits, run_directory: Path) -> None:  # noqa: B027
         """What is chosen on the validation rows once the weights are final (thresholds, temperature)."""
@@ -198,6 +162,10 @@ class ModelTask(ABC):
         """Files of the purpose beside the merged weights."""
 
     def check_saved(self, directory: Path, rows: Sequence[Any]) -> ParityCheck | None:
+        """Read the saved folder back as others will and hold it against the trained model on some rows.
+
+        None where that is shown in another way (a chat's GGUF files answer in llama.cpp).
+        """
         del directory, rows
         return None
 
@@ -239,14 +207,18 @@ class ModelTask(ABC):
         on_metrics: Callable[[Metrics], None],
         control: Control | None = None,
         resume: bool = True,
+        world: World = ALONE,
     ) -> TrainResult:
         """Train (see `training.loop.fit`); the selected weights are in the model afterwards.
 
         recipe_digest: digest of all that the trajectory depends on (recipe and data); the task adds
         that of the base weights. resume: go on from the newest whole checkpoint below run_directory.
+        world: the processes that train together; the first alone chooses what follows from the weights.
         """
         if self.trained_digest is not None:
             self._load_base()
+        digest = self._checkpoint_digest(recipe_digest)
+        self.before_training(splits, run_directory, digest, on_metrics)
         source, held_out = self.source(splits), self.held_out(splits)
         full = isinstance(self.recipe.method, Full)
         if full:
@@ -260,17 +232,19 @@ class ModelTask(ABC):
                 choice=self.recipe.training,
                 seed=self.recipe.seed,
                 directory=run_directory,
-                recipe_digest=self._checkpoint_digest(recipe_digest),
+                recipe_digest=digest,
                 device=self.device,
                 on_metrics=on_metrics,
                 control=control,
                 resume=resume,
+                world=world,
             )
         finally:
             if full:
                 self.model.requires_grad_(False)
         self._now_trained(run_directory / result.selected_checkpoint)
-        self.after_training(splits, run_directory)
+        if world.first:
+            self.after_training(splits, run_directory)
         return result
 
     def _checkpoint_digest(self, recipe_digest: str) -> str:

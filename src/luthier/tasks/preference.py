@@ -28,13 +28,13 @@ from luthier.evaluation.preference import PAIR_NAMES, pair_result
 from luthier.models.lora import adapters_off
 from luthier.schema.protocols import Generator, Splits
 from luthier.schema.recipe import Lora, PreferenceChoice
-from luthier.schema.results import EvalResult, TrainResult
+from luthier.schema.results import EvalResult
 from luthier.schema.rows import PairTokens, PreferenceChat
 from luthier.tasks.base import Rows, Told
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.chat import ChatTask
 from luthier.tasks.pairs import PairBatches, PairObjective
-from luthier.training.loop import Control, Metrics
+from luthier.training.loop import Metrics
 from luthier.training.objective import MicroBatch, Objective
 
 REFERENCE = "reference.safetensors"
@@ -103,31 +103,13 @@ class PreferenceTask(ChatTask):
             references=references,
         )
 
-    def fit(
-        self,
-        splits: Splits,
-        run_directory: Path,
-        *,
-        recipe_digest: str,
-        on_metrics: Callable[[Metrics], None],
-        control: Control | None = None,
-        resume: bool = True,
-    ) -> TrainResult:
-        """Train as every task does; before the first step the reference weighs all pairs where it must."""
-        if self.trained_digest is not None:
-            self._load_base()
+    def before_training(
+        self, splits: Splits, run_directory: Path, digest: str, on_metrics: Callable[[Metrics], None]
+    ) -> None:
+        """Let the reference weigh all pairs where it cannot be asked later."""
         self.references = {}
         if self.choice.loss == "dpo" and self.overwrites:
-            digest = self._checkpoint_digest(recipe_digest)
             self.references = self._reference(splits, run_directory / REFERENCE, digest, on_metrics)
-        return super().fit(
-            splits,
-            run_directory,
-            recipe_digest=recipe_digest,
-            on_metrics=on_metrics,
-            control=control,
-            resume=resume,
-        )
 
     def _reference(
         self, splits: Splits, file: Path, digest: str, on_metrics: Callable[[Metrics], None]

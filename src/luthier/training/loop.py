@@ -26,9 +26,12 @@ from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import Optimizer, learning_rate
 from luthier.training.profile import StepProfile
+from luthier.training.world import ALONE, World
 
 Metrics = dict[str, str | int | float | bool | None]
 Control = Callable[[], Literal["stop", "save"] | None]
+WISHES: tuple[Literal["stop", "save"] | None, ...] = (None, "save", "stop")
+"""What a run may be asked for, the stronger later."""
 WATCHED_STEPS = 4
 """Steps of each process whose phases are measured apart; the largest come first in a run."""
 
@@ -79,6 +82,10 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     return OnDevice(*(part.to(device, non_blocking=True) for part in parts))
 
 
+def _nobody(_values: Metrics) -> None:
+    """Listens for the processes that do not speak."""
+
+
 def total_steps(source: BatchSource, choice: TrainingChoice) -> int:
     """Optimiser steps of the whole run; a part of an epoch counts its first steps."""
     assert choice.epochs is not None or choice.max_steps is not None
@@ -106,6 +113,7 @@ def fit(
     on_metrics: Callable[[Metrics], None],
     control: Control | None = None,
     resume: bool = False,
+    world: World = ALONE,
 ) -> TrainResult:
     """Train the weights of model that ask for a gradient, and leave the selected ones in it.
 
@@ -113,6 +121,9 @@ def fit(
     below it. on_metrics is called with one flat dictionary an event (``kind``: step, skipped, validation,
     checkpoint, resumed, spike, out_of_memory, note). control is asked after each step: "stop" saves and
     raises Interrupted, "save" writes a checkpoint. resume goes on from the newest whole checkpoint, if any.
+
+    world: the processes that train together; each gives the same arguments, the first alone writes, speaks
+    and is asked.
 
     A step whose loss or gradient is not a number leaves the weights as they are, and so does one that
     runs out of memory: it is done again in smaller pieces, with the same loss.
@@ -122,10 +133,10 @@ def fit(
     or one row alone is too much for the memory.
     """
     run = _Run(
-        model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed
+        model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed, world
     )
     model.train()
-    profile = StepProfile(choice.profile_steps, directory, device)
+    profile = StepProfile(choice.profile_steps if world.first else 0, directory, device)
     try:
         with layers_as(choice, model, run.note) as clock, objective.scope(model):
             if resume:
@@ -136,7 +147,7 @@ def fit(
                 run.compiled(clock)
                 run.profiled(profile.after(run.position.step))
                 run.after_step()
-                asked = control() if control is not None else None
+                asked = run.asked(control)
                 if asked is not None and not run.over:
                     run.save()
                     if asked == "stop":
@@ -166,10 +177,12 @@ class _Run:
         device: torch.device,
         on_metrics: Callable[[Metrics], None],
         seed: int,
+        world: World,
     ) -> None:
+        self.world, self.seed = world, seed
         self.model, self.objective, self.train, self.validation = model, objective, train, validation
         self.choice, self.directory, self.recipe_digest = choice, directory, recipe_digest
-        self.device, self.on_metrics = device, on_metrics
+        self.device, self.on_metrics = device, on_metrics if world.first else _nobody
         self.checkpoints = directory / CHECKPOINTS
         self.total = total_steps(train, choice)
         if self.total < 1 or train.steps(0) < 1:
@@ -181,6 +194,8 @@ class _Run:
         self.position = Position(threads=torch.get_num_threads())
         self.saved_step: int | None = None
         self.graphs = 0
+        world.same(self.optimizer.masters.values())
+        self.optimizer.round_back()
         checkpoint.seed_everything(seed)
         self.memory = PhaseWatch(device)
         self.memory.phases["load"] = memory_now(device)
@@ -190,6 +205,11 @@ class _Run:
     def over(self) -> bool:
         """Whether all steps are done, or enough of them."""
         return self.position.step >= self.total or self.position.ended
+
+    def asked(self, control: Control | None) -> Literal["stop", "save"] | None:
+        """What the first process is asked for, told to all."""
+        found = control() if control is not None and self.world.first else None
+        return WISHES[self.world.most(WISHES.index(found))]
 
     def note(self, text: str) -> None:
         """Say something to whoever reads the metrics."""
@@ -291,24 +311,48 @@ class _Run:
     def _gradients(self, epoch: int, index: int) -> StepFigures:
         """The step's gradients, in pieces as small as the memory needs."""
         began = time.perf_counter()
-        batches = list(self.train.batches(epoch, index))
+        batches = self.world.own(self.train.batches(epoch, index))
         waited = time.perf_counter() - began
+        own = sum(self.objective.weight(batch) for batch in batches)
+        (weight,) = self.world.total(own)
+        if not self.world.first:
+            # Its own draws of dropout: a function of the step, so that there is nothing to save.
+            torch.manual_seed(self.seed + 1_000_003 * self.position.step + self.world.rank)
         while True:
             draws = Draws.now(self.device)
+            loss, tokens = torch.zeros((), device=self.device), 0
             try:
-                return self._accumulate(batches, waited)
+                loss, tokens = self._accumulate(batches, weight)
+                out = False
             except (RuntimeError, MemoryError) as error:
                 if not ran_out(error):
                     raise
+                out = True
             # Out of the block: the error's traceback holds the tensors that did not fit.
+            if not self.world.most(int(out)):
+                break
             self._shrink(batches)
             draws.put_back(self.device)
+        if self.world.size > 1:
+            self._add_up()
+        norm = self.optimizer.clip()
+        total, count = self.world.total(loss.item(), tokens)
+        return StepFigures(total, norm.item(), int(count), int(weight), waited)
 
-    def _accumulate(self, batches: Sequence[MicroBatch], waited: float) -> StepFigures:
-        """Gradients of the step's mean loss over all of its trained tokens, clipped."""
+    def _add_up(self) -> None:
+        """Add the gradients of all processes up; a weight that none of them used stays without one."""
+        masters = list(self.optimizer.masters.values())
+        used = self.world.total(*(float(master.grad is not None) for master in masters))
+        wanted = [master for master, count in zip(masters, used, strict=True) if count]
+        for master in wanted:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        self.world.add([master.grad for master in wanted if master.grad is not None])
+
+    def _accumulate(self, batches: Sequence[MicroBatch], weight: float) -> tuple[Tensor, int]:
+        """Add up this process's part of the step's mean loss and its gradients; and its tokens."""
         if self.watched < WATCHED_STEPS:
             self.memory.start()
-        weight = sum(self.objective.weight(batch) for batch in batches)
         total = torch.zeros((), device=self.device)
         tokens = 0
         for whole in batches:
@@ -320,8 +364,7 @@ class _Run:
                 self._phase("backward")
                 total += loss.detach()
                 del loss
-        norm = self.optimizer.clip()
-        return StepFigures(total.item(), norm.item(), tokens, int(weight), waited)
+        return total, tokens
 
     def _shrink(self, batches: Sequence[MicroBatch]) -> None:
         """Halve what goes through the model at once, and let go of what the step has left behind."""
@@ -332,8 +375,8 @@ class _Run:
             torch.cuda.empty_cache()
         step, halvings = self.position.step + 1, self.position.halvings
         pieces = [piece for batch in batches for piece in cut(batch, halvings)]
-        count, unit = max(map(units_of, pieces))
-        if count < 2:
+        count, unit = max(map(units_of, pieces), default=(0, "rows"))
+        if self.world.most(count) < 2:
             raise DoesNotFit(
                 f"step {step} runs out of memory with one row at a time ({held / 2**30:.2f} GiB held)",
                 hint=self._smaller(batches),
@@ -422,6 +465,8 @@ class _Run:
         return skip
 
     def _keep(self, epoch: int, index: int, figures: StepFigures, why: str) -> Path | None:
+        if not self.world.first:
+            return None
         return keep_batch(
             self.directory,
             step=self.position.step + 1,
@@ -445,7 +490,7 @@ class _Run:
     def _validate(self) -> bool:
         """Mean loss over the validation rows; whether it is the best so far."""
         began = time.perf_counter()
-        loss = validation_loss(self.model, self.objective, self.validation, self.device)
+        loss = validation_loss(self.model, self.objective, self.validation, self.device, world=self.world)
         seconds = time.perf_counter() - began
         now = self.position
         improved = math.isfinite(loss) and (now.best_loss is None or loss < now.best_loss)
@@ -476,6 +521,12 @@ class _Run:
         """Write a checkpoint of this step, unless there is one, and drop the old ones."""
         if self.saved_step == self.position.step:
             return
+        self.saved_step = self.position.step
+        if self.world.first:
+            self._write()
+        self.world.wait()
+
+    def _write(self) -> None:
         began = time.perf_counter()
         folder = checkpoint.save(
             self.checkpoints,
@@ -484,7 +535,6 @@ class _Run:
             optimizer=self.optimizer.state(),
             recipe_digest=self.recipe_digest,
         )
-        self.saved_step = self.position.step
         checkpoint.prune(self.checkpoints, keep_last=self.choice.keep_last, best_step=self.position.best_step)
         path = str(folder.relative_to(self.directory))
         seconds = time.perf_counter() - began
@@ -549,7 +599,12 @@ def selected_checkpoint(directory: Path, choice: TrainingChoice) -> Path:
 
 @torch.no_grad()
 def validation_loss(
-    model: Any, objective: Objective, batches: Sequence[MicroBatch], device: torch.device
+    model: Any,
+    objective: Objective,
+    batches: Sequence[MicroBatch],
+    device: torch.device,
+    *,
+    world: World = ALONE,
 ) -> float:
     """Mean loss over all trained tokens of the batches, in nats; dropout off."""
     was_training = model.training
@@ -557,10 +612,11 @@ def validation_loss(
     total, weight = torch.zeros((), device=device), 0.0
     try:
         with objective.scope(model):
-            for batch in batches:
-                loss = objective(model, to_device(batch, device))
+            for place in world.own(range(len(batches))):
+                loss = objective(model, to_device(batches[place], device))
                 total += loss.total
                 weight += loss.weight
     finally:
         model.train(was_training)
-    return total.item() / max(weight, 1.0)
+    whole, weight = world.total(total.item(), weight)
+    return whole / max(weight, 1.0)

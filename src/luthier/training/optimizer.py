@@ -87,9 +87,11 @@ class Optimizer:
             group["lr"] = rate
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        self._round_back()
+        self.round_back()
 
-    def _round_back(self) -> None:
+    @torch.no_grad()
+    def round_back(self) -> None:
+        """Give the model's weights the values of their masters."""
         pairs = [(weight, self.masters[name]) for name, weight in self.model_weights.items()]
         apart = [(weight, master) for weight, master in pairs if master is not weight]
         if apart:
@@ -106,7 +108,7 @@ class Optimizer:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy saved weights in; names and shapes must be the trained ones."""
         put_weights(self.masters, weights)
-        self._round_back()
+        self.round_back()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.adamw.load_state_dict(dict(state))

@@ -13,6 +13,7 @@ from luthier.checks.trace.keeping import keep_layers
 from luthier.checks.trace.kernels import FLASH, HIDDEN, register
 from luthier.checks.trace.marks import layers_of, mark_layers
 from luthier.checks.trace.packed import pack_without_data
+from luthier.checks.trace.padded import PaddedBatch, padded_model
 from luthier.checks.trace.plain import CUBLAS, StatesOnly
 from luthier.checks.trace.recorder import Recorder
 from luthier.errors import Unsupported
@@ -48,9 +49,13 @@ def trace_step(request: StepRequest) -> Timeline:
         raise Unsupported(
             "selective checkpointing needs compiled layers", hint="set training.compile: true, or use full"
         )
-    if request.shape.padded:
+    if request.shape.log_probs:
         raise Unsupported(
-            "padded rows (encoders, and purposes whose answer is not text) are not traced",
+            "the loss over pairs of answers is not traced", hint="leave out --exact: the formula counts it"
+        )
+    if request.shape.padded and (request.shape.compiled or packed_kind(request.method) is not None):
+        raise Unsupported(
+            "padded rows are traced with plain layers and a base in its own type only",
             hint="leave out --exact: the formula counts them",
         )
     register()
@@ -76,7 +81,7 @@ def trace_step(request: StepRequest) -> Timeline:
     update = StatesOnly(list(optimizer.masters.values()))
     for _ in range(2):
         timeline.allocate(CUBLAS[request.hopper], "workspace")
-    batch = _Batch(request.shape)
+    batch = _Batch(request.shape) if head is not None else PaddedBatch(request.shape)
     recorder.add(batch.everything, "buffers")
     for number in (1, 2):
         with recorder:
@@ -106,10 +111,10 @@ class _Batch:
 
 def _optimiser_step(  # noqa: PLR0917 (private, called once)
     model: Any,
-    head: Head,
+    head: Head | None,
     optimizer: Optimizer,
     update: StatesOnly,
-    batch: _Batch,
+    batch: _Batch | PaddedBatch,
     recorder: Recorder,
     request: StepRequest,
     number: int,
@@ -118,20 +123,7 @@ def _optimiser_step(  # noqa: PLR0917 (private, called once)
     for _ in range(min(2, request.shape.accumulation)):
         recorder.tag = "activations"
         timeline.mark(f"forward{number}")
-        hidden = model.base_model(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            document_lengths=batch.lengths,
-            use_cache=False,
-        ).last_hidden_state[0, batch.sources]
-        recorder.tag = "logits"
-        if request.dtype == "bfloat16":
-            loss = own_loss(hidden, head.weight)
-        else:
-            loss = linear_cross_entropy(
-                hidden, head.weight, batch.targets, multiplier=head.multiplier, softcap=head.softcap
-            )
-        del hidden
+        loss = batch.loss(model) if head is None else _loss(model, head, batch, recorder, request)
         recorder.tag = "activations"
         timeline.mark(f"backward{number}")
         (loss / 1.0).backward()  # type: ignore[no-untyped-call]
@@ -141,9 +133,25 @@ def _optimiser_step(  # noqa: PLR0917 (private, called once)
     optimizer.clip()
     update.step()
     with torch.no_grad():
-        optimizer._round_back()
+        optimizer.round_back()
     for master in optimizer.masters.values():
         master.grad = None
+
+
+def _loss(model: Any, head: Head, batch: Any, recorder: Recorder, request: StepRequest) -> Tensor:
+    """Our own loss over the trained tokens of documents laid end to end."""
+    hidden = model.base_model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        document_lengths=batch.lengths,
+        use_cache=False,
+    ).last_hidden_state[0, batch.sources]
+    recorder.tag = "logits"
+    if request.dtype == "bfloat16":
+        return own_loss(hidden, head.weight)
+    return linear_cross_entropy(
+        hidden, head.weight, batch.targets, multiplier=head.multiplier, softcap=head.softcap
+    )
 
 
 def _name_master(recorder: Recorder, master: Tensor) -> Any:
@@ -156,11 +164,13 @@ def _name_master(recorder: Recorder, master: Tensor) -> Any:
     return hook
 
 
-def _model(request: StepRequest) -> tuple[Any, Head]:
-    """The model on meta, adapted and in training, with its head."""
+def _model(request: StepRequest) -> tuple[Any, Head | None]:
+    """The model on meta, adapted and in training, with its head over the vocabulary where it writes text."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     config = _config(CONFIG_MAPPING, request)
+    if request.shape.padded:
+        return padded_model(config, request.method, _TYPES[request.dtype], request.shape), None
     config._attn_implementation = FLASH
     config.use_cache = False
     with torch.device("meta"):

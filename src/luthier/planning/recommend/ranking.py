@@ -25,6 +25,7 @@ from luthier.planning.recommend.shapes import (
     base_shape,
     budget_of,
     fit_shape,
+    is_sharded,
     least_bytes,
     rows_of,
     training_length,
@@ -337,7 +338,7 @@ def _untrained(pair: _Pair, request: Request, hardware: Hardware) -> tuple[str, 
         pair.method.name,
         goal=request.goal,
         images=request.reads_images,
-        devices=pair.shape.devices,
+        sharded=is_sharded(pair.estimate),
     )
     found = [] if why is None else [f"{UNTRAINED}: {why}"]
     if any(part.name == "patience" for part in pair.parts) and pair.estimate.seconds is not None:

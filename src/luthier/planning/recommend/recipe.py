@@ -8,6 +8,7 @@ from typing import Any
 from luthier.catalog.trains import NOT_TRAINED
 from luthier.errors import Unsupported
 from luthier.planning.recommend.evidence import TOKENS_PER_PARAMETER
+from luthier.planning.recommend.shapes import is_sharded
 from luthier.schema.plan import Candidate
 from luthier.schema.recipe import (
     DataChoice,
@@ -40,6 +41,9 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
     for name in ("rank", "alpha", "dropout"):
         if name in settings and name in values:
             sources[f"method.{name}"] = settings[name].source
+    if candidate.batch.devices > 1 and not is_sharded(candidate.estimate):
+        training["devices"] = candidate.batch.devices
+        sources["training.devices"] = "each of them holds the whole model"
     training["sequence_length"] = candidate.batch.sequence_length
     sources["training.sequence_length"] = candidate.batch.source
     sources["model.from_scratch" if scratch else "model.id"] = candidate.evidence.text

@@ -28,6 +28,7 @@ SHARD_BUFFERS = 2**30
 SCALING = (1.0, 0.8, 0.5)
 """Share of perfect scaling over several devices: most, expected, least (prior, not measured)."""
 SHARDED: tuple[Part, ...] = ("weights", "gradients", "optimizer", "adapters")
+_DIVIDED = "states sharded over"
 
 
 def budget_of(hardware: Hardware) -> int:
@@ -176,6 +177,11 @@ def _together(found: Estimate, devices: int) -> Estimate:
     )
 
 
+def is_sharded(found: Estimate) -> bool:
+    """Whether the estimate holds only with the model's states divided over the devices."""
+    return any(words.startswith(_DIVIDED) for words in found.assumptions)
+
+
 def sharded(found: Estimate, devices: int) -> Estimate:
     """One rank's memory when weights, gradients and optimiser states are divided over the devices.
 
@@ -199,7 +205,7 @@ def sharded(found: Estimate, devices: int) -> Estimate:
             "process": _scaled(found.process, share),
             "assumptions": (
                 *found.assumptions,
-                f"states sharded over {devices} devices (FSDP2), not measured",
+                f"{_DIVIDED} {devices} devices (FSDP2), not measured",
             ),
         }
     )
