@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from luthier.cli.console import err, memory, out, print_json
+from luthier.errors import UsageError
 
 if TYPE_CHECKING:
     from luthier.runs.served import Choice
@@ -26,6 +27,7 @@ def serve(
     slots: int = 4,
     gguf: str | None = None,
     adapter: tuple[str, ...] = (),
+    live_adapters: Flag = False,
     embedding: Flag = False,
     allowed_host: tuple[str, ...] = (),
     json: Flag = False,
@@ -53,6 +55,9 @@ def serve(
     adapter
         NAME=RUN: the adapter of a run, put on one base that all share; may be given again. The base is
         the one .gguf file named, or the runs' own base model, converted once; requests choose by NAME.
+    live_adapters
+        Requests may load adapters of runs here and drop them, as vLLM has it (/v1/load_lora_adapter with
+        lora_name and lora_path, a run; /v1/unload_lora_adapter); needs --adapter.
     embedding
         The models make embeddings.
     allowed_host
@@ -63,6 +68,7 @@ def serve(
         Say what would be served and what it takes, and leave.
     """
     from luthier.runs.served import build, choose, choose_adapters
+    from luthier.runs.served import live_adapters as let_adapters_come
     from luthier.serving.gateway import Gateway
     from luthier.serving.listen import open_port, rules_for
     from luthier.serving.listen import serve as listen
@@ -70,6 +76,8 @@ def serve(
     def say(words: str) -> None:
         err().print(words, style="dim", highlight=False)
 
+    if live_adapters and not adapter:
+        raise UsageError("--live-adapters stand on a base", hint="name one to begin with: --adapter a=RUN")
     rules = rules_for(host, api_key=os.environ.get(KEY) or None, names=allowed_host)
     if adapter:
         chosen = [choose_adapters(models, adapter, say=say)]
@@ -108,7 +116,10 @@ def serve(
             soft_wrap=True,
         )
 
-    listen(Gateway(served, rules=rules), listener, ready=ready)
+    gateway = Gateway(served, rules=rules)
+    if live_adapters:
+        let_adapters_come(gateway, chosen[0], say=say)
+    listen(gateway, listener, ready=ready)
     if not json:
         err().print("stopped")
 

@@ -22,10 +22,12 @@ from luthier.runs.directory import RunDirectory
 from luthier.runs.process import torch_environment
 from luthier.runs.shipping import chat_files
 from luthier.schema.deployment import ContextPlan
+from luthier.schema.recipe import ModelChoice
 from luthier.schema.results import TrainResult
+from luthier.serving.adapters import Adapter, LiveAdapters, only_adapter
 from luthier.serving.backends import LlamaBackend
 from luthier.serving.context import plan_context
-from luthier.serving.gateway import Served
+from luthier.serving.gateway import Gateway, Served
 from luthier.serving.torch_backend import Kind, TorchBackend
 
 Say = Callable[[str], None]
@@ -46,6 +48,8 @@ class Choice:
     """Names and files of adapters on this base."""
     adapter_facts: tuple[tuple[tuple[str, Any], ...], ...] = ()
     """For each adapter, which run and step it is of."""
+    base: ModelChoice | None = None
+    """What all adapters were tuned from; None where there are none."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,7 +117,37 @@ def choose_adapters(models: Sequence[str], adapters: Sequence[str], *, say: Say)
     trained = max((run.recipe.training.sequence_length or 0 for run in runs.values()), default=0) or None
     files = tuple((name, adapter_file(run, say=say)) for name, run in runs.items())
     told = tuple((("run", run.id), *_step(run)) for run in runs.values())
-    return Choice(name, "chat", path, trained, (("base", base.id), ("file", path.name)), files, told)
+    return Choice(name, "chat", path, trained, (("base", base.id), ("file", path.name)), files, told, base)
+
+
+def live_adapters(gateway: Gateway, one: Choice, *, say: Say) -> LiveAdapters:
+    """Let requests load adapters of runs on a served base, and drop them.
+
+    one: as :func:`choose_adapters` gives it, and served by the gateway.
+    """
+    base = one.base
+    assert base is not None
+
+    def find(target: str) -> Adapter:
+        run = registry.resolve(target)
+        other = run.recipe.model
+        if (other.id, other.revision) != (base.id, base.revision):
+            raise UsageError(
+                f"{run.id} was tuned from {other.id}, and {base.id} is served", hint="serve it apart"
+            )
+        path = adapter_file(run, say=say)
+        return Adapter(path, _adapter_facts(path, (("run", run.id), *_step(run))))
+
+    facts = one.adapter_facts or ((),) * len(one.adapters)
+    known = {
+        name: Adapter(path, _adapter_facts(path, own))
+        for (name, path), own in zip(one.adapters, facts, strict=True)
+    }
+    return LiveAdapters(gateway, one.name, known, find)
+
+
+def _adapter_facts(path: Path, own: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {**dict(own), "adapter": path.name, "adapter_sha256": file_sha256(path)}
 
 
 def build(
@@ -176,12 +210,7 @@ def _llama(one: Choice, plan: ContextPlan, *, embedding: bool) -> dict[str, Serv
     facts = {**dict(one.facts), "context": plan.context}
     found = {one.name: Served(backend, only_adapter(None, len(one.adapters)), facts)}
     for index, (name, path) in enumerate(one.adapters):
-        told = dict(one.adapter_facts[index]) if one.adapter_facts else {}
-        own = {**facts, **told, "adapter": path.name, "adapter_sha256": file_sha256(path)}
+        told = one.adapter_facts[index] if one.adapter_facts else ()
+        own = {**facts, **_adapter_facts(path, told)}
         found[name] = Served(backend, only_adapter(index, len(one.adapters)), own)
     return found
-
-
-def only_adapter(chosen: int | None, count: int) -> dict[str, Any]:
-    """What a request says so that one adapter answers, or none."""
-    return {"lora": [{"id": i, "scale": float(i == chosen)} for i in range(count)]} if count else {}

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import httpx2
 
 from luthier.errors import LuthierError, Unreachable
-from luthier.llamacpp.runtime import LlamaServer
+from luthier.llamacpp.runtime import LlamaServer, ServerSettings
 
 State = Literal["loading", "ready", "down"]
 RESTARTS = 3
@@ -120,11 +120,33 @@ class LlamaBackend:
                 return
             born = time.monotonic()
 
-    async def close(self) -> None:
+    async def reload(self, settings: ServerSettings) -> None:
+        """Load the same file with other settings; with the old ones again where that fails.
+
+        Nothing may be under way. Errors: LuthierError.
+        """
+        before = self.server.settings
+        await self._unwatch()
+        self._state = "loading"
+        await asyncio.to_thread(self.server.close)
+        try:
+            self.server.settings = settings
+            await self._load()
+        except LuthierError:
+            self.server.settings = before
+            await self._load()
+            raise
+        finally:
+            self._watch = asyncio.create_task(self._keep_alive())
+
+    async def _unwatch(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+
+    async def close(self) -> None:
+        await self._unwatch()
         if self._client is not None:
             await self._client.aclose()
         await asyncio.to_thread(self.server.close)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx2
@@ -28,6 +28,9 @@ from luthier.errors import Unreachable, did_you_mean
 from luthier.serving.backends import Backend
 from luthier.serving.guard import Guard, Rules
 from luthier.serving.meters import Meters
+
+if TYPE_CHECKING:
+    from luthier.serving.adapters import LiveAdapters
 
 PATHS = (
     "/v1/chat/completions",
@@ -110,6 +113,8 @@ class Gateway:
     ) -> None:
         """on_request: told of each request when it has ended."""
         self.served = dict(served)
+        self.adapters: LiveAdapters | None = None
+        """Loads and drops adapters by request, where that is allowed."""
         self._on_request = on_request
         self.limits = limits or Limits()
         self.rules = rules or Rules()
@@ -125,6 +130,7 @@ class Gateway:
         return Starlette(
             routes=[
                 *(Route(path, self._answer, methods=["POST"]) for path in PATHS),
+                *(self.adapters.routes() if self.adapters else ()),
                 Route("/v1/models", self._models),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
@@ -175,7 +181,7 @@ class Gateway:
         model, status = "", 500
         finished = False
         try:
-            body = await self._body(request)
+            body = await self.body(request)
             model = self._choose(body)
             served = self.served[model]
             if path not in served.backend.paths:
@@ -194,7 +200,8 @@ class Gateway:
             if not finished:
                 self._note(model, path, status, began)
 
-    async def _body(self, request: Request) -> dict[str, Any]:
+    async def body(self, request: Request) -> dict[str, Any]:
+        """A request's JSON object, bounded in size and time. Errors: Refused."""
         limit = self.limits.body_bytes
         if int(request.headers.get("content-length") or 0) > limit:
             raise Refused(413, f"the request is larger than {limit:,} bytes", code="too_large")
@@ -261,6 +268,10 @@ class Gateway:
         """The answer's head, with its body unless this is streamed."""
         try:
             await stack.enter_async_context(self._slot(model, served.backend))
+            now = self.served.get(model)
+            if now is None or now.backend is not served.backend:  # dropped while this request waited
+                raise Refused(404, f"{model} is no longer served", code="model_not_found")
+            served = now  # its adapter may have another number since
             asked = {**body, **served.extra}
             upstream = await stack.enter_async_context(served.backend.ask(path, asked))
             if upstream.headers.get("content-type", "").startswith("text/event-stream"):
@@ -325,6 +336,23 @@ class Gateway:
         finally:
             self._under_way -= 1
             slots.release()
+
+    @asynccontextmanager
+    async def alone(self, backend: Backend) -> AsyncIterator[None]:
+        """Hold all slots of a model: what was asked is answered, what comes waits. Errors: Refused."""
+        slots = self._slots.setdefault(id(backend), asyncio.Semaphore(backend.slots))
+        held = 0
+        try:
+            with anyio.fail_after(self.limits.wait_seconds):
+                while held < backend.slots:
+                    await slots.acquire()
+                    held += 1
+            yield
+        except TimeoutError:
+            raise Refused(503, "the model did not come to rest in time", code="busy") from None
+        finally:
+            for _ in range(held):
+                slots.release()
 
     def _note(self, model: str, path: str, status: int, began: float) -> None:
         seconds = time.monotonic() - began
