@@ -19,14 +19,15 @@ pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "luthier", "sweep", *words],
-        cwd=folder,
-        env={**os.environ, "LUTHIER_RUNS": str(folder / "runs"), "CI": "1"},
-        stdout=subprocess.PIPE,
-        stderr=(folder / "err.txt").open("a"),
-        text=True,
-    )
+    with (folder / "err.txt").open("a") as err:
+        return subprocess.Popen(
+            [sys.executable, "-m", "luthier", "sweep", *words],
+            cwd=folder,
+            env={**os.environ, "LUTHIER_RUNS": str(folder / "runs"), "CI": "1"},
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+        )
 
 
 def sweep(folder: Path, *words: str) -> dict[str, Any]:
