@@ -76,7 +76,7 @@ install: setup-dev
 # The studio in Chromium (CHROMIUM=/path/to/it where it is not found); `make test` runs it where there is one.
 test-browser: setup-dev
 	@$(PYTHON) tools/studio_assets.py --axe
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studio/browser -m "not slow"
 
 docs: setup-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
