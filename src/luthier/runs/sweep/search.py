@@ -376,7 +376,7 @@ class _Search:
                 "loss": known.value if known.value is not None else (kept[-1][1] if kept else None),
                 "losses": tuple(map(tuple, kept)),
                 "same_as": attrs.get("same_as"),
-                "seconds": None if measured is None else measured.seconds,
+                "seconds": spent(run) if measured is None else measured.seconds,
                 "peak_memory": None if measured is None else measured.peak_memory,
                 "predicted_seconds": None
                 if estimate is None or estimate.seconds is None
@@ -384,6 +384,11 @@ class _Search:
                 "predicted_memory": None if estimate is None else round(estimate.process.high),
             }
         )
+
+
+def spent(run: RunDirectory | None) -> float | None:
+    """Seconds in the training stage of a run that did not come to its end."""
+    return None if run is None else run.status.seconds.get("train")
 
 
 def proved_by(trials: Sequence[Trial], known: tuple[str, ...]) -> tuple[str, ...]:
