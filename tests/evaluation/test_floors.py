@@ -72,11 +72,13 @@ def test_the_gate() -> None:
     check_gate([better], min_delta=0.02, no_regression=True)
     check_gate([same], no_regression=True)
     check_gate([same], min_delta=0.0)
+    check_gate([better], min_delta=0.02, lost=[("general text", worse.main)])
     for wrong in (
         {"comparisons": [better], "min_delta": 0.6},
         {"comparisons": [same], "min_delta": 0.02},
         {"comparisons": [better, worse], "no_regression": True},
         {"comparisons": [], "no_regression": True},
+        {"comparisons": [better], "no_regression": True, "lost": [("general text", worse.main)]},
     ):
         with pytest.raises(GateMissed) as caught:
             check_gate(**wrong)  # type: ignore[arg-type]

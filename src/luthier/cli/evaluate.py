@@ -86,7 +86,8 @@ def evaluate(
         Leave with exit code 5 unless the primary metric of every split gains at least this much, and
         the gain is beyond doubt, for use in CI.
     no_regression
-        Leave with exit code 5 where any metric of any split is worse beyond doubt.
+        Leave with exit code 5 where any metric of any split is worse beyond doubt; for a run on its own
+        splits also where the tuning broke something beside its task.
     judging
         With --judge: a model also reads both sides' answers, in both orders.
     json
@@ -143,14 +144,25 @@ def evaluate(
             )
         judgement = None if judging.judge is None else _judge_pair(judging, rows, results)
         comparisons = _shown(results, judgement, json=json)
-    return _gated(comparisons, min_delta, no_regression=no_regression)
+    own = None if data else run
+    return _gated(comparisons, min_delta, no_regression=no_regression, run=own)
 
 
-def _gated(comparisons: Sequence[Comparison], min_delta: float | None, *, no_regression: bool) -> int:
+def _gated(
+    comparisons: Sequence[Comparison],
+    min_delta: float | None,
+    *,
+    no_regression: bool,
+    run: RunDirectory | None = None,
+) -> int:
+    """Errors: GateMissed. run: whose losses beside the task count as regressions too."""
     if min_delta is not None or no_regression:
         from luthier.evaluation.floors import check_gate
+        from luthier.evaluation.probe import broken
+        from luthier.runs.abilities import load_abilities
 
-        check_gate(comparisons, min_delta=min_delta, no_regression=no_regression)
+        lost = [] if run is None else broken(load_abilities(run))
+        check_gate(comparisons, min_delta=min_delta, no_regression=no_regression, lost=lost)
     return 0
 
 

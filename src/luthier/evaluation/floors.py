@@ -11,7 +11,7 @@ from typing import Any
 from luthier.errors import GateMissed, UsageError
 from luthier.evaluation.generation import digest_of, questions, text_of
 from luthier.schema.protocols import ChatRow, Generated, Message, Progress
-from luthier.schema.results import Comparison
+from luthier.schema.results import Comparison, Difference
 
 
 class Constant:
@@ -91,9 +91,15 @@ def few_shot(
 
 
 def check_gate(
-    comparisons: Sequence[Comparison], *, min_delta: float | None = None, no_regression: bool = False
+    comparisons: Sequence[Comparison],
+    *,
+    min_delta: float | None = None,
+    no_regression: bool = False,
+    lost: Sequence[tuple[str, Difference]] = (),
 ) -> None:
     """Raise GateMissed unless every split gains at least min_delta and no metric is significantly worse.
+
+    lost: what was asked beside the task and got worse beyond doubt (`probe.broken`): regressions too.
 
     min_delta is met when the primary metric's observed difference, turned so that more is better,
     reaches it and the verdict is better (min_delta above zero) or at least not worse.
@@ -110,6 +116,8 @@ def check_gate(
         if no_regression:
             worse = [d.metric for d in c.differences if d.verdict == "worse"]
             missed += [f"{c.split}: {metric} is worse than the baseline" for metric in worse]
+    if no_regression:
+        missed += [f"{split}: {difference.metric} is worse than the baseline" for split, difference in lost]
     if not comparisons:
         missed.append("nothing was compared")
     if missed:

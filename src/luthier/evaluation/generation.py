@@ -226,7 +226,7 @@ def answer_all(
             [q.chat for q in part],
             tools=[q.tools for q in part] if any(q.tools for q in part) else None,
             max_new_tokens=max_new_tokens,
-            progress=_shifted(progress, done, total),
+            progress=None if progress is None else Shifted(progress, done, total),
         )
         fresh = dict(zip(chunk, given, strict=True))
         if cache:
@@ -238,17 +238,17 @@ def answer_all(
     return [known[d] for d in digests], cached
 
 
-def _shifted(progress: Progress | None, base: int, total: int) -> Progress | None:
+@dataclass(frozen=True, slots=True)
+class Shifted:
     """Tells progress of one chunk as progress of the whole."""
-    if progress is None:
-        return None
-    tell = progress
 
-    def told(done: int, total: int) -> None:  # noqa: ARG001
-        tell(min(base + done, whole), whole)
+    tell: Progress
+    base: int
+    whole: int
 
-    whole = total
-    return told
+    def __call__(self, done: int, total: int) -> None:
+        del total
+        self.tell(min(self.base + done, self.whole), self.whole)
 
 
 @dataclass(frozen=True, slots=True)

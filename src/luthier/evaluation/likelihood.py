@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import DataError
-from luthier.evaluation.generation import digest_of
+from luthier.evaluation.generation import Shifted, digest_of
 from luthier.evaluation.statistics import metric_of
 from luthier.evaluation.totals import SET_METRICS, set_metric_of
 from luthier.schema.protocols import Likelihood, Progress, Scorer
@@ -178,7 +178,7 @@ def _likelihoods(
         while end < total and missing[order[end]][0] == missing[order[end - 1]][0]:
             end += 1
         part = order[start:end]
-        tell = None if progress is None else _Shifted(progress, start, total)
+        tell = None if progress is None else Shifted(progress, start, total)
         given = scorer.score([missing[d] for d in part], progress=tell)
         fresh = dict(zip(part, given, strict=True))
         if path is not None:
@@ -188,19 +188,6 @@ def _likelihoods(
     if progress is not None:
         progress(total, total)
     return [known[d] for d in digests], cached
-
-
-@dataclass(frozen=True, slots=True)
-class _Shifted:
-    """Tells progress of one chunk as progress of the whole."""
-
-    tell: Progress
-    base: int
-    whole: int
-
-    def __call__(self, done: int, total: int) -> None:
-        del total
-        self.tell(min(self.base + done, self.whole), self.whole)
 
 
 def _load(path: Path | None) -> dict[str, Likelihood]:
