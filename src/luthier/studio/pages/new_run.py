@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 from urllib.parse import urlencode
 
@@ -106,6 +107,7 @@ def new_run(request: Request) -> Response:
             "optimizers": OPTIMIZERS,
             "here": here.accelerators[0].name if here.accelerators else here.processor.name,
             "derived": {key: (value, why) for key, value, why in plan.derived},
+            "entered": lambda name: _number(query.get(name, "")),
             "value_at": lambda key: _shown(plan, key),
             "fix_url": lambda fix: _with(query, fix.values),
             "query": _kept(query),
@@ -136,6 +138,14 @@ def _ready(plan: planning.Plan, wish: planning.Wish, *, elsewhere: bool) -> str 
     if not plan.fits:
         return "It does not fit here: take one of the changes above."
     return None
+
+
+def _number(text: str) -> str:
+    """What a field for numbers can show again."""
+    try:
+        return text if math.isfinite(float(text)) else ""
+    except ValueError:
+        return ""
 
 
 def _shown(plan: planning.Plan, key: str) -> str:
