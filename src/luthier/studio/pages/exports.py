@@ -21,7 +21,7 @@ from luthier.studio.services.exports import (
     start_export,
 )
 from luthier.studio.services.forms import Sent
-from luthier.studio.services.runs import find
+from luthier.studio.services.runs import find, headings
 from luthier.studio.web import render, settings_of
 
 router = APIRouter()
@@ -32,7 +32,11 @@ TARGETS = ("ollama", "lmstudio", "llama.cpp", "vllm", "bundle")
 def exports(request: Request) -> Response:
     """Every artifact of every run, and the runs that could write more."""
     runs = settings_of(request).runs
-    values = {"found": exported(runs), "runs": exportable(runs), "deployments": list_deployments()}
+    values = {
+        "found": exported(runs),
+        "runs": [(run.id, headings(run).model) for run in exportable(runs)],
+        "deployments": list_deployments(),
+    }
     return render(request, "exports.html", values, page="exports")
 
 

@@ -23,6 +23,7 @@ from luthier.studio.services.serving import (
     servers,
     snippets,
     start,
+    system_of,
     view_of,
 )
 from luthier.studio.web import render, settings_of
@@ -99,6 +100,7 @@ def server(request: Request, name: str) -> Response:
         "requests": found.server.requests(),
         "log": found.server.log_tail() if status.state in ("failed", "lost") else "",
         "is_up": status.state in UP,
+        "system": system_of(settings_of(request), status),
         "leave_by": leaving(settings_of(request), found.server),
     }
     return render(request, "server.html", values, page="serve")

@@ -25,10 +25,10 @@ from luthier.runs.directory import RunDirectory, list_runs
 from luthier.runs.servers import UP, ServerDirectory, list_servers, servers_root, start_server
 from luthier.runs.stages import load_artifacts
 from luthier.schema.base import Record
-from luthier.schema.recipe import Full
 from luthier.schema.results import TrainResult
 from luthier.schema.server import ServerWish
 from luthier.studio.problems import NotFound
+from luthier.studio.services.runs import Headings, headings
 
 MOST_COLUMNS = 4
 LONGEST_PROMPT = 100_000
@@ -154,8 +154,9 @@ def candidates(runs: Path) -> list[Side]:
     """Every model that could answer a chat here, newest run first; what is served already stands first."""
     found = list(_served())
     for run in list_runs(runs):
-        if spec_of(run.recipe.task).answers == "chat":
-            found += _of_run(run)
+        head = headings(run)
+        if spec_of(head.task).answers == "chat":
+            found += _of_run(run, head)
     return found
 
 
@@ -174,11 +175,10 @@ def _served() -> Iterable[Side]:
                     )
 
 
-def _of_run(run: RunDirectory) -> list[Side]:
-    recipe = run.recipe
+def _of_run(run: RunDirectory, head: Headings) -> list[Side]:
     facts = run.stage_values("model") or {}
     system = str(facts.get("system") or "")
-    name = recipe.name or run.id
+    name = head.name or run.id
     found = []
     for artifact in load_artifacts(run):
         if artifact.kind.startswith("gguf:") and (run.path / artifact.path).is_file():
@@ -196,8 +196,8 @@ def _of_run(run: RunDirectory) -> list[Side]:
             )
     base_here = (Path(facts.get("path") or "/nonexistent") / "config.json").is_file()
     weights = run.path / "artifacts" / "adapter" / "adapter_model.safetensors"
-    if not isinstance(recipe.method, Full) and weights.is_file() and base_here:
-        short = recipe.model.id.rpartition("/")[2]
+    if not head.method.startswith("full") and weights.is_file() and base_here:
+        short = head.model.rpartition("/")[2]
         trained = run.stage("train", TrainResult)
         step = "" if trained is None else f", step {trained.best_step}"
         common = {"run": run.id, "path": str(run.path), "system": system}

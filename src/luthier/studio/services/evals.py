@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ from luthier.runs.report.context import ReportContext
 from luthier.runs.report.scores import FieldRow, MetricRow, SliceRow, field_tables, metric_rows, slice_rows
 from luthier.runs.report.verdict import Banner, banner
 from luthier.runs.stages import load_comparisons, load_floors, load_results
-from luthier.schema.recipe import Recipe
 from luthier.schema.results import Comparison, EvalResult, Metric
 from luthier.studio.problems import NotFound
+from luthier.studio.services.runs import Headings, headings
 
 Only = Literal["all", "regressed", "improved", "unchanged"]
 Against = Literal["expected", "other"]
@@ -80,14 +81,7 @@ def _extra(run: RunDirectory, name: str) -> dict[str, Any]:
 
 def judged(runs: Path, q: str = "", verdict: str = "") -> list[Judged]:
     """Every comparison under the root, newest run first. q: part of a run, model or split."""
-    found = []
-    for run in list_runs(runs):
-        known = [(c, False) for c in load_comparisons(run)]
-        known += [(Comparison.model_validate(_extra(run, name)["comparison"]), True) for name in extras(run)]
-        if not known:
-            continue
-        recipe = run.recipe
-        found += [_listed(run, recipe, c, extra=extra) for c, extra in known]
+    found = [one for run in list_runs(runs) for one in _of_run(run.path, _stamp(run))]
     wanted = q.casefold().strip()
     return [
         one
@@ -97,14 +91,32 @@ def judged(runs: Path, q: str = "", verdict: str = "") -> list[Judged]:
     ]
 
 
-def _listed(run: RunDirectory, recipe: Recipe, c: Comparison, *, extra: bool) -> Judged:
+def _stamp(run: RunDirectory) -> tuple[int, ...]:
+    """Changes when what was judged of a run may have."""
+    files = [run.path / "comparison.json", *sorted((run.path / "evaluations").glob("*.json"))]
+    return tuple(path.stat().st_mtime_ns for path in files if path.is_file())
+
+
+@lru_cache(maxsize=2_000)
+def _of_run(path: Path, stamp: tuple[int, ...]) -> tuple[Judged, ...]:
+    """A run's comparisons; read again only when they have changed."""
+    if not stamp:
+        return ()
+    run = RunDirectory(path)
+    known = [(c, False) for c in load_comparisons(run)]
+    known += [(Comparison.model_validate(_extra(run, name)["comparison"]), True) for name in extras(run)]
+    head = headings(run) if known else None
+    return tuple(_listed(run, head, c, extra=extra) for c, extra in known if head is not None)
+
+
+def _listed(run: RunDirectory, head: Headings, c: Comparison, *, extra: bool) -> Judged:
     d = c.main
     share = words.is_share(d.metric, d.baseline)
     return Judged(
         run=run.id,
-        name=recipe.name or run.id,
-        task=recipe.task,
-        model=recipe.model.id,
+        name=head.name or run.id,
+        task=head.task,
+        model=head.model,
         created=(run.path / "recipe.yaml").stat().st_mtime,
         split=c.split,
         extra=extra,

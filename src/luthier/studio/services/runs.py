@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from luthier.errors import LuthierError
 from luthier.runs.directory import RunDirectory, find_run
 from luthier.runs.process import ACTIVE, current_state
 from luthier.runs.stages import load_comparisons
+from luthier.schema.recipe import Purpose
 from luthier.studio.problems import NotFound
 from luthier.studio.settings import StudioSettings
 
@@ -136,7 +137,7 @@ def _read(run: RunDirectory, before: RunRow | None) -> RunRow | None:
     try:
         status = run.status
         if before is None:
-            name, task, model, method = _headings(run)
+            name, task, model, method = headings(run)
             origin: dict[str, Any] = run.stage_values("origin") or {}
             before = RunRow(
                 id=run.id,
@@ -172,7 +173,16 @@ def _read(run: RunDirectory, before: RunRow | None) -> RunRow | None:
         return None  # a folder that is being made or removed
 
 
-def _headings(run: RunDirectory) -> tuple[str | None, str, str, str]:
+class Headings(NamedTuple):
+    """What a run's recipe says first."""
+
+    name: str | None
+    task: Purpose
+    model: str
+    method: str
+
+
+def headings(run: RunDirectory) -> Headings:
     """Name, task, model and method of a run's recipe.
 
     A frozen recipe is written by us, so its first lines are read as they are written: YAML's own parser
@@ -187,7 +197,8 @@ def _headings(run: RunDirectory) -> tuple[str | None, str, str, str]:
     else:
         recipe = run.recipe
         name, task, model, method = recipe.name, recipe.task, recipe.model.id, recipe.method.name
-    return name, task, model, f"{method} · preferences" if tuned else method
+    # What the run was started with was held against the schema then.
+    return Headings(name, cast("Purpose", task), model, f"{method} · preferences" if tuned else method)
 
 
 def _with_state(root: Path, row: RunRow) -> RunRow:

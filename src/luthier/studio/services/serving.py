@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Any
 
 from luthier.catalog.purposes import spec_of
 from luthier.errors import UsageError
-from luthier.planning.audit import audit
 from luthier.runs import registry
-from luthier.runs.directory import RunDirectory, list_runs
+from luthier.runs.directory import RunDirectory, list_runs, runs_root
 from luthier.runs.queue import Queue
 from luthier.runs.served import TORCH, choose
 from luthier.runs.servers import ServerDirectory, find_server, list_servers, start_server
@@ -20,8 +20,9 @@ from luthier.schema.deployment import ContextPlan
 from luthier.schema.server import ServedModel, ServerStatus, ServerWish
 from luthier.serving.context import plan_context
 from luthier.studio.problems import NotFound
-from luthier.studio.services.runs import find
+from luthier.studio.services.runs import find, headings
 from luthier.studio.settings import StudioSettings
+from luthier.studio.system import hardware
 
 PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}),
@@ -66,8 +67,8 @@ def servable(runs: Path) -> list[Servable]:
     """Runs that can answer requests, newest first."""
     found = []
     for run in list_runs(runs):
-        recipe = run.recipe
-        answers = spec_of(recipe.task).answers
+        head = headings(run)
+        answers = spec_of(head.task).answers
         ggufs = tuple(
             artifact.kind.removeprefix("gguf:")
             for artifact in load_artifacts(run)
@@ -76,7 +77,7 @@ def servable(runs: Path) -> list[Servable]:
         merged = (run.path / "artifacts" / "merged" / "config.json").is_file()
         if (answers == "chat" and ggufs) or (answers in TORCH and merged):
             versions = tuple(registry.registered_as(run))
-            found.append(Servable(run.id, recipe.name or run.id, answers, ggufs, versions))
+            found.append(Servable(run.id, head.name or run.id, answers, ggufs, versions))
     return found
 
 
@@ -108,7 +109,7 @@ def plan_of(
     chosen = choose(f"{run.id}={run.path}", gguf)
     if chosen.kind != "chat":
         return None
-    machine = audit(versions=False)
+    machine = hardware(runs_root())
     return plan_context(
         chosen.path,
         free=machine.memory_free,
@@ -143,6 +144,20 @@ def start(wish: ServerWish, settings: StudioSettings) -> ServerDirectory:
         run = find(settings, target)
         adapters.append(f"{_name(name or run.recipe.name or run.id)}={run.path}")
     return start_server(wish.model_copy(update={"models": tuple(models), "adapters": tuple(adapters)}))
+
+
+def system_of(settings: StudioSettings, status: ServerStatus) -> str:
+    """The system prompt that the held-out rows of the served run share; empty where there is none."""
+    for model in status.models:
+        with contextlib.suppress(NotFound):
+            facts = (
+                find(settings, str(model.facts["run"])).stage_values("model")
+                if "run" in model.facts
+                else None
+            )
+            if facts and facts.get("system"):
+                return str(facts["system"])
+    return ""
 
 
 def leaving(settings: StudioSettings, server: ServerDirectory) -> float | None:
