@@ -93,6 +93,24 @@ def test_in_words(tmp_path, capsys):
     assert "28 questions, 0 from the cache" in told
 
 
+def test_a_judge_that_cannot_judge_is_called_so(tmp_path, capsys):
+    def first(body):
+        text = body["messages"][-1]["content"]
+        if "<<< answer 1 >>>" in text:
+            return "Hm." if "may I 3?" in text else "Verdict: 1"
+        return f"{body['model']} says so" if "Which one" not in text else "Hm."
+
+    file = rows(tmp_path / "rows.jsonl")
+    with endpoint(first, busy=0) as one, endpoint(first, busy=0) as other:
+        one.names, other.names = ["polite"], ["gruff"]
+        words = ["evaluate", one.address, "--against", other.address, "--data", str(file)]
+        assert leave([*words, "--judge", other.address]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+    assert "2 answers of the judge; 1 rows left out" in told
+    assert "agrees with itself on 0% of the rows: it judges the place, not the answer" in told
+    assert "too small" not in told
+
+
 def test_what_is_refused(tmp_path, capsys):
     file = rows(tmp_path / "rows.jsonl")
     with endpoint(busy=0) as one:
