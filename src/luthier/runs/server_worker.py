@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,11 @@ from luthier.runs.directory import runs_root
 from luthier.runs.process import identity
 from luthier.runs.queue import Queue
 from luthier.runs.served import Choice, build, choose, choose_adapters
-from luthier.runs.servers import ServerDirectory, failure_of, keep_status
+from luthier.runs.servers import ServerDirectory, failure_of, keep_status, make_server
 from luthier.schema.deployment import ContextPlan
 from luthier.schema.queue import Lease
 from luthier.schema.run import Failure
-from luthier.schema.server import RequestNote, ServedModel
+from luthier.schema.server import RequestNote, ServedModel, ServerWish
 from luthier.serving.gateway import Gateway, LogEntry, Served
 from luthier.serving.listen import open_port, rules_for, serve
 
@@ -54,6 +55,58 @@ def describe(
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value if isinstance(value, (int, float)) else str(value) for key, value in facts.items()}
+
+
+def _take_lease(server: ServerDirectory, chosen: Sequence[Choice], plans: Mapping[str, ContextPlan]) -> None:
+    """Tell the queue what memory the models hold. Given back by itself: a dead process's counts no more."""
+    held = sum(plan.total for plan in plans.values()) + sum(
+        sum(file.stat().st_size for file in one.path.rglob("*.safetensors")) + TORCH
+        for one in chosen
+        if one.kind != "chat"
+    )
+    kind: Literal["serve", "chat"] = "serve" if server.wish.purpose == "serve" else "chat"
+    Queue(runs_root()).lease(Lease(name=server.id, kind=kind, bytes=held, worker=identity()))
+
+
+def noting(server: ServerDirectory) -> Callable[[LogEntry], None]:
+    """What a gateway tells of its requests, kept in the server's directory."""
+
+    def note(entry: LogEntry) -> None:
+        server.note(
+            RequestNote(
+                at=entry.at,
+                model=entry.model,
+                path=entry.path,
+                status=entry.status,
+                seconds=round(entry.seconds, 4),
+            )
+        )
+
+    return note
+
+
+@contextmanager
+def announced(
+    wish: ServerWish,
+    served: Mapping[str, Served],
+    chosen: Sequence[Choice],
+    plans: Mapping[str, ContextPlan],
+    *,
+    url: str,
+    key: str | None,
+) -> Iterator[tuple[Callable[[LogEntry], None], Callable[[], None]]]:
+    """List a server of this very process among the others while it runs; it leaves nothing behind.
+
+    Yields what to tell of each request, and of its being ready.
+    """
+    server = make_server(wish, key=key)
+    keep = keep_status(server)
+    try:
+        keep(worker=identity(), models=describe(served, chosen, plans), url=url)
+        _take_lease(server, chosen, plans)
+        yield noting(server), lambda: keep(state="ready", ready=time.time())
+    finally:
+        shutil.rmtree(server.path, ignore_errors=True)
 
 
 @contextmanager
@@ -104,27 +157,8 @@ def work(server: ServerDirectory) -> int:
         listener = open_port(wish.host, wish.port)
         url = f"http://{wish.host}:{listener.getsockname()[1]}"
         keep(models=describe(served, chosen, plans), url=url)
-        held = sum(plan.total for plan in plans.values()) + sum(
-            sum(file.stat().st_size for file in one.path.rglob("*.safetensors")) + TORCH
-            for one in chosen
-            if one.kind != "chat"
-        )
-        kind: Literal["serve", "chat"] = "serve" if wish.purpose == "serve" else "chat"
-        # Given back by itself: a lease of a process that has ended counts no more.
-        Queue(runs_root()).lease(Lease(name=server.id, kind=kind, bytes=held, worker=identity()))
-
-        def note(entry: LogEntry) -> None:
-            server.note(
-                RequestNote(
-                    at=entry.at,
-                    model=entry.model,
-                    path=entry.path,
-                    status=entry.status,
-                    seconds=round(entry.seconds, 4),
-                )
-            )
-
-        gateway = Gateway(served, rules=rules, on_request=note)
+        _take_lease(server, chosen, plans)
+        gateway = Gateway(served, rules=rules, on_request=noting(server))
         with _ending_when_idle(wish.idle, gateway):
             serve(gateway, listener, ready=lambda: keep(state="ready", ready=time.time()))
     except LuthierError as error:

@@ -23,7 +23,7 @@ class ServerWish(Record):
     """``NAME=RUN``: adapters on one base, each a model of its own name."""
     gguf: str | None = None
     """Which type of a run's GGUF files answers; the smallest where None."""
-    context: int | None = Field(None, ge=16)
+    context: int | None = Field(None, ge=1)
     """Tokens of each slot; chosen from memory, model and training where None."""
     slots: int = Field(4, ge=1, le=256)
     """Requests that each model answers at once."""
