@@ -129,7 +129,7 @@ def test_the_queue_is_ordered_by_the_keyboard(opened: Any, server: Any, tmp_path
         page.get_by_role("button", name="Move q2 up").focus()
         page.keyboard.press("Enter")
         page.wait_for_function(
-            "document.querySelectorAll('#queue tbody th')[0].textContent.includes('q2')", timeout=60_000
+            "() => document.querySelectorAll('#queue tbody th')[0].textContent.includes('q2')", timeout=60_000
         )
         assert [job.run for job in queue.jobs(frozenset({"queued"}))] == ["q2", "q1"]
         for job in queue.jobs(frozenset({"queued"})):

@@ -38,7 +38,7 @@ LIGHT = 250_000
 
 def go(page: Any, server: Any, path: str) -> None:
     page.goto(server.url + path)
-    page.wait_for_function("document.readyState === 'complete'")
+    page.wait_for_function("() => document.readyState === 'complete'")
     page.wait_for_timeout(100)
 
 

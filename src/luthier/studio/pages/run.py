@@ -64,6 +64,8 @@ def run(
     tab = tab if tab in TABS else "charts"
     state, status, recipe = current_state(found), found.status, found.recipe
     context = {
+        # Before any row is read: what is told later begins here, so nothing falls between.
+        "offset": _size(found, "metrics.jsonl"),
         "run": found,
         "recipe": recipe,
         "state": state,
@@ -117,7 +119,7 @@ def _tab(request: Request, run: RunDirectory, tab: str, recipe: Recipe, against:
             "model": run.stage_values("model") or {},
             "data": run.stage("data", DataReport),
         }
-    return {"offset": _size(run, "metrics.jsonl")}
+    return {}
 
 
 def _size(run: RunDirectory, name: str) -> int:
@@ -137,10 +139,11 @@ def _tiles(run: RunDirectory, status: Status) -> list[tuple[str, str, str, str]]
     speed = train.tokens_per_second if train else last.get("tokens_per_second")
     best = train.best_validation_loss if train else None
     left = last.get("seconds_left") if status.stage == "train" else None
+    step = max(status.step, int(last.get("step") or 0)) if status.state == "running" else status.step
     took = sum(status.seconds.values())
     ended = status.state in ("done", "stopped", "failed", "lost")
     return [
-        ("Step", f"{status.step:,}", f"of {status.total_steps:,}" if status.total_steps else "", "t-step"),
+        ("Step", f"{step:,}", f"of {status.total_steps:,}" if status.total_steps else "", "t-step"),
         ("Train loss", figure(last.get("loss")), "", "t-loss"),
         (
             "Eval loss",
@@ -150,9 +153,9 @@ def _tiles(run: RunDirectory, status: Status) -> list[tuple[str, str, str, str]]
         ),
         ("Throughput", "" if not speed else f"{speed:,.0f}", "tok/s", "t-speed"),
         (
-            "Memory, peak",
+            "Peak memory" if predicted is None else "Peak of predicted memory",
             "" if not peak else memory(peak).removesuffix(" GiB"),
-            "GiB" if predicted is None else f"of {memory(predicted)} predicted",
+            "GiB" if predicted is None else f"of {memory(predicted)}",
             "t-memory",
         ),
         ("Took", duration(took), "in all", "t-left")

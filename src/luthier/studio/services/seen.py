@@ -37,7 +37,7 @@ def batch(run: RunDirectory, rows: int = 4) -> list[dict[str, Any]]:
             done = subprocess.run(
                 [*words, "--rows", str(rows)], capture_output=True, text=True, timeout=SECONDS, check=False
             )
-            answer = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {}
+            answer = json.loads(done.stdout or "{}")
         except subprocess.TimeoutExpired:
             raise Unsupported(f"rendering rows took longer than {SECONDS} seconds") from None
         except ValueError:

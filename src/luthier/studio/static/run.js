@@ -190,7 +190,7 @@ if (boxes.length) {
   for (const place of boxes) { inView.observe(place); resized.observe(place); }
   performance.mark("charts");
   live.subscribe({ topic: "run", id, offset: found.offset }, tell);
-} else live.subscribe({ topic: "run", id }, tell);
+} else live.subscribe({ topic: "run", id, offset: Number(box.dataset.offset) }, tell);
 
 const log = document.getElementById("log");
 if (log) {
