@@ -41,22 +41,24 @@ def news_of_run(app: FastAPI, asked: Asked) -> dict[str, Any] | None:
     asked["offset"] = news["offset"]
     state, status = current_state(run), run.status
     work = _work(run, asked) if state in ACTIVE and status.stage != "train" else None
+    # A status is written less often than steps are: a page never goes back.
+    last = news.pop("last") or {}
+    asked["step"] = max(status.step, int(asked.get("step") or 0), int(last.get("step") or 0))
     words = {
         "state": state,
         "stage": status.stage,
-        "step": status.step,
+        "step": asked["step"],
         "total": status.total_steps,
         "work": work,
     }
     if asked.get("told") == words and not news["rows"] and not news["checks"]:
         return None
     asked["told"] = words
-    last = news.pop("last") or {}
     if last:
-        words |= {
-            "step": last.get("step"),
+        left = last.get("seconds_left")
+        words = words | {
             "total": last.get("total_steps"),
-            "left": None if last.get("seconds_left") is None else duration(last["seconds_left"]),
+            "left": None if left is None else duration(left),
             "peak": last.get("peak_memory"),
         }
     return {**words, **news}
