@@ -4,16 +4,15 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from loopback import JsonHandler, listening
 from luthier.errors import GatedModel, UsageError
 from luthier.hub.upload import Upload, check_repo_id, reachable, send
 
 
-class Taking(BaseHTTPRequestHandler):
+class Taking(JsonHandler):
     """As much of the Hub's API as an upload needs."""
 
     protocol_version = "HTTP/1.1"
@@ -27,16 +26,6 @@ class Taking(BaseHTTPRequestHandler):
     def do_PUT(self):
         self.server.blobs[self.path.rpartition("/")[2]] = self.body()
         self.answer(200, {})
-
-    def body(self):
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def do_POST(self):
         raw = self.body()
@@ -75,38 +64,19 @@ class Taking(BaseHTTPRequestHandler):
             )
         return self.answer(404, {})
 
-    def answer(self, status, body, headers=None):
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(raw)
-
-    def log_message(self, *words):
-        pass
-
 
 @pytest.fixture
 def taking(tmp_path, monkeypatch):
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Taking)
-    httpd.created, httpd.commits, httpd.blobs, httpd.refuse = [], [], {}, False
-    httpd.address = f"http://127.0.0.1:{httpd.server_port}"
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", httpd.address)
     monkeypatch.setenv("HF_TOKEN", "hf_tests_only")
     # read from the environment when huggingface_hub is imported, which another test may have done
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    with listening(Taking, created=[], commits=[], blobs={}, refuse=False) as httpd:
+        monkeypatch.setenv("HF_ENDPOINT", httpd.address)
+        yield httpd
 
 
 def folder(tmp_path):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from loopback import JsonHandler, listening
 from luthier.errors import Unsupported
 from luthier.serving.endpoint import Endpoint
 
 
-class Server(BaseHTTPRequestHandler):
+class Server(JsonHandler):
     echoes = True
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         told: dict[str, Any] | None = None
         if self.echoes:
             # Tokens are words with the space before them; "Rome" is less likely than its neighbour.
@@ -28,14 +27,7 @@ class Server(BaseHTTPRequestHandler):
             logs = [None, *(-3.0 if "Rome" in token else -0.5 for token in tokens[1:])]
             tops = [None, *({"x": -0.5} for _ in tokens[1:])]
             told = {"tokens": tokens, "text_offset": starts, "token_logprobs": logs, "top_logprobs": tops}
-        answer = json.dumps({"choices": [{"text": "", "logprobs": told}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(200, {"choices": [{"text": "", "logprobs": told}]})
 
 
 class Mute(Server):
@@ -43,10 +35,8 @@ class Mute(Server):
 
 
 def served(handler: type[Server]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        server.shutdown()
+    with listening(handler) as server:
+        yield f"{server.address}/v1"
 
 
 def text_of(message: dict[str, Any]) -> str:

@@ -2,34 +2,16 @@
 
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from loopback import JsonHandler, listening
 from luthier.errors import LuthierError, Unreachable, UsageError
 from luthier.serving.ollama import Ollama, OllamaModel, model_name, modelfile, settings_of
 
 
-class FakeOllama(BaseHTTPRequestHandler):
+class FakeOllama(JsonHandler):
     """As much of Ollama's API as an import needs; refuses blobs whose digest is wrong, as it does."""
-
-    def answer(self, status, body=None):
-        raw = json.dumps(body).encode() if body is not None else b""
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def body(self):
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def do_GET(self):
         state = self.server.state
@@ -68,18 +50,11 @@ class FakeOllama(BaseHTTPRequestHandler):
         del self.server.state["models"][json.loads(self.body())["model"]]
         self.answer(200)
 
-    def log_message(self, *words):
-        pass
-
 
 @pytest.fixture
 def server():
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), FakeOllama)
-    httpd.state = {"blobs": set(), "models": {}, "uploads": 0}
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    with listening(FakeOllama, state={"blobs": set(), "models": {}, "uploads": 0}) as httpd:
+        yield httpd
 
 
 def address(server):

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.catalog.purposes import Answers, spec_of
-from luthier.errors import LuthierError, ToolchainError, UsageError
+from luthier.errors import UsageError
+from luthier.runs.child import Child
 from luthier.runs.directory import find_run
-from luthier.runs.process import torch_environment
 from luthier.runs.stages import load_artifacts
-
-
-class AnswerFailed(LuthierError):
-    """What the answering process said went wrong; leaves with its exit code."""
-
-    def __init__(self, message: str, hint: str | None, exit_code: int) -> None:
-        super().__init__(message, hint=hint)
-        self.exit_code = exit_code
 
 
 def ask(
@@ -31,23 +20,8 @@ def ask(
 
     Errors: the model's own, passed on; ToolchainError where the process dies without a word.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier.tasks.answer", kind, str(folder)],
-        input=json.dumps({"inputs": list(inputs), "settings": settings or {}}),
-        capture_output=True,
-        text=True,
-        check=False,
-        env=torch_environment() | {"HF_HUB_OFFLINE": "1"},
-    )
-    try:
-        found = json.loads(done.stdout)
-    except json.JSONDecodeError:
-        last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise ToolchainError(f"the model did not answer: {last or done.returncode}") from None
-    if isinstance(found, dict):
-        raise AnswerFailed(found["message"], found["hint"], found["exit_code"])
-    answers: list[Any] = found
-    return answers
+    with Child(["luthier.tasks.answer", kind, str(folder)], about=folder) as child:
+        return child.ask({"inputs": list(inputs), "settings": settings or {}}, "answers")
 
 
 def model_folder(name: str, answers: Answers) -> Path:

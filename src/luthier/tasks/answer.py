@@ -1,18 +1,18 @@
 """Answers of a saved model that writes no chat: ``python -m luthier.tasks.answer KIND FOLDER``.
 
-Reads one JSON array of inputs from standard input and writes one JSON array of answers, in a process of
-its own, so that whoever asks never loads torch. A failure is one JSON object with message and hint.
+JSON lines, in a process of its own, so that whoever asks never loads torch: for each request of standard
+input (``{"inputs", "settings"}``) one line with the answers, in order. A failure is one line with message,
+hint and exit code.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import LuthierError, UsageError
+from luthier.errors import UsageError
+from luthier.tasks.child import Say, requests, talk
 
 
 def answers(kind: str, folder: Path, inputs: list[Any], settings: dict[str, Any]) -> list[Any]:
@@ -65,19 +65,14 @@ def _embed(folder: Path, texts: list[str], settings: dict[str, Any], device: str
     return list(vectors.shape)
 
 
+def _serve(kind: str, folder: Path, say: Say) -> None:
+    for asked in requests():
+        say(answers=answers(kind, folder, asked["inputs"], asked.get("settings", {})))
+
+
 def main() -> int:
     """Entry of the process."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    asked = json.load(sys.stdin)
-    # Libraries print where they please; the answer alone goes to standard output.
-    out, sys.stdout = sys.stdout, sys.stderr
-    try:
-        found: Any = answers(sys.argv[1], Path(sys.argv[2]), asked["inputs"], asked.get("settings", {}))
-    except LuthierError as error:
-        json.dump({"message": str(error), "hint": error.hint, "exit_code": error.exit_code}, out)
-        return error.exit_code
-    json.dump(found, out)
-    return 0
+    return talk(lambda say: _serve(sys.argv[1], Path(sys.argv[2]), say))
 
 
 if __name__ == "__main__":

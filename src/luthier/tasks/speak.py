@@ -9,26 +9,20 @@ failure is one line with message, hint and exit code.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from luthier.errors import LuthierError
+from luthier.tasks.child import Say, requests, talk
 
 
-def _serve(folder: Path, dtype: Any, out: TextIO) -> None:
+def _serve(folder: Path, dtype: Any, say: Say) -> None:
     import torch
 
     from luthier.data.tokenizer import load_tokenizer
     from luthier.models.generate import TorchGenerator
     from luthier.models.load import load_causal, weights_digest
     from luthier.models.score import scorer_of
-
-    def say(**values: Any) -> None:
-        out.write(json.dumps(values) + "\n")
-        out.flush()
 
     tokenizer = load_tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,8 +33,7 @@ def _serve(folder: Path, dtype: Any, out: TextIO) -> None:
     generator = TorchGenerator(model, tokenizer, label=folder.name, weights_digest=digest)
     scorer = scorer_of(generator, tokenizer)
     say(weights_digest=digest)
-    for line in sys.stdin:
-        asked = json.loads(line)
+    for asked in requests():
         if "pairs" in asked:
             found = scorer.score(
                 [(context, rest) for context, rest in asked["pairs"]],
@@ -59,18 +52,7 @@ def _serve(folder: Path, dtype: Any, out: TextIO) -> None:
 
 def main() -> int:
     """Entry of the process."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Libraries print where they please; what is meant goes to a copy of standard output.
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    try:
-        _serve(Path(sys.argv[1]), sys.argv[2], out)
-    except LuthierError as error:
-        failure = {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
-        out.write(json.dumps({"failure": failure}) + "\n")
-        out.flush()
-        return error.exit_code
-    return 0
+    return talk(lambda say: _serve(Path(sys.argv[1]), sys.argv[2], say))
 
 
 if __name__ == "__main__":

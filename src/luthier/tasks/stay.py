@@ -7,15 +7,14 @@ Ends with its input.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.errors import LuthierError, UsageError
+from luthier.tasks.child import Say, failure_of, requests, talk
 
 Answer = Callable[[list[Any]], list[Any]]
 
@@ -55,36 +54,21 @@ def _texts(inputs: Iterable[Any]) -> Iterable[str]:
             yield from one
 
 
-def _serve(kind: str, folder: Path, model_id: str, out: TextIO) -> None:
-    def say(**values: Any) -> None:
-        out.write(json.dumps(values) + "\n")
-        out.flush()
-
+def _serve(kind: str, folder: Path, model_id: str, say: Say) -> None:
     tokenizer = load_tokenizer(folder)
     answer = load(kind, folder, model_id, tokenizer)
     say(ready=True)
-    for line in sys.stdin:
-        inputs = json.loads(line)["inputs"]
+    for asked in requests():
+        inputs = asked["inputs"]
         try:
             say(answers=answer(inputs), tokens=sum(len(tokenizer.encode(text)) for text in _texts(inputs)))
         except LuthierError as error:
-            say(failure={"message": str(error), "hint": error.hint, "exit_code": error.exit_code})
+            say(failure=failure_of(error))
 
 
 def main() -> int:
     """Entry of the process."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Libraries print where they please; what is meant goes to a copy of standard output.
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    try:
-        _serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3], out)
-    except LuthierError as error:
-        failure = {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
-        out.write(json.dumps({"failure": failure}) + "\n")
-        out.flush()
-        return error.exit_code
-    return 0
+    return talk(lambda say: _serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3], say))
 
 
 if __name__ == "__main__":
