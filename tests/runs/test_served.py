@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import struct
+import subprocess
+import sys
 
 import httpx2
 import numpy as np
@@ -96,6 +98,74 @@ def test_a_classifier_gives_labels_and_probabilities(classifier):
     for got, wanted in zip(found["data"], own, strict=True):
         assert got["labels"] == wanted["labels"]
         assert got["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-6)
+
+
+def graph(folder, source, kind, columns):
+    """A graph that looks tokens up and takes their mean, with the settings of an export."""
+    onnx = pytest.importorskip("onnx", reason="pip install 'luthier[onnx]'")
+    from luthier.exporting.onnx import write_spec
+    from luthier.schema.onnx import OnnxSpec
+
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    output = "vectors" if kind == "embed" else "logits"
+    table = np.random.default_rng(1).standard_normal((200, columns)).astype(np.float32)
+    made = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Gather", ["table", "input_ids"], ["found"]),
+            onnx.helper.make_node("ReduceMean", ["found", "axes"], [output], keepdims=0),
+        ],
+        "graph",
+        [
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["rows", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["rows", columns])],
+        [onnx.numpy_helper.from_array(table, "table"), onnx.numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    whole = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(whole, folder / "model.onnx")
+    inputs = ("input_ids", "attention_mask")
+    write_spec(folder, OnnxSpec(answers=kind, inputs=inputs, output=output, pad_id=0))
+    return folder
+
+
+def test_graphs_answer_by_onnxruntime(folder, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install 'luthier[onnx]'")
+    from luthier.exporting.onnx import OnnxModel
+    from luthier.schema.classification import DECISION_FILE, Decision
+
+    vectors, classes = (
+        graph(tmp_path / kind, folder, kind, columns) for kind, columns in (("embed", 5), ("classify", 3))
+    )
+    decision = Decision(kind="multi-class", labels=("calm", "angry", "glad"), temperature=2.0)
+    (classes / DECISION_FILE).write_text(decision.model_dump_json())
+    texts = sentences(3)
+    chosen = [choose(f"e={vectors}"), choose(f"c={classes}")]
+    assert [one.kind for one in chosen] == ["embed", "classify"]
+    served, _ = build(chosen)
+    (embedded, labelled), _ = answers(
+        Gateway(served),
+        ("/v1/embeddings", {"model": "e", "input": texts}),
+        ("/v1/classify", {"model": "c", "input": texts}),
+    )
+    got = np.array([one["embedding"] for one in embedded[1]["data"]])
+    np.testing.assert_allclose(got, OnnxModel(vectors).run(texts), atol=1e-6)
+    chances = np.exp(OnnxModel(classes).run(texts) / 2)
+    chances /= chances.sum(axis=1, keepdims=True)
+    for one, own in zip(labelled[1]["data"], chances, strict=True):
+        assert one["labels"] == [decision.labels[own.argmax()]]
+        assert [one["probabilities"][label] for label in decision.labels] == pytest.approx(own, abs=1e-6)
+    (classes / DECISION_FILE).unlink()
+    with pytest.raises(ToolchainError, match="has no luthier_classifier"):
+        answers(Gateway(build([choose(f"c={classes}")])[0]))
+
+
+def test_a_graph_is_answered_without_torch(tmp_path):
+    code = "import sys, luthier.tasks.stay, luthier.tasks.decision, luthier.exporting.onnx; "
+    code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_cannot_be_served(folder, tmp_path):

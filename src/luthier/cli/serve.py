@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from luthier.cli.console import err, memory, out, print_json
 from luthier.errors import UsageError
+from luthier.schema.onnx import SPEC_FILE
 
 if TYPE_CHECKING:
     from luthier.runs.served import Choice
@@ -41,7 +42,8 @@ def serve(
     ----------
     models
         Runs (id, beginning of one, latest), .gguf files, or folders with a saved embedder, reranker or
-        classifier; NAME=RUN gives the name that requests use.
+        classifier, or with its ONNX graph (artifacts/onnx of a run); NAME=RUN gives the name that
+        requests use.
     host
         Address to listen on; others than this machine's own need --allowed-host.
     port
@@ -138,7 +140,8 @@ def example(one: Choice) -> tuple[str, str]:
 
 def _say(one: Choice, plan: ContextPlan | None) -> None:
     if plan is None:
-        out().print(f"{one.name}: {one.path.name} ({one.kind}), in torch", highlight=False)
+        by = "onnxruntime" if (one.path / SPEC_FILE).is_file() else "torch"
+        out().print(f"{one.name}: {one.path.name} ({one.kind}), in {by}", highlight=False)
         return
     out().print(
         f"{one.name}: {one.path.name}, {plan.slots} x {plan.context:,} tokens ({plan.why}), about "

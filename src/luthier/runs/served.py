@@ -22,6 +22,7 @@ from luthier.runs.directory import RunDirectory
 from luthier.runs.process import torch_environment
 from luthier.runs.shipping import chat_files
 from luthier.schema.deployment import ContextPlan
+from luthier.schema.onnx import SPEC_FILE, OnnxSpec
 from luthier.schema.recipe import ModelChoice
 from luthier.schema.results import TrainResult
 from luthier.serving.adapters import Adapter, LiveAdapters, only_adapter
@@ -82,7 +83,9 @@ def _step(run: RunDirectory) -> tuple[tuple[str, Any], ...]:
 
 
 def kind_of_folder(folder: Path) -> Kind:
-    """How a saved model answers, by its files. Errors: UsageError for one that chats."""
+    """How a saved model or ONNX graph answers, by its files. Errors: UsageError for one that chats."""
+    if (folder / SPEC_FILE).is_file():
+        return OnnxSpec.model_validate_json((folder / SPEC_FILE).read_text(encoding="utf-8")).answers
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     classes = " ".join(config.get("architectures") or ())
     if (folder / "modules.json").is_file():

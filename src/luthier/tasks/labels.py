@@ -10,11 +10,11 @@ import torch
 
 from luthier.data.inputs import Input
 from luthier.data.tokenizer import load_tokenizer
-from luthier.errors import FileProblem, Unsupported
-from luthier.evaluation.calibration import decide, probabilities
+from luthier.errors import Unsupported
 from luthier.models.classifier import logits_of, saved_labels
 from luthier.models.load import check_model_directory, quiet
-from luthier.schema.classification import DECISION_FILE, Decision
+from luthier.schema.classification import Decision
+from luthier.tasks.decision import described, read_decision
 from luthier.tasks.encoded import encode, pad, reads_segments
 from luthier.tasks.planned import by_length
 
@@ -76,25 +76,4 @@ class SavedClassifier:
         """For each input its labels and the probability of every label, the highest first."""
         if not inputs:
             return []
-        logits = self.logits(inputs)
-        chances = probabilities(logits, self.decision)
-        return [
-            {
-                "labels": list(labels),
-                "probabilities": {
-                    self.decision.labels[place]: float(row[place]) for place in (-row).argsort(kind="stable")
-                },
-            }
-            for labels, row in zip(decide(logits, self.decision), chances, strict=True)
-        ]
-
-
-def read_decision(directory: Path) -> Decision | None:
-    """What was chosen for a saved classifier; None where nothing was."""
-    path = directory / DECISION_FILE
-    if not path.is_file():
-        return None
-    try:
-        return Decision.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileProblem(f"cannot be read: {error}", file=path, hint="export the run again") from error
+        return described(self.logits(inputs), self.decision)

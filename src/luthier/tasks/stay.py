@@ -1,5 +1,7 @@
 """A saved embedder, reranker or classifier that stays: ``python -m luthier.tasks.stay KIND FOLDER MODEL_ID``.
 
+A folder with an ONNX graph is answered by onnxruntime, without torch.
+
 JSON lines: one ``{"ready": true}`` once the model is loaded, then for each request of standard input
 (``{"inputs": [...]}``) one line with ``answers`` and the ``tokens`` that were read, or with ``failure``.
 Ends with its input.
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
-from luthier.errors import LuthierError, UsageError
+from luthier.errors import FileProblem, LuthierError, UsageError
+from luthier.schema.classification import DECISION_FILE
+from luthier.schema.onnx import SPEC_FILE
 from luthier.tasks.child import Say, failure_of, requests, talk
 
 Answer = Callable[[list[Any]], list[Any]]
@@ -21,6 +25,8 @@ Answer = Callable[[list[Any]], list[Any]]
 
 def load(kind: str, folder: Path, model_id: str, tokenizer: FileTokenizer) -> Answer:
     """What answers inputs of a kind: embed (texts), rerank (query and text), classify (texts or pairs)."""
+    if (folder / SPEC_FILE).is_file():
+        return load_graph(kind, folder)
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,6 +50,24 @@ def load(kind: str, folder: Path, model_id: str, tokenizer: FileTokenizer) -> An
             )
         case _:
             raise UsageError(f"{kind} is not a kind of answer", hint="embed, rerank or classify")
+
+
+def load_graph(kind: str, folder: Path) -> Answer:
+    """The same of an ONNX folder, by onnxruntime; torch is never loaded. Errors: as `OnnxModel`."""
+    import numpy as np
+
+    from luthier.exporting.onnx import OnnxModel
+    from luthier.tasks.decision import described, read_decision
+
+    model = OnnxModel(folder)
+    if model.spec.answers != kind:
+        raise UsageError(f"{folder.name} does not {kind}", hint=f"it was exported to {model.spec.answers}")
+    if kind != "classify":
+        return lambda inputs: list(model.run(inputs).tolist())
+    decision = read_decision(folder)
+    if decision is None:
+        raise FileProblem(f"has no {DECISION_FILE}", file=folder, hint="luthier export RUN --onnx writes it")
+    return lambda inputs: described(model.run(inputs).astype(np.float64), decision)
 
 
 def _texts(inputs: Iterable[Any]) -> Iterable[str]:
