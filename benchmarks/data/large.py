@@ -8,6 +8,7 @@
     python benchmarks/data/large.py profile big.jsonl
     python benchmarks/data/large.py again small.jsonl.gz       # rows in place, as data.storage=stream does
     python benchmarks/data/large.py speed small.jsonl          # beside plain JSON parsing, one core
+    python benchmarks/data/large.py parts small.jsonl MODEL    # where the time of loading goes, one core
 
 `load` twice shows the first start and the second.
 
@@ -27,10 +28,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
+T = TypeVar("T")
 _WORDS = [
     "the",
     "of",
@@ -283,6 +287,39 @@ def speed(path: Path) -> dict[str, float]:
     }
 
 
+def parts(path: Path, model: Path) -> dict[str, float]:
+    """Microseconds of one core that each part of loading takes for a row, over the first 2,000 rows."""
+    from luthier.data.read import read_file
+    from luthier.data.render import render_rows, render_text
+    from luthier.data.shapes import detect, to_chat
+    from luthier.data.sources import source_of
+    from luthier.data.splits import prompt_key, rank
+    from luthier.data.tokenizer import load_tokenizer
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = load_tokenizer(model)
+    found: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], list[T]]) -> list[T]:
+        started = time.process_time()
+        made = work()
+        found[f"us {name}"] = (time.process_time() - started) * 1e6 / len(made)
+        return made
+
+    source = source_of(path, str(path))
+    raw = timed("read", lambda: list(islice(read_file(source), 2_000)))
+    shape = detect(raw[:50])
+    chats = timed("shape", lambda: [to_chat(row, shape) for row in raw])
+    timed("place in a split", lambda: [rank(prompt_key(chat), seed=0) for chat in chats])
+    list(render_rows(chats[:50], tokenizer))
+    texts = timed("template and mask", lambda: [render_text(chat, tokenizer).text for chat in chats])
+    pieces = [texts[start : start + 256] for start in range(0, len(texts), 256)]
+    encode = tokenizer._fast.encode_batch
+    ids = timed("tokenizer alone", lambda: [len(one.ids) for piece in pieces for one in encode(piece)])
+    timed("rendered whole", lambda: list(render_rows(chats, tokenizer)))
+    return {**found, "rows": len(raw), "tokens a row": sum(ids) / len(ids)}
+
+
 def measured_by() -> dict[str, object]:
     """Versions and the machine's load: what a figure means depends on them."""
     packages = {name: version(name) for name in ("numpy", "pyarrow", "tokenizers", "jinja2", "psutil")}
@@ -299,6 +336,8 @@ def main() -> None:
         found = short(int(sys.argv[2]), path)
     elif what == "load":
         found = load(path, Path(sys.argv[3]))
+    elif what == "parts":
+        found = parts(path, Path(sys.argv[3]))
     elif what == "profile":
         found = profile(path)
     elif what == "again":
