@@ -213,9 +213,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if "RANK" in os.environ:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        device = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
-        with together(rank, size, torch.device(device), address="env://") as world:
-            rows(out, given, device, world)
+        with together(rank, size, device, local=int(os.environ["LOCAL_RANK"]), address="env://") as world:
+            rows(out, given, str(world.device), world)
     else:
         rows(out, given, device, ALONE)
 

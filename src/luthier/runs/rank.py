@@ -37,21 +37,16 @@ def main() -> int:
 
 
 def _train(path: Path, digest: str, tell: Any) -> None:
-    import torch
-
     from luthier.runs.directory import RunDirectory
     from luthier.runs.workflow import Inputs
     from luthier.training.world import together
 
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     run = RunDirectory(path)
     work = Inputs(run, run.recipe)
-    kind = torch.device(work.model_facts["device"]).type
-    device = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
-    work.device = str(device)
-    if kind == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // size))
-    with together(rank, size, device, address=os.environ["RENDEZVOUS"]) as world:
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    kind = str(work.model_facts["device"]).partition(":")[0]
+    with together(rank, size, kind, local=local, address=os.environ["RENDEZVOUS"]) as world:
+        work.device = str(world.device)
         result = work.task.fit(
             work.data.splits,
             run.path,

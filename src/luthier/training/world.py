@@ -97,14 +97,20 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def together(rank: int, size: int, device: torch.device, *, address: str) -> Iterator[World]:
-    """Join the other processes at that address (``tcp://host:port``); leave them at the end."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if device.type == "cuda":
+def together(rank: int, size: int, kind: str, *, local: int, address: str) -> Iterator[World]:
+    """Join the other processes at that address (``tcp://host:port``); leave them at the end.
+
+    kind: of the device. local: which of this machine's processes it is: its GPU, or a share of the cores.
+    """
+    cuda = kind == "cuda"
+    device = torch.device(kind, local) if cuda else torch.device(kind)
+    if cuda:
         torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // size))
     dist.init_process_group(
-        backend, init_method=address, rank=rank, world_size=size, timeout=PATIENCE,
-        device_id=device if device.type == "cuda" else None,
+        "nccl" if cuda else "gloo", init_method=address, rank=rank, world_size=size, timeout=PATIENCE,
+        device_id=device if cuda else None,
     )  # fmt: skip
     try:
         yield World(rank, size, device)
