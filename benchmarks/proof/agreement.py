@@ -160,7 +160,7 @@ def _drawn(data: Path) -> dict[str, Any]:
     return row("F1, all averages", "scikit-learn", 20 * len(real), ours, theirs)
 
 
-def retrieval(data: Path) -> list[dict[str, Any]]:
+def retrieval(data: Path, *, with_ranx: bool) -> list[dict[str, Any]]:
     """Rankings of scifact's queries by a crude word overlap: real judgements, ties and misses among them.
 
     Scores are rounded: trec_eval holds them in single precision, where others would become ties.
@@ -203,7 +203,7 @@ def retrieval(data: Path) -> list[dict[str, Any]]:
             figures = [x if x >= 0.1 else 0.0 for x in figures]
         own = [ours[query][metric] for query in run]
         found.append(row(metric, f"pytrec_eval {name}", len(run), own, figures))
-    if importlib.util.find_spec("ranx"):
+    if with_ranx and importlib.util.find_spec("ranx"):
         ranx = importlib.import_module("ranx")
         # ranx leaves the order of equal scores open: ours is written into the scores.
         order = {
@@ -368,18 +368,21 @@ def main() -> int:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--runs", type=Path, nargs="*", default=[])
+    parser.add_argument("--ranx", action="store_true", help="compare rankings with ranx too (compiles first)")
+    parser.add_argument("--only", default="texts,labels,correlations,retrieval,calls")
     parser.add_argument("--table", type=Path)
     asked = parser.parse_args()
     if asked.table:
         print(table(asked.table))
         return 0
-    rows = [
-        *texts(asked.data),
-        *labels(asked.data, asked.runs),
-        *correlations(asked.data),
-        *retrieval(asked.data),
-        *calls(asked.data),
-    ]
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "texts": lambda: texts(asked.data),
+        "labels": lambda: labels(asked.data, asked.runs),
+        "correlations": lambda: correlations(asked.data),
+        "retrieval": lambda: retrieval(asked.data, with_ranx=asked.ranx),
+        "calls": lambda: calls(asked.data),
+    }
+    rows = [one for name in asked.only.split(",") for one in parts[name]()]
     packages = {
         "sacrebleu": "sacrebleu",
         "rouge_score": "rouge-score",

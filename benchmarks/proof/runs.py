@@ -175,8 +175,10 @@ READINGS = {
         "have told. What it was not asked to lose it also kept by chance: one name is an answer "
         "that ends and does not repeat itself."
     ),
-    "follows": "",
-    "speeches": "",
+    "follows": (
+        "Two candidates a query: chance alone gives an Accuracy@1 of 50 % and an nDCG of 82 %, order by "
+        "words 74.5 % and 90.6 %. Look at Accuracy@1 then; the scale of nDCG hardly moves here."
+    ),
 }
 """What a critical reader adds to a report, by run."""
 

@@ -5,7 +5,8 @@
 MODEL: a Hugging Face folder. ROWS: JSON lines with messages. One at a time is ``generate`` of transformers
 with its key-value cache, on every so many rows (--sampled) and taken to all of them; Luthier answers all,
 fresh, by its evaluator. Both take the seconds of this process on the processor, which other work does not
-lengthen as it does the clock, and both clocks are told. In fp32, greedy; the answers are compared.
+lengthen as it does the clock, and both clocks are told. Greedy, in one type; the answers are compared (in
+bf16 near-ties may fall otherwise, in fp32 they are the same).
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--sampled", type=int, default=40)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--new-tokens", type=int, default=24)
     asked = parser.parse_args()
     chats, _, _ = read_chats(DataChoice(train=(str(asked.rows),)), (str(asked.rows),), base=Path.cwd())
     rows = chats[: asked.count]
     tokenizer = load_tokenizer(asked.model)
-    model = load_causal(asked.model, dtype="float32", device="cpu", attention="sdpa")
+    model = load_causal(asked.model, dtype=asked.dtype, device="cpu", attention="sdpa")
     generator = TorchGenerator(model, tokenizer, label="model", weights_digest="")
     evaluate(generator, rows[:4], split="warm", metrics=("exact_match",), max_new_tokens=2)
     clock, busy = time.perf_counter(), time.process_time()
@@ -50,7 +52,7 @@ def main() -> None:
     )
     ours = {"wall": time.perf_counter() - clock, "processor": time.process_time() - busy, "rows": len(rows)}
     del model, generator
-    theirs_model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32)
+    theirs_model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=getattr(torch, asked.dtype))
     theirs_tokenizer = AutoTokenizer.from_pretrained(asked.model)
     step = max(1, len(rows) // asked.sampled)
     same = 0
@@ -78,6 +80,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
+        "dtype": asked.dtype,
         "new_tokens": asked.new_tokens,
         "evaluate": ours,
         "one at a time": alone,
