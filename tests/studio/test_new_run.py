@@ -263,3 +263,16 @@ def test_a_dry_run_says_what_a_start_would(tmp_path: Path, monkeypatch: pytest.M
         assert "Qwen/Qwen3-0.6B" in page
         assert client.post("/runs/new/dry", data={"query": "model="}).status_code == 422
         assert json.loads(client.get("/api/v1/openapi.json").text)["paths"]["/api/v1/plan"]
+
+
+@pytest.mark.parametrize(
+    "odd", ["~nosuchuser", "~nosuchuser/x", "x" * 5000, "a\0b", "/" + "b" * 300, "/etc", "../..", "\n"]
+)
+def test_names_that_no_system_has_are_refused_in_words(tmp_path: Path, odd: str) -> None:
+    with studio(tmp_path) as client:
+        for field in ("model", "from_run", "revision", "hardware", "name"):
+            body = {"model": "Qwen/Qwen3-0.6B", "hardware": "rtx 4090", field: odd}
+            assert client.post("/api/v1/plan", json=body).status_code in (200, 422), field
+            assert client.get("/runs/new", params=body).status_code == 200, field
+        assert client.post("/api/v1/datasets", json={"path": odd}).status_code == 422
+        assert client.get("/runs/new", params={"dry": odd}).status_code == 200

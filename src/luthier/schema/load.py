@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,7 +188,8 @@ def _anchor(values: dict[str, Any], base: Path) -> None:
         model["id"] = _anchor_model(model["id"], base)
     if isinstance(model, dict) and isinstance(template := model.get("chat_template"), str):
         # A name stays a name; a file or folder beside the recipe is found from anywhere.
-        model["chat_template"] = str(base / template) if (base / template).exists() else template
+        there = os.path.exists(base / template)  # noqa: PTH110 - see _anchor_model
+        model["chat_template"] = str(base / template) if there else template
     method = values.get("method")
     if isinstance(method, dict) and isinstance(method.get("init_from"), str):
         method["init_from"] = _anchor_sources(method["init_from"], base)
@@ -195,7 +197,7 @@ def _anchor(values: dict[str, Any], base: Path) -> None:
 
 def _anchor_sources(value: Any, base: Path) -> Any:
     if isinstance(value, str):
-        return value if value.startswith("hub:") else str(base / Path(value).expanduser())
+        return value if value.startswith("hub:") else str(base / _at_home(value))
     if isinstance(value, list):
         return [_anchor_sources(v, base) for v in value]
     if isinstance(value, dict):
@@ -203,10 +205,19 @@ def _anchor_sources(value: Any, base: Path) -> Any:
     return value
 
 
+def _at_home(name: str) -> Path:
+    """``~`` and ``~user`` as folders; a user that is not there leaves the name as it stands."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def _anchor_model(name: str, base: Path) -> str:
     """A directory that exists is one; ``org/name`` that does not is a Hub id."""
-    path = base / Path(name).expanduser()
-    if name.startswith(("/", "./", "../", "~")) or path.is_dir():
+    path = base / _at_home(name)
+    # os.path takes a name that no file system would for one that is not there.
+    if name.startswith(("/", "./", "../", "~")) or os.path.isdir(path):  # noqa: PTH112
         return str(path.resolve())
     return name
 

@@ -139,10 +139,13 @@ def name_local(folder: Path, path: str, roots: Sequence[Path]) -> Dataset:
 
     Errors: UsageError for a path outside of them (links are followed first), FileProblem.
     """
-    given = Path(path).expanduser()
-    if not given.is_absolute():
-        given = next((root / given for root in roots if (root / given).exists()), given)
-    real = given.resolve()
+    try:
+        given = Path(path).expanduser()
+        if not given.is_absolute():
+            given = next((root / given for root in roots if (root / given).exists()), given)
+        real = given.resolve()
+    except (OSError, RuntimeError, ValueError):  # no file system has such a name
+        raise UsageError("that is not a path", hint="name one file with its suffix") from None
     if not any(real.is_relative_to(root.resolve()) for root in roots):
         allowed = ", ".join(str(root) for root in roots) or "none"
         raise UsageError(

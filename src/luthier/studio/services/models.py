@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -26,6 +27,8 @@ from luthier.studio.problems import Conflict, NotFound
 from luthier.studio.services import children
 
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
+_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+"""A model's name on the Hub."""
 SORTS = ("name", "params", "context", "memory", "released")
 LENGTH = 2_048
 """Tokens of a row at which models are compared."""
@@ -306,13 +309,15 @@ def _folder_of(model: str, revision: str | None) -> Path | None:
 
     if not model:
         return None
-    local = Path(model).is_absolute()
-    if model.startswith(REGISTERED) or (local and Path(model).is_dir()):
+    local = model.startswith("/")
+    if model.startswith(REGISTERED) or local:
+        if local and not os.path.isdir(model):  # noqa: PTH112 - of a name that is too long it says no
+            return None
         try:
             return obtain(ModelChoice(id=model), say=_silent, offline=True).path
         except LuthierError:
             return None
-    if local:
+    if not _NAME.fullmatch(model):
         return None
     try:
         card = model_card(model)

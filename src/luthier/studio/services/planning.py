@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,6 +39,9 @@ from luthier.sizing.gguf import gguf_bytes
 from luthier.studio.services import inspection
 from luthier.studio.services.datasets import Dataset, dataset
 from luthier.studio.services.models import folder_of, is_small_encoder
+
+if TYPE_CHECKING:
+    from luthier.runs.directory import RunDirectory
 
 ROOMY = 1 << 50
 """Bytes of a machine on which everything fits, to price what does not fit here."""
@@ -277,10 +280,9 @@ def run_name(values: dict[str, Any], known: Dataset) -> str:
 def _base(wish: Wish) -> tuple[dict[str, Any], list[str]]:
     """Values to start from, and settings over them."""
     if wish.from_run is not None:
-        from luthier.runs.directory import find_run
         from luthier.runs.lineage import recipe_of as again
 
-        run = find_run(wish.from_run)
+        run = run_of(wish.from_run)
         # A neutral setting: with one, what was derived for that run is derived anew.
         recipe = again(run, [f"seed={run.recipe.seed}"], keep=False)
         values = recipe.model_dump(mode="json", exclude_defaults=True)
@@ -682,10 +684,17 @@ def _lengths(
     return _split(seen.lengths, recipe), f"lengths {seen.basis}", counting
 
 
-def _of_run(name: str) -> LengthProfile | None:
+def run_of(name: str) -> RunDirectory:
+    """A run by its id, or ``latest``; never by a path. Errors: UsageError with the nearest."""
     from luthier.runs.directory import find_run
 
-    run = find_run(name)
+    if not re.fullmatch(r"[\w][\w.-]{0,254}", name):
+        raise UsageError(f"{name[:60]!r} is not a run's id", hint="Runs lists those that are there")
+    return find_run(name)
+
+
+def _of_run(name: str) -> LengthProfile | None:
+    run = run_of(name)
     report = run.stage_values("data")
     if not report:
         return None
