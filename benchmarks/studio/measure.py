@@ -1,7 +1,7 @@
 """What a page of the studio weighs and takes, and what a tab costs its server.
 
 ``python benchmarks/studio/measure.py [--tabs 20]`` makes a run of 100,000 steps and 200 runs in a scratch
-folder, starts a studio over them and prints one JSON object. Times are of this machine as busy as it is:
+folder, starts a studio over them and prints a line of JSON for each measurement. Times are of this machine as busy as it is:
 the load stands beside them. Needs Chromium and ``make assets``.
 """
 
@@ -141,17 +141,20 @@ def main() -> None:
         server.start()
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            found: dict[str, Any] = {"server_at_start": server.memory()}
-            found["listing"] = listing(browser, server)
-            found["pages"] = {path: cold(browser, server, path) for path in PAGES}
-            found["long"] = long_run(browser, server, run)
-            found["tabs"] = tabs(browser, server, count)
+            tell("server_at_start", {"bytes": server.memory()})
+            tell("listing", listing(browser, server))
+            tell("long", long_run(browser, server, run))
+            tell("tabs", tabs(browser, server, count))
+            for path in PAGES:
+                tell(path, cold(browser, server, path))
         finally:
             browser.close()
             server.stop()
-    found["load"] = os.getloadavg()[0]
-    found["cores"] = os.cpu_count()
-    print(json.dumps(found, indent=1))
+
+
+def tell(name: str, values: dict[str, float]) -> None:
+    """One line of JSON, with how busy the machine was."""
+    print(json.dumps({"what": name, **values, "load": os.getloadavg()[0]}), flush=True)
 
 
 if __name__ == "__main__":

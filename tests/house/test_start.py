@@ -25,6 +25,7 @@ LIGHT_ROOMS = (
     "evaluation",
     "exporting",
     "runs",
+    "studio",
     "cli",
 )
 REPORT = "import json, sys; print(); print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
