@@ -17,13 +17,20 @@ openai = pytest.importorskip("openai", reason="pip install openai")
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
     """Two names over one tiny model, on a free port, with a key."""
-    file = speaking(tmp_path_factory.mktemp("serve") / "m.gguf")
+    folder = tmp_path_factory.mktemp("serve")
+    file = speaking(folder / "m.gguf")
+    (folder / "runs").mkdir()
     words = ["serve", f"first={file}", f"second={file}", "--port", "0", "--slots", "2", "--json"]
     with subprocess.Popen(
         [sys.executable, "-m", "luthier", *words],
         stdout=subprocess.PIPE,
         # As a pipe is for most people: nothing comes through before it is flushed.
-        env={**os.environ, "LUTHIER_API_KEY": "a key", "PYTHONUNBUFFERED": ""},
+        env={
+            **os.environ,
+            "LUTHIER_API_KEY": "a key",
+            "PYTHONUNBUFFERED": "",
+            "LUTHIER_RUNS": str(folder / "runs"),
+        },
         text=True,
     ) as child:
         assert child.stdout is not None
@@ -32,7 +39,7 @@ def started(tmp_path_factory):
             line = child.stdout.readline()
             assert line, f"ended before it served: {text}"
             text += line
-        yield child, json.loads(text)
+        yield child, {**json.loads(text), "folder": folder}
         if child.poll() is None:
             child.kill()
 
@@ -67,13 +74,26 @@ def test_the_client_chats_streams_and_is_told_its_mistakes(client, started):
         openai.OpenAI(base_url=started[1]["url"], api_key="other", max_retries=0).models.list()
 
 
+def test_it_is_listed_with_its_requests_while_it_runs(client, started, monkeypatch):
+    from luthier.runs.servers import list_servers
+
+    monkeypatch.setenv("LUTHIER_RUNS", str(started[1]["folder"] / "runs"))
+    client.chat.completions.create(model="first", messages=HELLO, max_tokens=1)
+    (server,) = list_servers()
+    status = server.status
+    assert (status.state, f"{status.url}/v1", server.key) == ("ready", started[1]["url"], "a key")
+    assert [one.name for one in status.models] == ["first", "second"]
+    assert server.requests()[0].path == "/v1/chat/completions"
+
+
 def test_it_ends_well_when_asked_and_leaves_nobody_behind(started):
     import psutil
 
-    child, _ = started
+    child, facts = started
     children = psutil.Process(child.pid).children(recursive=True)
     assert len(children) == 2
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=20) == 0
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
+    assert not (facts["folder"] / "servers").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -71,6 +70,9 @@ def serve(
     """
     from luthier.runs.served import build, choose, choose_adapters
     from luthier.runs.served import live_adapters as let_adapters_come
+    from luthier.runs.server_worker import announced
+    from luthier.runs.servers import example
+    from luthier.schema.server import ServerWish
     from luthier.serving.gateway import Gateway
     from luthier.serving.listen import open_port, rules_for
     from luthier.serving.listen import serve as listen
@@ -110,7 +112,7 @@ def serve(
         key = f' -H "Authorization: Bearer {rules.api_key}"' if rules.api_key else ""
         if rules.api_key and not os.environ.get(KEY):
             out().print(f"API key of this start: {rules.api_key}   ({KEY} sets a lasting one)")
-        path, body = example(chosen[0])
+        path, body = example(chosen[0].name, chosen[0].kind)
         out().print(
             f"\n  curl {address}{path}{key} -H 'Content-Type: application/json' -d '{body}'",
             markup=False,
@@ -118,24 +120,21 @@ def serve(
             soft_wrap=True,
         )
 
-    gateway = Gateway(served, rules=rules)
-    if live_adapters:
-        let_adapters_come(gateway, chosen[0], say=say)
-    listen(gateway, listener, ready=ready)
+    wish = ServerWish(
+        models=tuple(models), adapters=tuple(adapter), gguf=gguf, context=context, slots=slots, host=host
+    )
+    with announced(wish, served, chosen, plans, url=address, key=rules.api_key) as (note, is_ready):
+        gateway = Gateway(served, rules=rules, on_request=note)
+        if live_adapters:
+            let_adapters_come(gateway, chosen[0], say=say)
+
+        def begin() -> None:
+            is_ready()
+            ready()
+
+        listen(gateway, listener, ready=begin)
     if not json:
         err().print("stopped")
-
-
-def example(one: Choice) -> tuple[str, str]:
-    """A path and a body to try a model with."""
-    asks: dict[str, tuple[str, dict[str, Any]]] = {
-        "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}),
-        "embed": ("/v1/embeddings", {"input": ["a text", "another"]}),
-        "rerank": ("/v1/rerank", {"query": "a question", "documents": ["a text", "another"]}),
-        "classify": ("/v1/classify", {"input": ["a text"]}),
-    }
-    path, body = asks[one.kind]
-    return path, dumps({"model": one.name, **body})
 
 
 def _say(one: Choice, plan: ContextPlan | None) -> None:

@@ -97,8 +97,12 @@ def announced(
 ) -> Iterator[tuple[Callable[[LogEntry], None], Callable[[], None]]]:
     """List a server of this very process among the others while it runs; it leaves nothing behind.
 
-    Yields what to tell of each request, and of its being ready.
+    Yields what to tell of each request, and of its being ready. Where no run was ever made there is
+    nobody to list it for, and nothing is written.
     """
+    if not runs_root().is_dir():
+        yield lambda _entry: None, lambda: None
+        return
     server = make_server(wish, key=key)
     keep = keep_status(server)
     try:
@@ -107,6 +111,8 @@ def announced(
         yield noting(server), lambda: keep(state="ready", ready=time.time())
     finally:
         shutil.rmtree(server.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            server.path.parent.rmdir()  # empty, unless there are others
 
 
 @contextmanager

@@ -8,6 +8,7 @@ died is told from one that lives, also after a restart of the machine.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 from pydantic import ValidationError
@@ -139,6 +141,21 @@ class ServerDirectory:
         except psutil.Error:
             return None
         return total
+
+
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}),
+    "embed": ("/v1/embeddings", {"input": ["a text", "another"]}),
+    "rerank": ("/v1/rerank", {"query": "a question", "documents": ["a text", "another"]}),
+    "classify": ("/v1/classify", {"input": ["a text"]}),
+}
+"""Kind of model -> path, and a body to try it with."""
+
+
+def example(name: str, kind: str) -> tuple[str, str]:
+    """A path and a body to try a model with."""
+    path, body = EXAMPLES[kind]
+    return path, json.dumps({"model": name, **body})
 
 
 def list_servers() -> list[ServerDirectory]:

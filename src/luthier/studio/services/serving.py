@@ -6,7 +6,6 @@ import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from luthier.catalog.purposes import spec_of
 from luthier.errors import UsageError
@@ -14,7 +13,7 @@ from luthier.runs import registry
 from luthier.runs.directory import RunDirectory, list_runs, runs_root
 from luthier.runs.queue import Queue
 from luthier.runs.served import TORCH, choose
-from luthier.runs.servers import ServerDirectory, find_server, list_servers, start_server
+from luthier.runs.servers import ServerDirectory, example, find_server, list_servers, start_server
 from luthier.runs.stages import load_artifacts
 from luthier.schema.deployment import ContextPlan
 from luthier.schema.server import ServedModel, ServerStatus, ServerWish
@@ -24,13 +23,6 @@ from luthier.studio.services.runs import find, headings
 from luthier.studio.settings import StudioSettings
 from luthier.studio.system import hardware
 
-PATHS: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}),
-    "embed": ("/v1/embeddings", {"input": ["a text", "another"]}),
-    "rerank": ("/v1/rerank", {"query": "a question", "documents": ["a text", "another"]}),
-    "classify": ("/v1/classify", {"input": ["a text"]}),
-}
-"""Kind of model -> path, and a body to try it with."""
 KEY = "LUTHIER_API_KEY"
 
 
@@ -175,8 +167,7 @@ def _name(name: str) -> str:
 
 def snippets(url: str, model: ServedModel) -> dict[str, str]:
     """Ways to ask a model: label -> text. The key is named, not shown."""
-    path, body = PATHS[model.kind]
-    asked = json.dumps({"model": model.name, **body})
+    path, asked = example(model.name, model.kind)
     curl = (
         f'curl {url}{path} \\\n  -H "Authorization: Bearer ${KEY}" \\\n'
         f"  -H 'Content-Type: application/json' \\\n  -d '{asked}'"
