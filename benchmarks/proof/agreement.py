@@ -348,17 +348,19 @@ def answers(truth: Rows, draw: random.Random) -> list[Rows]:
 
 
 def table(path: Path) -> str:
-    """The results as Markdown."""
+    """The results as Markdown, one line a metric and reference."""
     told = json.loads(path.read_text())
     lines = ["| metric | reference | cases | largest difference |", "|---|---|---:|---:|"]
+    together: dict[tuple[str, str], tuple[int, float]] = {}
     for one in told["rows"]:
-        package = one["reference"].split()[0]
-        installed = told["versions"].get(package)
-        reference = (
-            one["reference"].replace(package, f"{package} {installed}", 1) if installed else one["reference"]
-        )
-        far = "0" if one["largest"] == 0 else f"{one['largest']:.1e}"
-        lines.append(f"| `{one['metric']}` | {reference} | {one['cases']:,} | {far} |")
+        key = (one["metric"].split(" (")[0], one["reference"])
+        cases, far = together.get(key, (0, 0.0))
+        together[key] = (cases + one["cases"], max(far, one["largest"]))
+    for (metric, reference), (cases, far) in together.items():
+        package, _, rest = reference.partition(" ")
+        installed = told["versions"].get(package.rstrip(","))
+        shown = f"{package.rstrip(',')} {installed}, {rest}".rstrip(", ") if installed else reference
+        lines.append(f"| `{metric}` | {shown} | {cases:,} | {f'{far:.1e}' if far else '0'} |")
     return "\n".join(lines)
 
 
