@@ -1,8 +1,8 @@
 """What a page of the studio weighs and takes, and what a tab costs its server.
 
 ``python benchmarks/studio/measure.py [--tabs 20]`` makes a run of 100,000 steps and 200 runs in a scratch
-folder, starts a studio over them and prints a line of JSON for each measurement. Times are of this machine as busy as it is:
-the load stands beside them. Needs Chromium and ``make assets``.
+folder, starts a studio over them and prints a line of JSON for each measurement. Times are of this machine as
+busy as it is: the load stands beside them. Needs Chromium and ``make assets``.
 """
 
 from __future__ import annotations

@@ -64,3 +64,10 @@ def test_every_page_of_the_sidebar_opens(tmp_path: Path) -> None:
             answer = client.get(one.href, headers={"accept": "text/html"})
             assert answer.status_code == 200, one.href
             assert f'href="{one.href}" aria-current="page"' in answer.text
+
+
+def test_pages_are_packed_and_streams_are_not(tmp_path: Path) -> None:
+    with studio(tmp_path) as client:
+        assert client.get("/models", headers={"accept": "text/html"}).headers["content-encoding"] == "gzip"
+        assert client.get("/static/studio.css").headers["content-encoding"] == "gzip"
+        assert "content-encoding" not in client.get("/api/v1/openapi.json").headers

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from luthier.runs.queue import Queue
 from luthier.studio import live, openai, problems
@@ -23,6 +24,17 @@ from luthier.studio.services.runs import RunIndex
 from luthier.studio.settings import StudioSettings
 from luthier.studio.web import STATIC
 from luthier.version import __version__
+
+
+class Packed(GZipMiddleware):
+    """Pages, scripts and styles are packed; files of the API may be gigabytes, streams must not wait."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if path.startswith(("/api/", "/v1/", "/live")) or "/files/" in path or path.endswith(".woff2"):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class Files(StaticFiles):
@@ -57,6 +69,7 @@ def create_app(settings: StudioSettings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.access = access
     app.state.index = RunIndex(settings.runs)
+    app.add_middleware(Packed, minimum_size=1000, compresslevel=6)
     app.add_middleware(Guard, settings=settings, access=access)
     problems.install(app)
     for name in ROUTERS:
