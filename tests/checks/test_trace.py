@@ -16,12 +16,14 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 from luthier.checks.trace.allocator import MIB, OutOfMemory, least_capacity, replay
+from luthier.checks.trace.config import config_of
 from luthier.checks.trace.events import Timeline
 from luthier.checks.trace.plain import PlainStep, trace_plain
 from luthier.checks.trace.result import extrapolated, whole
 from luthier.checks.trace.run import shallow_depths, trace_training
 from luthier.checks.trace.step import StepRequest, trace_step
 from luthier.errors import Unsupported
+from luthier.planning.estimate import kernels_for
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.activations import OURS
@@ -206,6 +208,80 @@ def test_every_way_of_keeping_activations(mode: str, compiled: bool, recomputed:
     )
     # A few hidden states weigh more here than in an 8B, where both are within 2 % of each other.
     assert formula.peak.total == pytest.approx(found.allocated, rel=0.09)
+
+
+ENCODER = {
+    "model_type": "bert",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 12,
+    "vocab_size": 8000,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+}
+SMALL_QWEN = CONFIG | {"model_type": "qwen3", "num_hidden_layers": 3, "vocab_size": 8000}
+
+
+@pytest.mark.parametrize("config", [ENCODER, SMALL_QWEN], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("compared", [0, 256], ids=["labels", "vectors"])
+@pytest.mark.parametrize("method", [Full(), Lora(rank=8)], ids=["full", "lora"])
+def test_padded_rows_are_traced_near_the_formula(
+    config: dict[str, Any], compared: int, method: Method
+) -> None:
+    texts = 2 if compared else 1
+    shape = TrainingShape(
+        micro_batch_size=16, sequence_length=256, documents=texts, padded=True, compared=compared
+    )
+    found = whole(trace_step(StepRequest(config=config, method=method, shape=shape)), 4, expandable=True)
+    arch = architecture_from_config(config).model_copy(update={"head": False, "tied_embeddings": False})
+    formula = training_memory(
+        arch, method, shape, dtype="bfloat16", kernels=kernels_for("cuda", "bfloat16", padded=True)
+    )
+    assert formula.peak.total == pytest.approx(found.allocated, rel=0.08)
+
+
+def test_what_padded_rows_are_not_traced_with() -> None:
+    shape = TrainingShape(micro_batch_size=2, sequence_length=64, padded=True, compiled=True)
+    with pytest.raises(Unsupported, match="plain layers"):
+        trace_step(StepRequest(config=ENCODER, method=Lora(), shape=shape))
+    pairs = TrainingShape(micro_batch_size=2, sequence_length=64, log_probs=True)
+    with pytest.raises(Unsupported, match="pairs of answers"):
+        trace_step(StepRequest(config=CONFIG, method=Lora(), shape=pairs))
+
+
+def test_an_encoders_config_is_made_from_its_shape() -> None:
+    arch = architecture_from_config(ENCODER)
+    assert architecture_from_config(config_of(arch)) == arch
+
+
+def test_an_unknown_family_is_said_to_be_one_and_traced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    from luthier.cli.main import main
+
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    config = CONFIG_MAPPING["ernie4_5"](**shape, **heads, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    words = ["plan", str(tmp_path / "model"), "--hardware", "rtx 4090", "--rows", "16", "--json"]
+
+    def estimate(*more: str) -> dict[str, Any]:
+        with pytest.raises(SystemExit) as left:
+            main([*words, *more])
+        assert not left.value.code
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)["estimate"]
+        return found
+
+    by_formula = estimate()
+    assert any("ernie4_5 is not a family" in said for said in by_formula["assumptions"])
+    followed = estimate("--exact")
+    assert followed["basis"] == "trace"
+    assert not any("is not a family" in said for said in followed["assumptions"])
+    assert followed["tensors"]["expected"] == pytest.approx(by_formula["tensors"]["expected"], rel=0.15)
 
 
 EXPERTS = CONFIG | {

@@ -190,6 +190,7 @@ def _wanted(arch: Architecture, length: int | None, batch: int, optimizer: str) 
             "sequence_length": _length(arch, length),
             "batch_size": batch,
             "optimizer": optimizer,
+            "padded": not arch.causal,
         }
     )
 
@@ -208,9 +209,11 @@ def _answer(
     from luthier.errors import DoesNotFit
     from luthier.planning.cost import priced
     from luthier.planning.solver import changes, does_not_fit, largest_step, smallest_step
+    from luthier.sizing.model_config import taken_for_ordinary
     from luthier.sizing.training import check_shape
 
     check_shape(question.arch, wanted)
+    unknown = None if config is None else taken_for_ordinary(question.arch)
     trouble: LuthierError | None = None
     try:
         shape = largest_step(question, wanted)
@@ -220,6 +223,8 @@ def _answer(
     estimate = question.estimate(shape)
     if exact:
         estimate = _traced(question, shape, estimate, config)
+    elif unknown is not None:
+        estimate = estimate.model_copy(update={"assumptions": (unknown, *estimate.assumptions)})
     estimate, price_words = priced(estimate, question.hardware, price)
     savings = changes(question, shape)
     if as_json:

@@ -43,6 +43,8 @@ class Kernels:
     """Whether attention is given a mask of its own, which each layer keeps."""
     joins_documents: bool = False
     """Whether documents are attended to one at a time and joined again (CPU, and fp32 on a GPU)."""
+    fused_dropout: bool = True
+    """Whether dropout keeps a byte for each number, as on a GPU, and not one of the number's own size."""
     foreach: bool = False
     """Whether the optimiser allocates one temporary the size of the trained weights."""
     updates_in_backward: bool = False
@@ -57,7 +59,7 @@ OURS_ONE_BY_ONE = Kernels(joins_documents=True)
 """Luthier's trainer where torch has no variable-length kernel: on a CPU, and in fp32."""
 PADDED = Kernels(attention="efficient", masked=True)
 """Luthier's trainer where rows lie side by side, on CUDA."""
-PADDED_ON_HOST = Kernels(masked=True)
+PADDED_ON_HOST = Kernels(masked=True, fused_dropout=False)
 TRANSFORMERS = Kernels(loss="logits", adapters="peft", masters=False, keeps_logits=True)
 """A plain transformers and PEFT loop."""
 
@@ -108,6 +110,13 @@ class Layer:
         heads, _, width = heads_of(self.arch, kind)
         attended = heads * (width * self.element + 4)
         return self.stream * self.arch.hidden_size + products + low + attended
+
+    @property
+    def _dropped(self) -> float:
+        """What BERT's dropout after each half of a layer keeps to scale its gradient by."""
+        if self.arch.causal or not self.arch.layer_norm:
+            return 0.0
+        return float(self.arch.hidden_size * (1 if self.kernels.fused_dropout else self.element))
 
     @property
     def _residual(self) -> float:
@@ -182,6 +191,7 @@ class Layer:
         readers, output = matrices[:-1], matrices[-1]
         norms = arch.norms_per_layer - arch.norms_per_layer // 2
         kept = norms * self._norm(h) + sum(map(self._adapter, matrices)) + self._input(readers)
+        kept += self._dropped
         if kind == "linear":
             wide = sum(m.outputs for m in readers)
             # Convolution in and out, normalised keys and queries, gate and chunk states: coarse.
@@ -218,7 +228,7 @@ class Layer:
         if self.kernels.recomputes_product:
             product = 0.0
         kept = arch.norms_per_layer // 2 * self._norm(h) + sum(map(self._adapter, matrices))
-        kept += self._input(readers) + product
+        kept += self._input(readers) + product + self._dropped
         wide = sum(m.inputs * m.active for m in down)
         # gate, its activation and up; without a gate the input of the activation. Fused kernels compute
         # the activation again.

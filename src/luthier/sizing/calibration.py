@@ -6,8 +6,8 @@ HEAP_WASTE = {
     "full": 0.67,
     "lora": 0.69,
     "lora-checkpointing": 0.78,
-    "padded-full": 1.88,
-    "padded-lora": 2.32,
+    "padded-full": 1.75,
+    "padded-lora": 2.19,
 }
 """Holes that the C library's heap leaves, as a share of a layer's passing tensors, summed over the layers."""
 RESERVED = (1.0, 1.013, 1.063)

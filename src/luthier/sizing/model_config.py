@@ -139,6 +139,17 @@ def architecture_from_config(
     return arch.model_copy(update={"other_parameters": arch.other_parameters + missing})
 
 
+def taken_for_ordinary(arch: Architecture) -> str | None:
+    """In words that a saved model's layers are not known here, so that an ordinary decoder's are counted."""
+    if arch.model_type in FAMILIES:
+        return None
+    own = f", {arch.other_parameters:,} parameters beside those" if arch.other_parameters else ""
+    return (
+        f"{arch.model_type} is not a family whose layers are known here: counted as an ordinary decoder's"
+        f"{own}; --exact follows its own code on a GPU"
+    )
+
+
 def architecture_of(directory: Path) -> Architecture:
     """Shape of a saved model: its config.json, checked against its safetensors headers where there are any.
 

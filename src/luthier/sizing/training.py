@@ -211,6 +211,8 @@ class _Step:
         self.last = max((memory for _, memory in layers), key=lambda memory: memory.transient + memory.kept)
         h = arch.hidden_size
         outside = 4 * h + h * element * (2 if self.full else 1)  # the final norm and its output
+        if arch.layer_norm and not arch.causal:
+            outside = h * element * 2 + h  # the norm over the embeddings, and what is dropped of it
         mode = shape.activation_checkpointing
         self.checkpoints = mode != "none" and shape.recomputed_layers != 0
         whole = float(sum(times * memory.kept for times, memory in layers))

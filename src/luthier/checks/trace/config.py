@@ -38,6 +38,8 @@ def config_of(arch: Architecture) -> dict[str, Any]:
             config["layer_types"] = [_KINDS.get(kind, kind) for kind in arch.layer_kinds]
     elif arch.model_type not in ("gemma2", "gemma3_text"):
         config["sliding_window"] = None
+    if arch.position_embeddings:
+        config |= {"max_position_embeddings": arch.position_embeddings, "type_vocab_size": arch.token_types}
     biases = {"attention_bias": arch.output_bias, "mlp_bias": arch.mlp_bias}
     config |= {key: value for key, value in biases.items() if value}
     back = architecture_from_config(config)

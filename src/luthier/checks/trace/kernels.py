@@ -89,13 +89,19 @@ def efficient_attention(
     scaling: float = 1.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Memory-efficient attention with keys and values repeated for every query head."""
-    del module, mask
+    """Memory-efficient attention with keys and values repeated for every query head.
+
+    mask: [rows, 1, tokens, tokens] of booleans, which each layer turns into numbers to add, or None.
+    """
+    del module
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)
+    added = None
+    if mask is not None:
+        added = query.new_empty(mask.shape).expand(-1, query.shape[1], -1, -1)
     out = aten._scaled_dot_product_efficient_attention(
-        query, key, value, None, True, 0.0, True, scale=scaling
+        query, key, value, added, True, 0.0, mask is None, scale=scaling
     )[0]
     return out.transpose(1, 2).contiguous(), None
 

@@ -123,7 +123,11 @@ def _optimiser_step(  # noqa: PLR0917 (private, called once)
     for _ in range(min(2, request.shape.accumulation)):
         recorder.tag = "activations"
         timeline.mark(f"forward{number}")
-        loss = batch.loss(model) if head is None else _loss(model, head, batch, recorder, request)
+        if isinstance(batch, PaddedBatch):
+            loss = batch.loss(model)
+        else:
+            assert head is not None
+            loss = _loss(model, head, batch, recorder, request)
         recorder.tag = "activations"
         timeline.mark(f"backward{number}")
         (loss / 1.0).backward()  # type: ignore[no-untyped-call]
@@ -138,7 +142,7 @@ def _optimiser_step(  # noqa: PLR0917 (private, called once)
         master.grad = None
 
 
-def _loss(model: Any, head: Head, batch: Any, recorder: Recorder, request: StepRequest) -> Tensor:
+def _loss(model: Any, head: Head, batch: _Batch, recorder: Recorder, request: StepRequest) -> Tensor:
     """Our own loss over the trained tokens of documents laid end to end."""
     hidden = model.base_model(
         input_ids=batch.ids,
