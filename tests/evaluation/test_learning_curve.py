@@ -72,6 +72,18 @@ def test_a_score_that_never_rose_on_few_rows_says_nothing() -> None:
     assert fit.ceiling.low >= 0
 
 
+def test_a_jump_is_no_power_law() -> None:
+    scores = (0.13, 0.13, 0.10, 0.10, 0.8)
+    jump = [
+        Point(n, Metric(value=v, low=v - 0.07, high=v + 0.07, n=60))
+        for n, v in zip(SIZES, scores, strict=True)
+    ]
+    fit = fit_curve(jump)
+    assert fit is not None
+    assert fit.advice == "unclear"
+    assert "do not follow a power law" in fit.words
+
+
 def test_two_sizes_are_no_curve_and_smaller_may_be_better() -> None:
     assert fit_curve(points(0.1, 1.0, 0.5)[:2]) is None
     losses = [

@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 Advice = Literal["more-data", "bigger-model", "unclear"]
 FEWEST_SIZES = 3
 DRAWS = 400
+MISFIT = 3.0
+"""Standard errors beyond which a score speaks against the fitted law."""
 AHEAD = 10.0
 """How many times the largest number of rows the fitted curve is drawn to."""
 EXPONENTS = np.linspace(0.05, 2.0, 79)
@@ -99,7 +101,15 @@ def fit_curve(points: Sequence[Point], *, seed: int = 0) -> CurveFit | None:
     more = 2 * largest
     gains = scales * (largest**-exponents - more**-exponents)
     doubled = _metric(scale * (largest**-exponent - more**-exponent), gains, greater=True)
+    off = (floor + scale * rows**-exponent - error) / spread
+    worst = int(np.abs(off).argmax())
     advice, words = _advice(points[-1], doubled, ceiling)
+    if abs(off[worst]) > MISFIT and advice != "unclear":
+        advice = "unclear"
+        words = (
+            f"The scores do not follow a power law (that of {points[worst].rows:,} rows lies "
+            f"{abs(off[worst]):.0f} standard errors off it): nothing is foretold. Try sizes in between."
+        )
     return CurveFit(
         floor=floor,
         scale=scale,
@@ -146,7 +156,8 @@ def _advice(last: Point, doubled: Metric, ceiling: Metric) -> tuple[Advice, str]
             f"{last.rows:,} rows have not raised the score above 0 yet: train longer, or on more.",
         )
     if share > 1 and last.score.greater_is_better and left < 0.02:
-        return "unclear", f"{head}: there is next to nothing left to gain on these rows."
+        reached = f"{last.rows:,} rows reach {last.score.value * share:.1f} %"
+        return "unclear", f"{reached}: there is next to nothing left to gain on these held-out rows."
     if doubled.low > 0 and doubled.value >= worth:
         return "more-data", f"{head}: more rows pay."
     if doubled.high < 2 * worth:
