@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from starlette.datastructures import QueryParams
 from luthier.errors import UsageError
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.resolve import resolve
-from luthier.schema.load import load_recipe
+from luthier.schema.load import load_recipe, recipe_from
 from luthier.studio.pages.new_run import wish_of
 from luthier.studio.services import inspection, planning
 from luthier.studio.services.datasets import dataset
+from luthier.studio.services.jobs import AskedJob
 from luthier.studio.services.planning import KEYS, Wish, plan
 from studio_case import made_run, studio
 from studio_rows import CHATS, lines, made
@@ -276,3 +279,20 @@ def test_names_that_no_system_has_are_refused_in_words(tmp_path: Path, odd: str)
             assert client.get("/runs/new", params=body).status_code == 200, field
         assert client.post("/api/v1/datasets", json={"path": odd}).status_code == 422
         assert client.get("/runs/new", params={"dry": odd}).status_code == 200
+
+
+def test_the_buttons_hand_the_plan_to_the_queue(tmp_path: Path) -> None:
+    """What Start run sends is a job of the queue, and its recipe is the one that was priced."""
+    with studio(tmp_path) as client:
+        id_ = client.put("/api/v1/uploads/chats.jsonl", content=lines(CHATS)).json()["id"]
+        page = client.get(f"/runs/new?model=Qwen/Qwen3-0.6B&data={id_}&rank=4&method=lora").text
+        bodies = [json.loads(unescape(one)) for one in re.findall(r"data-body='([^']+)'", page)]
+        assert len(bodies) == 3
+        wish = wish_of(QueryParams(f"model=Qwen/Qwen3-0.6B&data={id_}&rank=4&method=lora"))
+        recipe = planning.recipe_of(wish, tmp_path / "studio" / "uploads")
+        for body in bodies:
+            asked = AskedJob.model_validate(body)
+            assert recipe_from(dict(asked.recipe or {})) == recipe
+        assert [body["first"] for body in bodies] == [True, False, True]
+        trial = recipe_from(bodies[2]["recipe"], bodies[2]["overrides"])
+        assert (trial.training.max_steps, trial.name) == (3, f"{recipe.name}-trial")

@@ -68,9 +68,6 @@ def new_run(request: Request) -> Response:
     here = hardware(settings.runs)
     try:
         wish = wish_of(query)
-        if wish.model and wish.revision is None and wish.from_run is None:
-            # Weights that a package brought are named by it: without, the Hub would be asked.
-            wish = wish.model_copy(update={"revision": models.revision_to_take(wish.model)})
         asked = bool(wish.model) or wish.from_run is not None
         plan = planning.plan(wish, uploads=settings.uploads, here=here) if asked else planning.Plan(wish)
     except LuthierError as error:

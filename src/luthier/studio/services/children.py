@@ -24,7 +24,6 @@ def start(
     *,
     out: Path | None = None,
     err: Path | None = None,
-    cwd: Path | None = None,
     env: dict[str, str] | None = None,
 ) -> WorkerIdentity:
     """Run ``python -m MODULE WORDS`` in a session of its own. key: what it is asked for by.
@@ -38,7 +37,6 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=streams[0],
             stderr=subprocess.STDOUT if err is None and out is not None else streams[1],
-            cwd=cwd,
             start_new_session=True,
             env={**os.environ, **(env or {})},
         )

@@ -57,10 +57,9 @@ def start(home: Path, values: dict[str, Any]) -> DryRun:
         named = children.start(
             str(folder),
             "luthier",
-            ["train", "recipe.yaml", "--dry-run", "--json"],
+            ["train", str(folder / "recipe.yaml"), "--dry-run", "--json"],
             out=folder / "out.json",
             err=folder / "told.txt",
-            cwd=folder,
             env={"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"},
         )
         write_text(folder / "child.json", named.model_dump_json())

@@ -38,7 +38,7 @@ from luthier.schema.request import MethodName, Request
 from luthier.sizing.gguf import gguf_bytes
 from luthier.studio.services import inspection
 from luthier.studio.services.datasets import Dataset, dataset
-from luthier.studio.services.models import folder_of, is_small_encoder
+from luthier.studio.services.models import folder_of, is_small_encoder, revision_to_take
 
 if TYPE_CHECKING:
     from luthier.runs.directory import RunDirectory
@@ -294,8 +294,10 @@ def _base(wish: Wish) -> tuple[dict[str, Any], list[str]]:
             values["method"] = {"name": wish.method}
     else:
         values = {"model": {"id": wish.model}, "method": {"name": wish.method or usual_method(wish.model)}}
-    if wish.revision and wish.model:
-        values["model"]["revision"] = wish.revision
+    if wish.model and "revision" not in values["model"]:
+        # Weights that a package brought are named by it: without, the Hub would be asked for them.
+        revision = wish.revision or revision_to_take(values["model"]["id"])
+        values["model"] |= {"revision": revision} if revision else {}
     return values, []
 
 
