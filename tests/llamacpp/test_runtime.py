@@ -51,6 +51,20 @@ def test_end_tokens_end_an_answer_and_are_not_part_of_it(server):
     assert not cut.stopped
 
 
+def test_likelihoods_of_given_tokens_are_those_before_any_bias(server):
+    ids = server.tokenize("hello")
+    told = dict(server.complete(ids, 1, top=200).choices[0].top)
+    likely = [token for token in told if token < 94][:3]  # a byte that is a letter of its own
+    for token in likely:
+        assert server.nats_of(ids, [token]) == [pytest.approx(-told[token], abs=1e-4)]
+    answer = [*server.tokenize("boat"), 258]  # and the end token
+    found = server.nats_of(ids, answer)
+    assert len(found) == len(answer)
+    for place, nats in enumerate(found):
+        plain = dict(server.complete([*ids, *answer[:place]], 1, top=259).choices[0].top)
+        assert nats == pytest.approx(-plain[answer[place]], abs=1e-4)
+
+
 def test_generator_keeps_order_over_slots(server):
     chats = [[{"role": "user", "content": str(n)}] for n in range(6)]
     generator, told = GgufGenerator(server, "gguf:F16"), []

@@ -368,7 +368,7 @@ def show_artifacts(artifacts: Sequence[Artifact], root: Path) -> None:
     judged = any(artifact.quality for artifact in artifacts)
     heads = ["artifact", "size"]
     heads += ["same prompts", "same tokens", "KL", "check"] if checked else []
-    heads += ["score", "gain kept", "tokens/s"] if judged else []
+    heads += ["score", "gain kept", "perplexity", "tokens/s"] if judged else []
     table = columns(*heads, numbers=[i for i, head in enumerate(heads) if head not in ("artifact", "check")])
     for artifact in artifacts:
         cells = [artifact.kind, size(artifact.bytes)]
@@ -396,12 +396,13 @@ def _parity(parity: ParityCheck | None) -> list[str]:
 
 
 def _quality(quality: Quality | None) -> list[str]:
-    """Score on held-out rows with its distance to the trained model, share of the gain kept, speed."""
+    """Score on held-out rows with its distance to the trained model, gain kept, perplexity, speed."""
     if quality is None:
-        return [""] * 3
+        return [""] * 4
     return [
         f"{quality.score.value:.3f} ({quality.difference.value:+.3f})",
         "" if quality.kept is None else f"{quality.kept:.0%}",
+        "" if quality.perplexity is None else f"{quality.perplexity:.3f}",
         "" if quality.tokens_per_second is None else f"{quality.tokens_per_second:.0f}",
     ]
 

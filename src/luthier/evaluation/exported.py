@@ -12,7 +12,13 @@ MOST_LOST = 0.02
 """Share of the trained model's score that a recommended file may lose, where the rows cannot tell."""
 
 
-def quality_of(gain: Comparison, tuned: EvalResult, judged: EvalResult, speed: float | None) -> Quality:
+def quality_of(
+    gain: Comparison,
+    tuned: EvalResult,
+    judged: EvalResult,
+    speed: float | None,
+    perplexity: float | None = None,
+) -> Quality:
     """A file's scores beside those of the trained model on the same rows.
 
     gain: tuned against baseline on these rows; the share of it that is kept is only told where the
@@ -30,6 +36,7 @@ def quality_of(gain: Comparison, tuned: EvalResult, judged: EvalResult, speed: f
         verdict=main.verdict,
         kept=1 + main.delta.value / whole if clear else None,
         tokens_per_second=speed,
+        perplexity=perplexity,
     )
 
 

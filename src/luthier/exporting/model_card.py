@@ -175,9 +175,11 @@ def _held_out(artifact: Artifact) -> str:
     if quality is None:
         return ""
     score = quality.score
+    perplexity = "" if quality.perplexity is None else f", perplexity {quality.perplexity:.3f}"
     return (
         f"{quality.metric} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], "
         f"{quality.difference.value:+.3f} to the trained model ({score.n} rows)"
+        f"{perplexity}"
     )
 
 

@@ -36,6 +36,7 @@ _PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 """Threads that wait sleep: spinning ones made llama.cpp up to 40 times slower beside other busy processes."""
 
 _TINY = 1e-9
+_FORCED = 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +365,21 @@ class LlamaServer:
             prompt_tokens=int(answer.get("tokens_evaluated", 0)),
             tokens_per_second=timings.get("predicted_per_second"),
         )
+
+    def nats_of(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float | None]:
+        """Negative log-likelihood of each of an answer's tokens after a prompt, in nats.
+
+        llama.cpp tells no log-probabilities of a prompt, but those of what it writes, before any bias: each
+        token is forced in turn after the cached text before it. None where it tells nothing: at tokens that
+        are only a part of a character.
+        """
+        found: list[float | None] = []
+        for place, token in enumerate(answer):
+            before = [*prompt, *answer[:place]]
+            step = self.complete(before, 1, top=1, reuse=True, bias=((token, _FORCED),))
+            choice = step.choices[0] if step.choices else None
+            found.append(None if choice is None or choice.token != token else -choice.logprob)
+        return found
 
     def chat(self, messages: Sequence[Message], **settings: Any) -> Iterator[str]:
         """Pieces of a chat answer as they come, with the file's own sampling settings unless given."""

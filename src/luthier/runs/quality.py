@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from luthier.data.render import prompt_ids, prompt_of
+import numpy as np
+
+from luthier.data.messages import RowProblem
+from luthier.data.render import prompt_ids, prompt_of, render_row
 from luthier.data.splits import choose
 from luthier.evaluation.compare import compare
 from luthier.evaluation.exported import quality_of
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from luthier.schema.protocols import ChatRow
 
 SLOTS = 4
+PERPLEXITY_TOKENS = 512
+"""Tokens of expected answers that a file's perplexity is taken over; each costs a request."""
 
 
 class QualityJudge:
@@ -51,7 +57,10 @@ class QualityJudge:
             return artifact
         work, longest = self.work, self.work.recipe.evaluation.max_new_tokens
         prompt = max(len(prompt_ids(prompt_of(row), work.tokenizer, row.tools)) for row in self.rows)
-        settings = ServerSettings(context=prompt + longest + 8, slots=min(SLOTS, len(self.rows)))
+        given = [one for row in self.rows if (one := self._given(row)) is not None]
+        answer = max((len(asked) + len(said) for asked, said in given), default=0)
+        context = max(prompt + longest, answer) + 8
+        settings = ServerSettings(context=context, slots=min(SLOTS, len(self.rows)))
         with LlamaServer(work.run.path / artifact.path, settings) as server:
             generator = GgufGenerator(server, artifact.kind, artifact.sha256)
             judged = evaluate(
@@ -64,4 +73,29 @@ class QualityJudge:
                 cache_dir=room("answers"),
             )
             speed = generator.tokens_per_second if generator.tokens else None
-        return artifact.model_copy(update={"quality": quality_of(self.gain, self.tuned, judged, speed)})
+            perplexity = _perplexity(server, given)
+        quality = quality_of(self.gain, self.tuned, judged, speed, perplexity)
+        return artifact.model_copy(update={"quality": quality})
+
+    def _given(self, row: ChatRow) -> tuple[list[int], list[int]] | None:
+        """Token ids of a row's prompt and of its expected answer; None where they lie otherwise."""
+        tokenizer = self.work.tokenizer
+        asked = prompt_ids(prompt_of(row), tokenizer, row.tools)
+        try:
+            rendered = render_row(row, tokenizer)
+        except RowProblem:  # an answer that the template cannot write is still judged by what is said
+            return None
+        whole, answered = rendered.ids.tolist(), np.flatnonzero(rendered.trained)
+        if not len(answered) or whole[: len(asked)] != asked:
+            return None
+        return asked, whole[len(asked) : int(answered[-1]) + 1]
+
+
+def _perplexity(server: LlamaServer, given: Sequence[tuple[list[int], list[int]]]) -> float | None:
+    """Of the expected answers, over the first rows that make up PERPLEXITY_TOKENS."""
+    nats: list[float] = []
+    for asked, said in given:
+        if len(nats) >= PERPLEXITY_TOKENS:
+            break
+        nats += [one for one in server.nats_of(asked, said) if one is not None]
+    return math.exp(sum(nats) / len(nats)) if nats else None

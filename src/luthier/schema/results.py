@@ -176,6 +176,8 @@ class Quality(Record):
     """Share of the tuning's gain that is kept; None where the tuning gained nothing beyond doubt."""
     tokens_per_second: float | None = None
     """New tokens over wall time here, prompts included."""
+    perplexity: float | None = None
+    """Of the expected answers' tokens on some of these rows, in llama.cpp; the end of turn counts."""
 
 
 class Artifact(Record):

@@ -195,6 +195,8 @@ def artifact_rows(artifacts: Iterable[Artifact]) -> list[ArtifactRow]:
                 f"{words.signed(q.difference.value, share=share)} to the trained model"
                 + ("" if q.kept is None else f", {q.kept * 100:.0f} % of the gain kept")
             )
+            if q.perplexity is not None:
+                details.append(f"perplexity {q.perplexity:.3f}")
             if q.tokens_per_second:
                 details.append(f"{q.tokens_per_second:.0f} tokens/s here")
         found.append(
