@@ -2,11 +2,13 @@
 
 import pytest
 
+from luthier.evaluation.classification import Given, judge_labels
 from luthier.evaluation.compare import compare
 from luthier.evaluation.exported import quality_of, recommended
 from luthier.evaluation.generation import restricted
 from luthier.evaluation.statistics import metric_of
 from luthier.schema.results import Artifact, EvalResult, Metric, Quality, ScoredRow
+from luthier.schema.rows import LabelRow
 
 
 def result(model, scores, settings=None):
@@ -55,3 +57,13 @@ def test_the_smallest_that_is_not_worse_is_recommended():
     worst, why = recommended([tiny, artifact("gguf:Q2_K", 60, -0.4, "worse")])
     assert worst is tiny
     assert "loses more than 2%" in why
+
+
+def test_scores_of_a_set_are_computed_anew_on_some_of_its_rows() -> None:
+    rows = [LabelRow("t", (label,), "f", n, f"{n}", f"{n}") for n, label in enumerate("aaabbb" * 10, 1)]
+    given = [Given(("a",), 0.5, "a") for _ in rows]
+    whole = judge_labels(rows, given, split="test", model="m", weights_digest="d", multi=False)
+    part = restricted(whole, [row.id for row in rows if row.labels == ("a",)])
+    assert whole.metrics["macro_f1"].value == pytest.approx(1 / 3)
+    assert part.metrics["macro_f1"].value == 1.0
+    assert part.metrics["accuracy"].n == 30

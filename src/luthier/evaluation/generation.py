@@ -22,6 +22,7 @@ from luthier.evaluation.metrics import (
 )
 from luthier.evaluation.statistics import metric_of
 from luthier.evaluation.structured import tool_call
+from luthier.evaluation.totals import SET_METRICS, set_metric_of
 from luthier.schema.protocols import ChatRow, Generated, Generator, Message, Progress
 from luthier.schema.results import EvalResult, Metric, ScoredRow
 
@@ -170,12 +171,17 @@ def evaluate(
 
 
 def restricted(result: EvalResult, ids: Iterable[str]) -> EvalResult:
-    """A result as it would be on some of its rows, in that order. Errors: KeyError for one not judged."""
+    """A result as it would be on some of its rows, in that order: means of rows and scores of sets.
+
+    Errors: KeyError for a row that was not judged.
+    """
     found = {row.id: row for row in result.rows}
     kept = tuple(found[name] for name in ids)
     groups = [row.group for row in kept]
     metrics = {
-        name: metric_of([row.scores[name] for row in kept], groups).model_copy(
+        name: set_metric_of(SET_METRICS[name], kept)
+        if name in SET_METRICS
+        else metric_of([row.scores[name] for row in kept], groups).model_copy(
             update={"greater_is_better": whole.greater_is_better}
         )
         for name, whole in result.metrics.items()
