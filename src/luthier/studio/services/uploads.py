@@ -33,7 +33,7 @@ AT_ONCE = 1 << 20
 """Bytes gathered before they are written."""
 KEEP_SECONDS = 7 * 86_400
 """How long a broken transfer waits to be continued."""
-_RANGE = re.compile(r"bytes (?:(?P<first>\d+)-(?P<last>\d+)|\*)/(?P<total>\d+)")
+_RANGE = re.compile(r"bytes (?:(?P<first>[0-9]+)-(?P<last>[0-9]+)|\*)/(?P<total>[0-9]+)")
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive",
     b"\x7fELF": "a program",
@@ -100,7 +100,7 @@ def read_span(header: str | None, length: str | None) -> Span:
 
     Errors: UploadRefused (400 for a range that cannot be, 411 where nothing says how long it is).
     """
-    size = int(length) if length is not None and length.isdigit() else None
+    size = int(length) if length is not None and length.isascii() and length.isdecimal() else None
     if header is None:
         if size is None:
             raise UploadRefused(411, "length-required", "the request does not say how long the file is")
@@ -113,11 +113,8 @@ def read_span(header: str | None, length: str | None) -> Span:
     total = int(match["total"])
     if match["first"] is None:
         return Span(None, None, total)
-    span = Span(int(match["first"]), int(match["last"]), total)
-    if not span.first or span.first <= (span.last or 0) < total:
-        if (span.last or 0) < (span.first or 0) or (span.last or 0) >= total:
-            raise UploadRefused(400, "bad-range", f"bytes {match[0][6:]} cannot be")
-    else:
+    span = Span(first := int(match["first"]), last := int(match["last"]), total)
+    if not first <= last < total:
         raise UploadRefused(400, "bad-range", f"bytes {match[0][6:]} cannot be")
     if size is not None and size != span.count:
         raise UploadRefused(
