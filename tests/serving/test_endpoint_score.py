@@ -27,7 +27,8 @@ class Server(JsonHandler):
             logs = [None, *(-3.0 if "Rome" in token else -0.5 for token in tokens[1:])]
             tops = [None, *({"x": -0.5} for _ in tokens[1:])]
             told = {"tokens": tokens, "text_offset": starts, "token_logprobs": logs, "top_logprobs": tops}
-        self.answer(200, {"choices": [{"text": "", "logprobs": told}]})
+        said = f"after {body['prompt']}" if not body.get("echo") else ""
+        self.answer(200, {"choices": [{"text": said, "logprobs": told, "finish_reason": "length"}]})
 
 
 class Mute(Server):
@@ -58,3 +59,9 @@ def test_a_server_that_tells_none_is_unsupported() -> None:
             pytest.raises(Unsupported, match="no log-probabilities of a prompt"),
         ):
             endpoint.score([("a", " b")])
+
+
+def test_a_plain_text_is_gone_on_with_without_a_template() -> None:
+    with listening(Server) as server, Endpoint(f"{server.address}/v1", text_of=str, model="m") as endpoint:
+        [found] = endpoint.generate([[{"role": "text", "content": "def f(x):"}]], max_new_tokens=4)
+    assert (found.text, found.stopped) == ("after def f(x):", False)
