@@ -151,7 +151,7 @@ def _need(name: str, method: MethodName, machine: Hardware) -> Need:
     """Memory of one model with one method; kept while the machine's free memory is about the same."""
     device = machine.accelerators[0].memory_free if machine.accelerators else machine.memory_free
     bare = machine.model_copy(update={"disk_free": None, "versions": {}})
-    return _needed(name, method, _Frozen(bare, (device >> 27, machine.words)))
+    return _needed(name, method, _Frozen(bare, (device >> 30, machine.words)))
 
 
 def is_small_encoder(card: ModelCard) -> bool:
