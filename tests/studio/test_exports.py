@@ -84,7 +84,15 @@ def test_files_come_whole_or_in_parts_and_from_nowhere_else(tmp_path, run):
             assert part.content == (bytes(range(256)) * 2)[250:260]
             assert part.headers["content-range"] == "bytes 250-259/1024"
             assert client.get(url, headers={"range": "bytes=5000-"}).status_code == 416
-            outside = ("%2e%2e/recipe.yaml", "..%2frecipe.yaml", "away/passwd", "merged", "%00", "no.gguf")
+            outside = (
+                "%2e%2e/recipe.yaml",
+                "..%2frecipe.yaml",
+                "away/passwd",
+                "merged",
+                "%00",
+                "no.gguf",
+                "a" * 300,
+            )
             for path in outside:
                 assert client.get(f"{root}/first/files/{path}").status_code == 404, path
 

@@ -56,7 +56,9 @@ def test_what_cannot_be_is_refused_on_the_page(tmp_path):
         assert client.post("/registry/orders/burn", data={"version": "1"}).status_code == 422
         assert client.get("/registry/..%5corders").status_code == 404
         assert client.get("/registry/orders?diff=1,99").status_code == 404
-        assert client.get("/registry/nobody").status_code == 404
+        for name in ("nobody", "n" * 300):
+            assert client.get(f"/registry/{name}").status_code == 404
+        assert client.post("/registry", data={"run": "first", "name": "n" * 300}).status_code == 422
 
 
 def test_the_api_does_the_same(tmp_path):

@@ -88,7 +88,7 @@ def test_what_does_not_fit_or_is_not_there_is_refused_before_a_process_is_starte
             assert 'role="alert"' in refused.text
         outside = client.post("/api/v1/servers", json={"models": ["/etc/passwd"]})
         assert outside.status_code == 404
-        for path in ("/serve/..%5c..", "/serve/...", "/serve/nobody"):
+        for path in ("/serve/..%5c..", "/serve/...", "/serve/nobody", "/serve/" + "a" * 300):
             assert client.get(path).status_code == 404, path
     assert list_servers() == []
 

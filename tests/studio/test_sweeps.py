@@ -66,7 +66,7 @@ def test_names_are_no_paths(tmp_path):
     outside.mkdir()
     (outside / "sweep.json").write_text((folder.path / "sweep.json").read_text())
     with studio(tmp_path) as client:
-        for name in ("nobody", "..%5celsewhere", "~", "%00"):
+        for name in ("nobody", "..%5celsewhere", "~", "%00", "a" * 300):
             assert client.get(f"/sweeps/{name}").status_code == 404, name
         assert client.post("/sweeps/orders-sweep/burn").status_code == 422
         assert client.post("/sweeps/orders-sweep/stop").status_code == 409

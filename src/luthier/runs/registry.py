@@ -23,8 +23,8 @@ from luthier.runs.directory import RunDirectory, find_run, list_runs, runs_root
 from luthier.runs.stages import load_artifacts, load_comparisons
 from luthier.schema.registry import AliasChange, Score, Version
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
 
 
 def registry_root() -> Path:

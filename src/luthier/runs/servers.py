@@ -167,7 +167,7 @@ def list_servers() -> list[ServerDirectory]:
 def find_server(name: str) -> ServerDirectory:
     """A server by id. Errors: UsageError with the nearest."""
     path = servers_root() / name
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and (path / "status.json").is_file():
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", name) and (path / "status.json").is_file():
         return ServerDirectory(path)
     near = did_you_mean(name, [one.id for one in list_servers()])
     raise UsageError(f"there is no server {name!r}", hint=near)

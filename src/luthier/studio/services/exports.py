@@ -163,7 +163,9 @@ def file_of(run: RunDirectory, name: str) -> Path:
     """A file below the run's artifacts. Errors: NotFound, also for what lies or points outside."""
     root = (run.path / "artifacts").resolve()
     path = (root / name.replace("\0", "")).resolve()
-    if "\0" in name or not path.is_relative_to(root) or not path.is_file():
+    # The system refuses to look up a name that no file can have.
+    odd = "\0" in name or any(len(part.encode()) > 255 for part in name.split("/"))
+    if odd or not path.is_relative_to(root) or not path.is_file():
         raise NotFound(f"{run.id} has no such file", hint=f"see /exports/{run.id}")
     return path
 

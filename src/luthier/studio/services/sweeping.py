@@ -103,7 +103,7 @@ def sweeps(settings: StudioSettings) -> list[SweepView]:
 
 def sweep_named(settings: StudioSettings, name: str) -> SweepFolder:
     """A sweep by its name, never by a path. Errors: NotFound."""
-    if "/" in name or "\\" in name or "\0" in name or name.startswith((".", "~")):
+    if len(name) > 120 or "/" in name or "\\" in name or "\0" in name or name.startswith((".", "~")):
         raise NotFound(f"there is no sweep {name[:80]!r}", hint="see /sweeps")
     try:
         found = find_sweep(name, settings.runs)
