@@ -269,7 +269,7 @@ def test_a_dry_run_says_what_a_start_would(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "odd", ["~nosuchuser", "~nosuchuser/x", "x" * 5000, "a\0b", "/" + "b" * 300, "/etc", "../..", "\n"]
+    "odd", ["~nosuchuser", "~nosuchuser/x", "x" * 5000, "a\0b", "/" + "b" * 300, "/etc", "💥", "../..", "\n"]
 )
 def test_names_that_no_system_has_are_refused_in_words(tmp_path: Path, odd: str) -> None:
     with studio(tmp_path) as client:

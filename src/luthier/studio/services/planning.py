@@ -261,7 +261,7 @@ def recipe_of(wish: Wish, uploads: Path, known: Dataset | None = None) -> Recipe
     for name, key in KEYS.items():
         value = getattr(wish, name)
         if value is not None and not (key.startswith("method.") and values["method"]["name"] == "full"):
-            words.append(f"{key}={json.dumps(value)}")
+            words.append(f"{key}={json.dumps(value, ensure_ascii=False)}")
     if known is not None and wish.name is None and wish.from_run is None:
         # An uploaded file has no name of its own on the disk.
         words.append(f"name={json.dumps(run_name(values, known))}")
