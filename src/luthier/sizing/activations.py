@@ -159,9 +159,10 @@ class Layer:
         """What the adapter of one linear layer keeps beside the input that layers share."""
         method = self.method
         if self.kernels.autocast and isinstance(method, Full):
-            # Each module narrows its input for itself; what is narrow already is kept as it is.
-            copied = matrix.name.rsplit(".", 1)[-1] not in ("o_proj", "down_proj")
-            return float(matrix.inputs * self.element) if copied else 0.0
+            # Each module narrows its input for itself, and keeps what is narrow already as it is; what
+            # attention gives is counted there.
+            counted = matrix.name.rsplit(".", 1)[-1] == "o_proj"
+            return 0.0 if counted else float(matrix.inputs * self.element)
         if not isinstance(method, Lora) or not self._is_trained(matrix):
             return 0.0
         if self.kernels.autocast:

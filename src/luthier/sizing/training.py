@@ -197,8 +197,9 @@ class _Step:
         self.full = isinstance(method, Full)
         documents = shape.micro_batch_size * shape.documents
         span = shape.sequence_length // shape.documents
+        inside = 2 if kernels.autocast else element  # products are narrow whatever the weights are
         made = [
-            (times, Layer(arch, index, method, kernels, element, span, documents))
+            (times, Layer(arch, index, method, kernels, inside, span, documents))
             for index, times in distinct_layers(arch)
         ]
         layers = [(times, layer.memory) for times, layer in made]
