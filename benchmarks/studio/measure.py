@@ -133,7 +133,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tabs", type=int, default=20)
-    count = parser.parse_args().tabs
+    parser.add_argument("--pages-only", action="store_true")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
         folder = Path(scratch)
         run = fill(folder)
@@ -142,9 +143,10 @@ def main() -> None:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
             tell("server_at_start", {"bytes": server.memory()})
-            tell("listing", listing(browser, server))
-            tell("long", long_run(browser, server, run))
-            tell("tabs", tabs(browser, server, count))
+            if not asked.pages_only:
+                tell("listing", listing(browser, server))
+                tell("long", long_run(browser, server, run))
+                tell("tabs", tabs(browser, server, asked.tabs))
             for path in PAGES:
                 tell(path, cold(browser, server, path))
         finally:
