@@ -29,7 +29,7 @@ assets: | python
 quickstart: setup
 	$(BIN)/luthier quickstart
 
-test: lint types contract unit workflow test-browser install docs
+test: lint types contract unit workflow install docs
 
 setup setup-dev: | python
 setup:
@@ -73,7 +73,7 @@ workflow: setup-dev tools
 install: setup-dev
 	$(BIN)/python -m pytest -m "install and not slow"
 
-# The studio in Chromium (CHROMIUM=/path/to/it where it is not found); `make test` runs it where there is one.
+# The studio in Chromium (CHROMIUM=/path/to/it where it is not found); minutes, so not a part of `make test`.
 test-browser: setup-dev
 	@$(PYTHON) tools/studio_assets.py --axe
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studio/browser -m "not slow"
