@@ -179,6 +179,11 @@ READINGS = {
         "Two candidates a query: chance alone gives an Accuracy@1 of 50 % and an nDCG of 82 %, order by "
         "words 74.5 % and 90.6 %. Look at Accuracy@1 then; the scale of nDCG hardly moves here."
     ),
+    "speeches": (
+        "Five steps on one speech: better beyond doubt, and worth nothing, one per cent of the loss. The "
+        "passages come from a few speeches and were given without a group, so they are not as "
+        "independent as the interval takes them to be."
+    ),
 }
 """What a critical reader adds to a report, by run."""
 
