@@ -1,6 +1,6 @@
 """GSM8K's answers read as numbers by lm-evaluation-harness and by Luthier.
 
-    python -P benchmarks/proof/numbers.py GSM8K.jsonl.gz
+    python -P benchmarks/proof/gsm8k.py GSM8K.jsonl.gz
 
 500 answers, each right and in eight other ways: another row's, without its mark, with other signs around the
 number. Needs `lm_eval`; its own filters and metric are called as its task gsm8k calls them.
