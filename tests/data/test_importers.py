@@ -375,7 +375,7 @@ def test_the_command_writes_and_reports(tmp_path: Path, capsys, monkeypatch) -> 
 
 
 TORCHTUNE = """\
-# tune download someone/Model-1B-Instruct --output-dir /tmp/nowhere/Model-1B-Instruct
+# tune download someone/Model-1B-Instruct --output-dir ~/models/Model-1B-Instruct
 output_dir: /tmp/out
 model:
   _component_: torchtune.models.llama3_2.qlora_llama3_2_1b
@@ -387,11 +387,11 @@ model:
   lora_dropout: 0.0
 tokenizer:
   _component_: torchtune.models.llama3.llama3_tokenizer
-  path: /tmp/nowhere/Model-1B-Instruct/original/tokenizer.model
+  path: ~/models/Model-1B-Instruct/original/tokenizer.model
   max_seq_len: 2048
 checkpointer:
   _component_: torchtune.training.FullModelHFCheckpointer
-  checkpoint_dir: /tmp/nowhere/Model-1B-Instruct
+  checkpoint_dir: ~/models/Model-1B-Instruct
   checkpoint_files: [model.safetensors]
   recipe_checkpoint: null
   output_dir: ${output_dir}

@@ -21,7 +21,7 @@ def import_(
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write a recipe from a configuration of axolotl, LLaMA-Factory, NeMo Automodel, TRL, ms-swift or torchtune.
+    """Write a recipe from one of axolotl, LLaMA-Factory, NeMo Automodel, TRL, ms-swift or torchtune.
 
     Parameters
     ----------
