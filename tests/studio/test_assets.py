@@ -33,7 +33,11 @@ def referred() -> set[str]:
 def test_every_file_that_is_referred_to_is_there() -> None:
     names = referred()
     assert {"studio.css", "vendor/htmx.min.js", "vendor/uPlot.iife.min.js", "core.js"} <= names
-    assert [name for name in sorted(names) if not (STATIC / name).is_file()] == []
+    brought = (STATIC / "vendor" / "versions.txt").is_file()
+    own = {name for name in names if not name.startswith("vendor/")}
+    assert [name for name in sorted(names if brought else own) if not (STATIC / name).is_file()] == []
+    if not brought:
+        pytest.skip("the studio's third-party files are not here: make assets")
 
 
 @pytest.mark.parametrize("path", [*TEMPLATES, *SCRIPTS, *STYLES], ids=lambda path: path.name)
