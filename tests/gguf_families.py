@@ -57,37 +57,46 @@ FAMILIES = {
 }
 
 
-def save(folder, family):
-    """Write a saved model of that family, as a merge would leave it."""
+def made_up(splits):
+    """A vocabulary and a template of no maker, as transformers wraps them."""
     import transformers
 
-    name, splits, extra = FAMILIES[family]
-    made = tokenizer(splits)
-    wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made,
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(splits),
         eos_token="<|over|>",
         pad_token="<|none|>",
         additional_special_tokens=["<|turn|>"],
         chat_template=TEMPLATE,
         model_max_length=512,
     )
+
+
+def save(folder, family, wrapped=None, *, ends=(2,)):
+    """Write a saved model of that family, as a merge would leave it.
+
+    wrapped: its tokenizer, a made-up one where not given; ends: the tokens that end an answer.
+    """
+    import transformers
+
+    name, splits, extra = FAMILIES[family]
+    wrapped = wrapped or made_up(splits)
     kind = getattr(transformers, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")
     torch.manual_seed(11)
     config = kind(
-        vocab_size=made.get_vocab_size(),
+        vocab_size=len(wrapped),
         hidden_size=256,
         intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
+        max_position_embeddings=wrapped.model_max_length,
+        bos_token_id=wrapped.bos_token_id,
+        eos_token_id=ends[0],
+        pad_token_id=wrapped.pad_token_id,
         **{"initializer_range": 0.05, **extra},
     )
     model = getattr(transformers, f"{name}ForCausalLM")(config).float()
-    model.generation_config.eos_token_id = 2
+    model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     model.save_pretrained(folder)
     wrapped.save_pretrained(folder)
     return folder

@@ -17,7 +17,7 @@ def export(
     adapter: Annotated[bool, Parameter(negative="")] = False,
     merged: Annotated[bool, Parameter(negative="")] = False,
     onnx: Annotated[bool, Parameter(negative="")] = False,
-    imatrix: bool = True,
+    imatrix: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Write a run's adapter, merged weights, GGUF or ONNX files, each checked against the trained model.

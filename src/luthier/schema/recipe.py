@@ -404,7 +404,7 @@ class ExportChoice(Record):
     """Merged weights as safetensors."""
     gguf: tuple[GgufType, ...] = ()
     """GGUF files by type."""
-    imatrix: bool = True
+    imatrix: bool = False
     """Whether GGUF types of four bits and less are rounded by an importance matrix of training rows."""
     onnx: bool = False
     """An ONNX graph for onnxruntime (classification, similarity and reranking)."""
