@@ -172,8 +172,8 @@ def refuse_contradictions(request: Request) -> None:
     if request.max_cost is not None and request.price_per_hour is None:
         raise UsageError(
             f"at most ${request.max_cost:,.2f} were allowed, but no price is known",
-            hint="say what an hour of one GPU costs: --price-per-hour 2.50 (prices differ by maker and day: "
-            "none is shipped), or limit the time with --hours",
+            hint="say what an hour of one GPU costs: --price-per-hour 2.50 (prices differ by maker and day; "
+            "`luthier plan` names a dated list price where there is one), or limit the time with --hours",
         )
     generative = request.purpose in ("chat", "text-generation")
     if not generative and request.goal in ("new-language", "from-scratch"):
