@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from luthier.errors import DataError
-from luthier.models.generate import TorchGenerator
+from luthier.models.generate import TorchGenerator, clear_lead
 
 
 class Words:
@@ -114,3 +114,9 @@ def test_the_context_ends_an_answer(tiny):
         subject.greedy([[5], [5] * 128], max_new_tokens=1)
     with pytest.raises(DataError, match="empty"):
         subject.greedy([[]], max_new_tokens=1)
+
+
+def test_a_lead_of_two_steps_of_bf16_is_a_tie():
+    logits = torch.tensor([[28.5, 28.25], [28.5, 28.0], [3.0, 2.0]])
+    assert clear_lead(logits, torch.bfloat16).tolist() == pytest.approx([0.0, 0.25, 1 - 2**-5])
+    assert clear_lead(logits, torch.float32).tolist() == pytest.approx([0.25, 0.5, 1.0], abs=1e-4)

@@ -45,7 +45,9 @@ class Greedy(Protocol):
 
     @property
     def gaps(self) -> Sequence[float]:
-        """Lead of the best token over the second in nats, for each token and the end token."""
+        """Lead of the best token over the second in nats, beyond what its type rounds away, for each token
+        and the end token.
+        """
 
 
 class Reference(Protocol):

@@ -35,7 +35,22 @@ class Continuation:
     stopped: bool
     """True where an end token came, false where the length ended it."""
     gaps: tuple[float, ...] = ()
-    """For each token (and the end token), how far the best one leads the second, in nats."""
+    """For each token (and the end token), how clear it was: `clear_lead`, in nats."""
+
+
+ROUNDING = 2.0
+"""Steps of the type by which a lead may be off: two logits are rounded, and all before them. SmolLM2-135M
+with adapters in bf16 against fp32, 361 greedy tokens: 0.45 steps in the median, 2.3 for 99 %."""
+
+
+def clear_lead(best: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far the best token leads the second beyond what the type can tell apart: nats, [rows].
+
+    best: [rows, 2] logits. Logits are rounded to the model's type before they are told: in bf16 those of
+    16 to 32 stand an eighth apart, so that a lead of one step or two may be none at all.
+    """
+    step = torch.finfo(dtype).eps * torch.exp2(torch.floor(torch.log2(best[:, 0].abs().clamp(min=1e-6))))
+    return (best[:, 0] - best[:, 1] - ROUNDING * step).clamp(min=0.0)
 
 
 class TorchGenerator:
@@ -107,7 +122,7 @@ class TorchGenerator:
     ) -> list[Continuation]:
         """Greedy continuations of token ids, in the order of prompts.
 
-        gaps: also say how clear each choice was, for comparisons that must end at a near-tie.
+        gaps: also say how clear each choice was (`clear_lead`), for comparisons that must end at a near-tie.
         """
         for number, prompt in enumerate(prompts, 1):
             if not prompt:
@@ -160,7 +175,7 @@ class TorchGenerator:
             if gaps:
                 best = logits.topk(2, dim=-1)
                 token = best.indices[:, 0]
-                lead = (best.values[:, 0] - best.values[:, 1]).tolist()
+                lead = clear_lead(best.values, self.model.dtype).tolist()
             else:
                 token, lead = logits.argmax(dim=-1), None
             going = []
