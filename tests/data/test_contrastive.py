@@ -7,8 +7,10 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.batching import plan_epoch, plan_grouped, shard
+from luthier.data.batching import plan_epoch
 from luthier.data.contrastive import plan_contrastive, text_key
+from luthier.tasks.planned import plan_rows
+from luthier.training.world import World
 
 TEXTS = st.sampled_from("abcdefghijklmnopqrstuvwxyz")
 ROWS = st.lists(st.tuples(TEXTS, TEXTS, st.lists(TEXTS, max_size=2)), max_size=60)
@@ -78,7 +80,8 @@ def test_rows_of_like_length_stand_together() -> None:
 
     plain = padded(plan_contrastive(own, batch_size=16, seed=0, epoch=0))
     assert padded(plan_contrastive(own, batch_size=16, seed=0, epoch=0, lengths=lengths)) < 0.1 * plain
-    assert padded(plan_grouped(lengths, batch_size=16, seed=0, epoch=0)) < 0.1 * plain
+    grouped = plan_rows(lengths, batch_size=16, micro_batch_size=16, seed=0, epoch=0)
+    assert padded([chosen for (chosen,) in grouped]) < 0.1 * plain
 
 
 def test_every_world_size_works_through_the_same_steps() -> None:
@@ -90,7 +93,7 @@ def test_every_world_size_works_through_the_same_steps() -> None:
         for world in (1, 2, 3, 8):
             for step in plan:
                 sequences = [packed for micro in step for packed in micro]
-                parts = [shard(sequences, rank=rank, world_size=world) for rank in range(world)]
+                parts = [World(rank, world).own(sequences) for rank in range(world)]
                 assert sorted(packed for part in parts for packed in part) == sorted(sequences)
                 assert max(map(len, parts)) - min(map(len, parts)) <= 1
         # A resume plans the epoch anew and goes on behind the steps that are done.

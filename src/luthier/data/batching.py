@@ -125,20 +125,3 @@ def fill(plan: Sequence[Step], lengths: Sequence[int], sequence_length: int) -> 
     sequences = [packed for step in plan for micro in step for packed in micro]
     used = sum(lengths[row] for packed in sequences for row in packed)
     return used / (len(sequences) * sequence_length) if sequences else 0.0
-
-
-def shard(items: Sequence[_T], *, rank: int, world_size: int) -> list[_T]:
-    """One device's part of the items of a step. Together the parts are the step, on any world size."""
-    assert 0 <= rank < world_size
-    return list(items[rank::world_size])
-
-
-def plan_grouped(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """Batches of rows of like length, in shuffled order, for rows that cannot share a sequence.
-
-    Every row exactly once; only the last batch may be smaller. Deterministic in (seed, epoch).
-    """
-    order = random.Random(f"luthier groups {seed}/{epoch}")
-    rows = list(range(len(lengths)))
-    order.shuffle(rows)
-    return [tuple(row for (row,) in step) for step in _grouped(rows, lengths, batch_size, order)]

@@ -144,16 +144,32 @@ def judge_texts(
                 figures={"nats": -one.nats, "tokens": float(one.tokens), "bytes": float(size)},
             )
         )
+    result = text_result(
+        rows, split=split, model=scorer.label, weights_digest=scorer.weights_digest, cached=cached
+    )
+    return result.model_copy(update={"seconds": time.perf_counter() - began})
+
+
+def text_result(
+    rows: Sequence[ScoredRow],
+    *,
+    split: str,
+    model: str,
+    weights_digest: str,
+    settings: dict[str, str | int | float | bool] | None = None,
+    cached: int = 0,
+) -> EvalResult:
+    """The result of texts with their cross-entropies; its seconds are the caller's to fill in."""
     names = ("loss", "bits_per_byte")
     return EvalResult(
         split=split,
-        model=scorer.label,
-        weights_digest=scorer.weights_digest,
+        model=model,
+        weights_digest=weights_digest,
         metrics={name: set_metric_of(SET_METRICS[name], rows) for name in names},
         primary=names[0],
         rows=tuple(rows),
-        seconds=time.perf_counter() - began,
-        settings={"metrics": ", ".join(names)},
+        seconds=0.0,
+        settings={"metrics": ", ".join(names), **(settings or {})},
         reason="plain text has no answer to score: how well it is predicted is measured",
         cached=cached,
     )

@@ -22,7 +22,7 @@ from luthier.data.collate import collate
 from luthier.data.render import prompt_ids, render_rows
 from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import DataError
-from luthier.evaluation.totals import SET_METRICS, set_metric_of
+from luthier.evaluation.likelihood import SHOWN, text_result
 from luthier.models.generate import TorchGenerator
 from luthier.models.load import check_model_directory, load_causal, quiet
 from luthier.schema.protocols import ChatRow, Generated, Message, Progress, Splits, TokenRow
@@ -31,9 +31,6 @@ from luthier.tasks.base import Rows, Told
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.chat import ChatTask
 from luthier.training.loop import to_device
-
-SHOWN = 400
-"""Characters of a text that stand in a report."""
 
 
 class PlainGenerator(TorchGenerator):
@@ -96,18 +93,14 @@ class TextTask(ChatTask):
                 progress(done, len(rows))
         if not any(row.figures["tokens"] for row in scored):
             raise DataError(f"the texts of {split} are too short to predict anything in", file=rows[0].file)
-        names = ("loss", "bits_per_byte")
-        return EvalResult(
+        result = text_result(
+            scored,
             split=split,
             model=generator.label,
             weights_digest=generator.weights_digest,
-            metrics={name: set_metric_of(SET_METRICS[name], scored) for name in names},
-            primary=names[0],
-            rows=tuple(scored),
-            seconds=time.perf_counter() - began,
-            settings={"metrics": ", ".join(names), "sequence_length": limit},
-            reason="plain text has no answer to score: how well it is predicted is measured",
+            settings={"sequence_length": limit},
         )
+        return result.model_copy(update={"seconds": time.perf_counter() - began})
 
     @torch.inference_mode()
     def _nats(self, objective: Any, row: TokenRow, limit: int) -> tuple[float, int, int]:
