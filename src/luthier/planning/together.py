@@ -13,10 +13,12 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
 
     Errors: UsageError, Unsupported.
     """
-    asked = recipe.training.devices
+    asked, sizes = recipe.training.devices, recipe.training.parallel
     if asked == 1:
         return
     alone = "leave training.devices at 1"
+    if sizes is not None:
+        _refuse_sizes(sizes.sizes(asked))
     if recipe.task == "similarity":
         raise Unsupported(
             "similarity compares all texts of a batch with each other: they are on one device",
@@ -48,3 +50,12 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
             )
     else:
         raise Unsupported(f"several processes share no {device} device", hint=alone)
+
+
+def _refuse_sizes(sizes: dict[str, int]) -> None:
+    for name in ("shard", "tensor", "context", "pipeline", "expert"):
+        if sizes[name] > 1:
+            raise Unsupported(
+                f"training.parallel.{name} {sizes[name]}: devices share a training by replicate alone",
+                hint=f"leave training.parallel.{name} at 1",
+            )

@@ -6,6 +6,7 @@ it came from (``training.batch_size: fits 21.3 of 24.0 GiB``).
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
@@ -283,6 +284,45 @@ class DataChoice(Record):
         return value
 
 
+class Parallel(Record):
+    """How the devices of a training share it; the product of all sizes is training.devices."""
+
+    replicate: int | None = Field(None, ge=1)
+    """Groups that each hold the whole model and take micro-batches of their own; what the others leave."""
+    shard: int | None = Field(None, ge=1)
+    """Devices that hold one model together (FSDP), each with micro-batches of its own; by memory."""
+    tensor: int = Field(1, ge=1)
+    """Devices that each hold a part of every matrix and compute the same micro-batch together."""
+    context: int = Field(1, ge=1)
+    """Devices that each hold a part of every sequence."""
+    pipeline: int = Field(1, ge=1)
+    """Devices that each hold some of the layers."""
+    expert: int = Field(1, ge=1)
+    """Devices that each hold some of the experts of every layer."""
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """Every size by name for so many devices; what is not given yet is replicated.
+
+        Raises ValueError where the product is not the number of devices.
+        """
+        given = {"replicate": self.replicate, "shard": self.shard}
+        rest = {name: getattr(self, name) for name in ("tensor", "context", "pipeline", "expert")}
+        known = math.prod(size for size in (*given.values(), *rest.values()) if size is not None)
+        left = devices // known
+        if self.replicate is None:
+            given = {"replicate": left, "shard": self.shard or 1}
+        elif self.shard is None:
+            given = {"replicate": self.replicate, "shard": left}
+        found = {name: size or 1 for name, size in given.items()} | rest
+        if math.prod(found.values()) != devices:
+            said = " x ".join(f"{name} {size}" for name, size in found.items() if size > 1) or "one device"
+            raise ValueError(
+                f"the sizes of parallel ({said}) do not multiply to training.devices {devices}; set "
+                f"training.devices to {known * max(1, left)}, or sizes whose product is {devices}"
+            )
+        return found
+
+
 class TrainingChoice(Record):
     """How to train."""
 
@@ -295,7 +335,9 @@ class TrainingChoice(Record):
     batch_size: int | None = Field(None, ge=1)
     """Rows (packed: sequences) for each optimiser step, over all micro-batches and devices."""
     devices: int = Field(1, ge=1)
-    """Devices of this machine that train together, each with the whole model and its own micro-batches."""
+    """Devices that train together, on all machines."""
+    parallel: Parallel | None = None
+    """How these devices share the training; derived: the whole model on each where it fits, else divided."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows (packed: sequences) that go through the model at once on one device."""
     sequence_length: int | None = Field(None, ge=8)
@@ -332,6 +374,8 @@ class TrainingChoice(Record):
     """Steps between checkpoints; derived."""
     keep_last: int = Field(2, ge=1)
     """How many of the newest checkpoints stay on disk; the best one always does."""
+    background_checkpoints: bool | None = None
+    """Whether checkpoints are copied in memory and written beside the training; derived from memory."""
     select: Literal["best", "last"] = "best"
     """Which checkpoint is evaluated and shipped: lowest validation loss, or the last step."""
     patience: int | None = Field(None, ge=1)
@@ -344,6 +388,12 @@ class TrainingChoice(Record):
     """Where the metrics go besides the run's own files: tensorboard, wandb, mlflow, trackio."""
     profile_steps: int = Field(0, ge=0)
     """Steps to record with torch's profiler, from the third of the process on; opens in Perfetto."""
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> TrainingChoice:
+        if self.parallel is not None:
+            self.parallel.sizes(self.devices)
+        return self
 
     @field_validator("trackers", mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """The processes that train one model together: what they add up, agree on and share out.
 
-Every process holds the whole model and works through its own micro-batches of each step; gradients are
-added up before the update, so that all of them hold the same weights afterwards. One process alone is
-the same code with nothing to add.
+They stand in a grid whose sides are the sizes of ``training.parallel``. Along replicate and shard each
+process works through its own micro-batches of a step; along the others they work on the same ones
+together. One process alone is the same code with nothing to add.
 """
 
 from __future__ import annotations
@@ -11,14 +11,22 @@ import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from luthier.schema.recipe import Parallel
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 T = TypeVar("T")
 CPU = torch.device("cpu")
+SIDES = ("pipeline", "replicate", "shard", "context", "expert", "tensor")
+"""Sides of the grid from the outermost: neighbours in the last have neighbouring ranks (fast links)."""
 BUCKET = 1 << 24
 """Numbers that are added up at once: small weights travel together (64 MiB in fp32)."""
 PATIENCE = datetime.timedelta(minutes=10)
@@ -32,22 +40,70 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
+    parallel: Parallel | None = None
+    """Sizes of the grid; None: the whole model in every process."""
 
     @property
     def first(self) -> bool:
         """Whether this process speaks and writes for all."""
         return self.rank == 0
 
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the grid by name."""
+        return (self.parallel or Parallel()).sizes(self.size)
+
+    @cached_property
+    def mesh(self) -> DeviceMesh | None:
+        """The grid, with a side for each size above one, in the order of `SIDES`; None for one process.
+
+        Made at the first call, which every process must make.
+        """
+        sides = [name for name in SIDES if self.sizes[name] > 1]
+        if not sides:
+            return None
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape = tuple(self.sizes[name] for name in sides)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=tuple(sides))
+
+    def side(self, *names: str) -> DeviceMesh | None:
+        """The part of the grid along these sides, of those that are longer than one; None where none is."""
+        found = tuple(name for name in names if self.sizes[name] > 1)
+        return self.mesh[found] if found and self.mesh is not None else None
+
+    def place(self, name: str) -> int:
+        """Where this process stands along a side."""
+        return 0 if (side := self.side(name)) is None else side.get_local_rank()
+
+    @property
+    def shares(self) -> int:
+        """Into how many parts the micro-batches of a step are shared out."""
+        return self.sizes["replicate"] * self.sizes["shard"]
+
+    @cached_property
+    def share(self) -> int:
+        """Which part is that of this process."""
+        return self.place("replicate") * self.sizes["shard"] + self.place("shard")
+
+    @cached_property
+    def sharers(self) -> dist.ProcessGroup | None:
+        """The processes that have the other parts; None where these are all."""
+        side = self.side("replicate", "shard")
+        if self.shares == self.size or side is None:
+            return None
+        return (side if side.ndim == 1 else side._flatten("shares")).get_group()
+
     def own(self, items: Sequence[T]) -> list[T]:
         """The part of this process in a step's micro-batches; together the parts are the step."""
-        return list(items[self.rank :: self.size])
+        return list(items[self.share :: self.shares])
 
     def total(self, *numbers: float) -> list[float]:
-        """Each number added up over all processes, in fp64."""
-        if self.size == 1:
+        """Each number added up over all parts of a step, in fp64."""
+        if self.shares == 1:
             return list(numbers)
         found = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(found)
+        dist.all_reduce(found, group=self.sharers)
         return [float(one) for one in found.tolist()]
 
     def most(self, number: int) -> int:
@@ -59,12 +115,12 @@ class World:
         return int(found)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Add tensors up over all processes, in place; of the same shapes and types everywhere."""
-        if self.size == 1:
+        """Add tensors up over all parts of a step, in place; of the same shapes and types everywhere."""
+        if self.shares == 1:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([one.reshape(-1) for one in bucket])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.sharers)
             parts = torch.split(flat, [one.numel() for one in bucket])
             torch._foreach_copy_(list(bucket), [p.view_as(b) for p, b in zip(parts, bucket, strict=True)])
 
@@ -97,10 +153,13 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def together(rank: int, size: int, kind: str, *, local: int, address: str) -> Iterator[World]:
+def together(
+    rank: int, size: int, kind: str, *, local: int, address: str, parallel: Parallel | None = None
+) -> Iterator[World]:
     """Join the other processes at that address (``tcp://host:port``); leave them at the end.
 
     kind: of the device. local: which of this machine's processes it is: its GPU, or a share of the cores.
+    parallel: how they share the training.
     """
     cuda = kind == "cuda"
     device = torch.device(kind, local) if cuda else torch.device(kind)
@@ -113,6 +172,6 @@ def together(rank: int, size: int, kind: str, *, local: int, address: str) -> It
         device_id=device if cuda else None,
     )  # fmt: skip
     try:
-        yield World(rank, size, device)
+        yield World(rank, size, device, parallel)
     finally:
         dist.destroy_process_group()
