@@ -12,6 +12,7 @@ from luthier.cli.judge import NOBODY, Judging
 from luthier.errors import LuthierError, UsageError
 
 if TYPE_CHECKING:
+    from luthier.evaluation.own import OwnMetric
     from luthier.runs.directory import RunDirectory
     from luthier.schema.judgement import Judgement
     from luthier.schema.protocols import ChatRow
@@ -66,7 +67,8 @@ def evaluate(
     gguf
         Which of a run's GGUF files answers, instead of the trained model.
     metrics
-        Metrics by name, the first one primary; chosen from the rows when not given.
+        Metrics by name, the first one primary; chosen from the rows when not given. FILE.py:FUNCTION is a
+        metric of your own, run here: function(expected, answer) gives a row's score, more is better.
     benchmark
         Public benchmarks in place of --data: mmlu, arc, arc_easy, hellaswag, truthfulqa, boolq, gsm8k,
         humaneval, mbpp, bfcl (several with commas). A run is judged against its base model.
@@ -113,9 +115,18 @@ def evaluate(
             json=json,
         )
         return _gated(found, min_delta, no_regression=no_regression)
+    from luthier.evaluation.own import is_own, load_own, with_own
+
+    own = [load_own(words) for words in metrics if is_own(words)]
+    known = tuple(words for words in metrics if not is_own(words))
     run = None if against or model or gguf or _no_run(what) else _run(what)
     if run is not None:
-        code, comparisons = _run_comparisons(run, data, name, judging, json=json)
+        if known:
+            raise UsageError(
+                f"{run.id} keeps the metrics that its recipe names",
+                hint="set evaluation.metrics there, or name one of your own: --metrics FILE.py:FUNCTION",
+            )
+        code, comparisons = _run_comparisons(run, data, name, judging, own, json=json)
         if code != 0:
             return code
     else:
@@ -138,14 +149,15 @@ def evaluate(
                     split=label,
                     model=model if target.startswith("http") else None,
                     gguf=gguf if target == what else None,
-                    metrics=tuple(first.metrics) if first else metrics,
+                    metrics=tuple(first.metrics) if first else known,
                     longest=max_new_tokens or LONGEST,
                 )
             )
         judgement = None if judging.judge is None else _judge_pair(judging, rows, results)
+        results = [with_own(result, own) for result in results]
         comparisons = _shown(results, judgement, json=json)
-    own = None if data else run
-    return _gated(comparisons, min_delta, no_regression=no_regression, run=own)
+    whole = None if data else run
+    return _gated(comparisons, min_delta, no_regression=no_regression, run=whole)
 
 
 def _gated(
@@ -192,7 +204,13 @@ def _run(what: str) -> RunDirectory | None:
 
 
 def _run_comparisons(
-    run: RunDirectory, data: Sequence[Path], name: str | None, judging: Judging, *, json: bool
+    run: RunDirectory,
+    data: Sequence[Path],
+    name: str | None,
+    judging: Judging,
+    own: Sequence[OwnMetric],
+    *,
+    json: bool,
 ) -> tuple[int, Sequence[Comparison]]:
     """Base against tuned model of a run, on its own splits or on other rows."""
     from luthier.cli import story
@@ -215,6 +233,8 @@ def _run_comparisons(
         code = 0 if comparisons else attend(run, quiet=True)
         comparisons = comparisons or load_comparisons(run)
     if code == 0:
+        if own:
+            comparisons = _by_own(run, [c.split for c in comparisons], own, kept=bool(data))
         judgement = None
         if judging.judge is not None and comparisons:
             judgement = _judge_run(judging, run, comparisons[0].split, data)
@@ -228,6 +248,31 @@ def _run_comparisons(
     return code, comparisons
 
 
+def _by_own(
+    run: RunDirectory, splits: Sequence[str], own: Sequence[OwnMetric], *, kept: bool
+) -> list[Comparison]:
+    """The answers that a run has kept, compared by metrics of a person's own. kept: those to --data."""
+    from luthier.evaluation.compare import compare
+    from luthier.evaluation.own import with_own
+    from luthier.runs.judgements import demand_answers
+
+    demand_answers(run)
+    pairs = [_answers(run, split, kept=kept) for split in splits]
+    return [compare(with_own(before, own), with_own(after, own)) for before, after in pairs]
+
+
+def _answers(run: RunDirectory, split: str, *, kept: bool) -> tuple[EvalResult, EvalResult]:
+    """What base and tuned model of a run answered. kept: to the rows of --data, not to its own splits."""
+    from luthier.runs.stages import load_results
+    from luthier.schema.results import EvalResult
+
+    if not kept:
+        return load_results(run, "baseline")[split], load_results(run, "tuned")[split]
+    found = run.stage_values(f"evaluations/{split}") or {}
+    before, after = (EvalResult.model_validate(found[side]) for side in ("baseline", "tuned"))
+    return before, after
+
+
 def _values(judgement: Judgement | None) -> dict[str, Any]:
     return {} if judgement is None else {"judgement": judgement.model_dump(mode="json")}
 
@@ -237,18 +282,13 @@ def _judge_run(judging: Judging, run: RunDirectory, split: str, data: Sequence[P
     from luthier.cli.judge import run_judge
     from luthier.runs.judgements import chats_of_rows, demand_answers
     from luthier.runs.prepare import read_tests
-    from luthier.runs.stages import load_results
-    from luthier.schema.results import EvalResult
 
     demand_answers(run)
     chats = None
+    first, second = _answers(run, split, kept=bool(data))
     if data:
-        kept = run.stage_values(f"evaluations/{split}") or {}
-        first, second = (EvalResult.model_validate(kept[side]) for side in ("baseline", "tuned"))
         files = tuple(str(path.expanduser().resolve()) for path in data)
         chats = chats_of_rows(read_tests({split: files}, run.recipe)[split])
-    else:
-        first, second = load_results(run, "baseline")[split], load_results(run, "tuned")[split]
     return run_judge(judging, first, second, names=("base", run.id), run=run, split=split, chats=chats)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group
-from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.rule import Rule
@@ -61,9 +60,9 @@ def grid(rows: Sequence[tuple[str, str | Text]]) -> Padding:
     return Padding(table, (0, 0, 0, 2))
 
 
-def columns(*heads: str, numbers: Sequence[int] = ()) -> Table:
-    """A plain table; columns in ``numbers`` are right-aligned."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+def columns(*heads: str, numbers: Sequence[int] = (), gap: int = 2) -> Table:
+    """A plain table; columns in ``numbers`` are right-aligned. gap: half the space between two columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap), header_style="dim")
     for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index in numbers else "left")
     return table
@@ -269,23 +268,20 @@ def show_result(result: EvalResult) -> None:
 
 def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] = ()) -> None:
     """Baseline against tuned on every split, with the verdict, and against what costs no training."""
-    table = columns(
-        "split", "metric", "baseline", "tuned", "difference  [95 % interval]", "rows", "verdict", numbers=(5,)
-    )
     for comparison in comparisons:
+        out().print(Text(f"  {comparison.split}, {comparison.main.delta.n} rows", style="dim"))
+        table = columns("metric", "baseline", "tuned", "difference  [95 % interval]", "verdict", gap=1)
         for difference in comparison.differences:
             words, colour = VERDICTS[difference.verdict]
             primary = difference.metric == comparison.primary
             table.add_row(
-                comparison.split,
                 Text(difference.metric, style="bold" if primary else ""),
                 score_words(difference.baseline),
                 Text(score_words(difference.tuned), style="bold" if primary else ""),
-                delta_words(difference),
-                str(difference.delta.n),
+                delta_words(difference, unit=""),
                 Text(words, style=colour),
             )
-    out().print(Padding(table, (0, 0, 0, 2)))
+        out().print(Padding(table, (0, 0, 0, 2)))
     for comparison in comparisons:
         words, colour = VERDICTS[comparison.verdict]
         main = comparison.main
@@ -331,11 +327,11 @@ def score_words(metric: Metric) -> str:
     return f"{metric.value:.1%}" if 0 <= metric.low <= metric.high <= 1 else f"{metric.value:.3f}"
 
 
-def delta_words(difference: Difference) -> str:
+def delta_words(difference: Difference, *, unit: str = " points") -> str:
     """A difference with its interval: of shares in points of 100."""
     d = difference.delta
     if difference.tuned.high <= 1 and difference.baseline.low >= 0:
-        return f"{d.value * 100:+.1f} points  [{d.low * 100:+.1f}, {d.high * 100:+.1f}]"
+        return f"{d.value * 100:+.1f}{unit}  [{d.low * 100:+.1f}, {d.high * 100:+.1f}]"
     return f"{d.value:+.3f}  [{d.low:+.3f}, {d.high:+.3f}]"
 
 
@@ -363,21 +359,28 @@ def _clip(text: str, most: int = 400) -> str:
 
 
 def show_artifacts(artifacts: Sequence[Artifact], root: Path) -> None:
-    """What was written, how large, and whether it answers like the trained model."""
-    checked = any(artifact.parity for artifact in artifacts)
-    judged = any(artifact.quality for artifact in artifacts)
-    heads = ["artifact", "size"]
-    heads += ["same prompts", "same tokens", "KL", "check"] if checked else []
-    heads += ["score", "gain kept", "perplexity", "tokens/s"] if judged else []
-    table = columns(*heads, numbers=[i for i, head in enumerate(heads) if head not in ("artifact", "check")])
-    for artifact in artifacts:
-        cells = [artifact.kind, size(artifact.bytes)]
-        cells += _parity(artifact.parity) if checked else []
-        cells += _quality(artifact.quality) if judged else []
-        table.add_row(*cells)
+    """What was written, how large, whether it answers like the trained model, and what it costs."""
     from luthier.evaluation.exported import recommended
 
+    checked = any(artifact.parity for artifact in artifacts)
+    heads = ["artifact", "size", *(("same prompts", "same tokens", "KL", "check") if checked else ())]
+    table = columns(*heads, numbers=range(1, 5), gap=1)
+    for artifact in artifacts:
+        table.add_row(artifact.kind, size(artifact.bytes), *(_parity(artifact.parity) if checked else ()))
     out().print(Padding(table, (0, 0, 0, 2)))
+    for artifact in artifacts:
+        for problem in artifact.parity.problems if artifact.parity else ():
+            out().print(Text(f"  {artifact.kind}: {problem}", style="red"), soft_wrap=True)
+    judged = [(artifact.kind, artifact.quality) for artifact in artifacts if artifact.quality]
+    if judged:
+        first = judged[0][1]
+        heads = ["", "score", "to the trained model", "gain kept", "perplexity", "tokens/s"]
+        table = columns(*heads, numbers=range(1, 6), gap=1)
+        for kind, quality in judged:
+            table.add_row(kind, *_quality(quality))
+        out().print()
+        out().print(Text(f"  {first.metric} on {first.score.n} rows of {first.split}", style="dim"))
+        out().print(Padding(table, (0, 0, 0, 2)))
     if (best := recommended(artifacts)) is not None:
         out().print(f"  to use: [bold]{best[0].kind}[/], {best[1]}", highlight=False)
     out().print(f"  [dim]in[/] {root}", soft_wrap=True)
@@ -391,16 +394,18 @@ def _parity(parity: ParityCheck | None) -> list[str]:
         f"{parity.equal_token_ids}/{parity.prompts}",
         f"{parity.equal_tokens}/{parity.compared_tokens}",
         "" if parity.mean_kl is None else f"{parity.mean_kl:.4f}",
-        "[green]passed[/]" if parity.passed else f"[red]{escape('; '.join(parity.problems))}[/]",
+        "[green]passed[/]" if parity.passed else "[red]failed[/]",
     ]
 
 
-def _quality(quality: Quality | None) -> list[str]:
-    """Score on held-out rows with its distance to the trained model, gain kept, perplexity, speed."""
-    if quality is None:
-        return [""] * 4
+def _quality(quality: Quality) -> list[str]:
+    """Score on held-out rows, its distance to the trained model, gain kept, perplexity, speed."""
+    d, share = quality.difference, 0 <= quality.score.low <= quality.score.high <= 1
+    scale, places = (100, 1) if share else (1, 3)
+    ends = f"[{d.low * scale:+.{places}f}, {d.high * scale:+.{places}f}]"
     return [
-        f"{quality.score.value:.3f} ({quality.difference.value:+.3f})",
+        score_words(quality.score),
+        f"{d.value * scale:+.{places}f} {ends}",
         "" if quality.kept is None else f"{quality.kept:.0%}",
         "" if quality.perplexity is None else f"{quality.perplexity:.3f}",
         "" if quality.tokens_per_second is None else f"{quality.tokens_per_second:.0f}",

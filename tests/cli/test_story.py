@@ -1,0 +1,58 @@
+"""Stages of a run as a terminal of 80 columns shows them: nothing is cut short."""
+
+from pathlib import Path
+
+from luthier.cli import story
+from luthier.evaluation.statistics import PairedScores, compare_scores, metric_of
+from luthier.schema.results import Artifact, Comparison, ParityCheck, Quality
+
+BEFORE, AFTER = [0.0] * 96, [1.0] * 86 + [0.0] * 10
+
+
+def comparison(split):
+    import numpy as np
+
+    names = ("field_exact", "json_valid")
+    pairs = [PairedScores(name, np.array(BEFORE), np.array(AFTER)) for name in names]
+    found = tuple(compare_scores(pairs))
+    return Comparison(split=split, primary="field_exact", differences=found, verdict="better")
+
+
+def artifact(kind, *, problems=()):
+    score, none = metric_of(AFTER), metric_of([0.0] * 96)
+    parity = ParityCheck(
+        prompts=14, equal_token_ids=14, compared_tokens=427, equal_tokens=404, near_ties=0, mean_kl=0.041,
+        stops=True, passed=not problems, problems=problems,
+    )  # fmt: skip
+    quality = Quality(
+        split="test", metric="field_exact", score=score, difference=none, verdict="inconclusive", kept=0.99,
+        tokens_per_second=47.2, perplexity=1.0831,
+    )  # fmt: skip
+    return Artifact(
+        kind=kind, path=f"artifacts/{kind}", bytes=105_453_920, sha256="0" * 64, parity=parity, quality=quality
+    )
+
+
+def test_comparisons_fit_a_narrow_terminal(capsys):
+    story.show_comparisons([comparison("test"), comparison("test_rephrased")])
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert "test_rephrased, 96 rows" in said
+    [line] = [line for line in said.splitlines() if line.startswith("  json_valid")][:1]
+    assert "0.0%" in line
+    assert "89.6%" in line
+    assert "+89.6  [" in line
+    assert line.split()[-1] == "better"
+
+
+def test_artifacts_fit_a_narrow_terminal(capsys):
+    story.show_artifacts([artifact("gguf:Q4_K_M"), artifact("gguf:Q8_0", problems=("row 1: broken",))], Path())
+    said = capsys.readouterr().out
+    assert "…" not in said
+    checked, failed, *_ = [line for line in said.splitlines() if line.startswith("  gguf:Q")]
+    assert checked.split() == ["gguf:Q4_K_M", "105.5", "MB", "14/14", "404/427", "0.0410", "passed"]
+    assert failed.split()[-1] == "failed"
+    assert "  gguf:Q8_0: row 1: broken" in said
+    assert "field_exact on 96 rows of test" in said
+    lines = [line.split() for line in said.splitlines()]
+    assert ["99%", "1.083", "47"] in [line[-3:] for line in lines]
