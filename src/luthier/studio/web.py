@@ -72,6 +72,17 @@ def ago(seconds: float | None) -> str:
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
+def clock(seconds: float) -> str:
+    """A moment of today as its time, another as its date: short enough for a tile."""
+    then = datetime.fromtimestamp(seconds, UTC).astimezone()
+    return then.strftime("%H:%M" if then.date() == datetime.now(UTC).astimezone().date() else "%Y-%m-%d")
+
+
+def named(model: str) -> str:
+    """A model's name without its owner or folder."""
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
 def count(number: float | None) -> str:
     """A whole number with its thousands apart."""
     return "" if number is None else f"{number:,.0f}"
@@ -102,6 +113,8 @@ def templates() -> Environment:
         memory=memory,
         duration=duration,
         when=ago,
+        clock=clock,
+        named=named,
         count=count,
         figure=figure,
         json=as_json,

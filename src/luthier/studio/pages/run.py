@@ -153,12 +153,12 @@ def _tiles(run: RunDirectory, status: Status) -> list[tuple[str, str, str, str]]
         ),
         ("Throughput", "" if not speed else f"{speed:,.0f}", "tok/s", "t-speed"),
         (
-            "Peak memory" if predicted is None else "Peak of predicted memory",
+            "Peak memory, GiB" if predicted is None else "Peak of predicted, GiB",
             "" if not peak else memory(peak).removesuffix(" GiB"),
-            "GiB" if predicted is None else f"of {memory(predicted)}",
+            "" if predicted is None else f"of {memory(predicted).removesuffix(' GiB')}",
             "t-memory",
         ),
-        ("Took", duration(took), "in all", "t-left")
+        ("Took in all", duration(took), "", "t-left")
         if ended
         else ("Time left", "" if left is None else duration(left), "", "t-left"),
     ]

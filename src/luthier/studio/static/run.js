@@ -90,13 +90,19 @@ function mount(place) {
     width: place.clientWidth, height: place.clientHeight, padding: [8, 8, 0, 0], legend: { show: false },
     cursor: { y: false, points: { size: 6 }, drag: { x: true, y: false } },
     scales: { x: { time: false } },
-    axes: [{ ...axis, space: 60, size: 30 }, { ...axis, size: 56, values: (_, ticks) => ticks.map(short) }],
+    axes: [{ ...axis, space: name === "loss" ? 60 : 40, size: 30 }, { ...axis, size: 56, values: (_, ticks) => ticks.map(short) }],
     series: [{ label: "step" }, ...lines],
-    hooks: { setCursor: [(u) => {
-      const i = u.cursor.idx;
-      readout.textContent = i == null ? "\u00a0" : `step ${u.data[0][i].toLocaleString("en")} · ` + u.series.slice(1).map((s, k) => [s.label, u.data[k + 1][i]]).filter(([, v]) => v != null).map(([label, v]) => (name === "loss" ? `${label} ${short(v)}` : short(v))).join(" · ");
-    }] },
+    hooks: { setData: [say], setCursor: [say] },
   }, series(name), place);
+  function say(u) {
+    // Where the pointer is; the last step where it is nowhere.
+    const i = u.cursor.idx ?? u.data[0].length - 1;
+    if (i >= 0) {
+      const at = name === "loss" || u.cursor.idx != null ? `step ${u.data[0][i].toLocaleString("en")} · ` : "";
+      readout.textContent = at + u.series.slice(1).map((s, k) => [s.label, u.data[k + 1][i]]).filter(([, v]) => v != null).map(([label, v]) => (name === "loss" ? `${label} ${short(v)}` : short(v))).join(" · ");
+    }
+  }
+  say(chart);
   charts.set(name, chart);
 }
 
@@ -113,6 +119,7 @@ function draw() {
   drawing = requestAnimationFrame(() => {
     drawing = 0;
     for (const place of boxes) {
+      place.toggleAttribute("data-none", !data.step.length);
       if (place.dataset.seen !== "yes") continue;
       mount(place);
       charts.get(place.dataset.chart)?.setData(series(place.dataset.chart));
@@ -188,6 +195,7 @@ if (boxes.length) {
   const { columns } = found;
   add(columns.step.map((step, i) => [step, ...NAMES.map((name) => columns[name][i])]), found.validation.step.map((step, i) => [step, found.validation.loss[i]]));
   for (const place of boxes) { inView.observe(place); resized.observe(place); }
+  draw();
   performance.mark("charts");
   live.subscribe({ topic: "run", id, offset: found.offset }, tell);
 } else live.subscribe({ topic: "run", id, offset: Number(box.dataset.offset) }, tell);

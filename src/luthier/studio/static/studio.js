@@ -4,6 +4,10 @@ import { live } from "./live.js";
 
 const root = document.documentElement;
 
+// On a phone the pages stand in one row: the current one is brought into view.
+const here = document.querySelector(".side [aria-current]");
+if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 24;
+
 // -- theme: system -> light -> dark ------------------------------------------------------------------
 const themeButton = document.getElementById("theme");
 function nameTheme() {
