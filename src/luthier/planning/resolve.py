@@ -13,7 +13,7 @@ from luthier.catalog.purposes import spec_of, tunes_preferences
 from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
-from luthier.planning.solver import GIB, Question, does_not_fit, largest_step
+from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit, largest_step
 from luthier.planning.together import check_devices
 from luthier.schema.base import Range
 from luthier.schema.data_profile import LengthProfile
@@ -25,6 +25,7 @@ from luthier.schema.recipe import Dtype, Lora, Recipe
 from luthier.sizing.gguf import gguf_bytes
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import add
+from luthier.sizing.states import checkpoint_bytes
 from luthier.sizing.training import BYTES
 
 EVALUATIONS = 10
@@ -126,7 +127,7 @@ class _Resolver:
         together = length * texts  # all texts of a row are in memory at once
         tokens, steps = self._amount(together)
         self._kernels(steps)
-        shape = self._cut(together, texts)
+        shape = self._copied(self._cut(together, texts))
         self._intervals(steps)
         evaluation = self._evaluation()
         question = self._question(tokens)
@@ -282,6 +283,7 @@ class _Resolver:
             padded=self.spec.answers != "chat",
             compared=self._compared(batch, texts),
             optimizer=self.given.training.optimizer,
+            background_checkpoints=bool(self.given.training.background_checkpoints),
             log_probs=tunes_preferences(self.given),
             extra_forwards=self._reference_passes(),
         )
@@ -306,6 +308,20 @@ class _Resolver:
             else f"without it the step would not fit {question.budget / GIB:.1f} GiB, or run slower",
         )
         return shape
+
+    def _copied(self, shape: TrainingShape) -> TrainingShape:
+        """Whether the host's memory has room for a copy of what a checkpoint holds."""
+        element = BYTES[str(self.value("model.dtype"))]
+        size = checkpoint_bytes(self.arch, self.given.method, shape.optimizer, element=element)
+        copied = shape.model_copy(update={"background_checkpoints": True})
+        if self.device == "cpu":
+            fits = self._question(1).fits(copied)
+        else:
+            fits = size <= self.hardware.memory_free * HOST_SHARE
+        said = f"a copy of the {size / 1e6:,.0f} MB that a checkpoint holds"
+        why = f"{said} fits the memory" if fits else f"{said} does not fit: training waits for each"
+        beside = self.derive("training.background_checkpoints", fits, why)
+        return copied if beside else shape
 
     def _reference_passes(self) -> float:
         """Forward passes of DPO's reference for each training pass: with adapters each time, else once."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from luthier.tasks.base import ModelTask
 
 
-WITHOUT_EFFECT = ("devices", "keep_last", "trackers", "profile_steps")
+WITHOUT_EFFECT = ("devices", "nodes", "keep_last", "background_checkpoints", "trackers", "profile_steps")
 """Settings of training that change neither weights nor scores: a run may go on with others."""
 
 

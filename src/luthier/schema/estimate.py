@@ -84,6 +84,8 @@ class TrainingShape(Record):
     """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
     optimizer: OptimizerName = "adamw"
     """Whose states stand beside the trained weights."""
+    background_checkpoints: bool = False
+    """Whether a copy of what a checkpoint holds stays in the host's memory."""
     log_probs: bool = False
     """Whether the loss reads the log-probability of each token (pairs of answers), so that logits are made
     again in the backward pass."""

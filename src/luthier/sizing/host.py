@@ -7,6 +7,7 @@ from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Method
 from luthier.sizing.calibration import HEAP_WASTE, RUNTIME
 from luthier.sizing.layers import heads_of, layer_kinds
+from luthier.sizing.states import checkpoint_bytes
 from luthier.sizing.training import MIB, TrainingMemory
 
 KERNELS_FOR_A_LENGTH = 8 * MIB
@@ -33,11 +34,15 @@ def on_host(
     waste = heap_waste(arch, method, shape, element)
     if element == 2 and shape.mean_length is not None and shape.mean_length < shape.sequence_length:
         waste += KERNELS_FOR_A_LENGTH * min(micro_batches, MOST_LENGTHS)
+    copied = 0
+    if shape.background_checkpoints:
+        copied = checkpoint_bytes(arch, method, shape.optimizer, element=element)
     found = []
     for phase in memory.phases:
         parts: dict[Part, int] = dict(phase.parts)
         if phase.name != "load":
             parts["workspace"] = waste
+            parts["buffers"] = parts.get("buffers", 0) + copied
         parts["runtime"] = runtime
         found.append(Phase(name=phase.name, parts=parts))
     return tuple(found)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Method, OptimizerName
 from luthier.sizing.layers import distinct_layers, layer_matrices
-from luthier.sizing.parameters import ParameterCount, count_parameters, target_matrices
+from luthier.sizing.parameters import ParameterCount, count_parameters, expert_tensors, target_matrices
 
 LEAST_IN_EIGHT_BITS = 4096
 """Numbers of a tensor whose moments are kept in eight bits; smaller ones stay in fp32 (bitsandbytes 0.50,
@@ -43,6 +43,18 @@ def moments(arch: Architecture, method: Method, optimizer: OptimizerName, *, wid
     return held
 
 
+def checkpoint_bytes(arch: Architecture, method: Method, optimizer: OptimizerName, *, element: int) -> int:
+    """What a checkpoint holds: the trained weights in full precision, and both moments wherever they lie.
+
+    element: bytes of one of the model's weights.
+    """
+    trained = sum(times * size for times, size in trained_tensors(arch, method))
+    own = element if not isinstance(method, Lora) else (2 if method.adapter_dtype == "bfloat16" else 4)
+    wide = own if optimizer == "adamw-bf16" else 4
+    paged = paged_bytes(arch, method) if optimizer == "paged-adamw-8bit" else 0
+    return trained * wide + moments(arch, method, optimizer, wide=wide) + paged
+
+
 def paged_bytes(arch: Architecture, method: Method) -> int:
     """Moments that a paged optimiser may leave in the host's memory."""
     return sum(2 * times * size for times, size in trained_tensors(arch, method) if size >= LEAST_PAGED)
@@ -68,6 +80,7 @@ def _adapters(arch: Architecture, method: Lora) -> Iterator[tuple[int, int]]:
         yield times, method.rank * matrix.outputs
         if method.dora:
             yield times, matrix.outputs
+    yield from expert_tensors(arch, method)
 
 
 def _weights(arch: Architecture) -> Iterator[tuple[int, int]]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from luthier.errors import CheckpointError, DoesNotFit, LuthierError
 from luthier.training.manifest import (
+    AVERAGE,
     MANIFEST,
     OPTIMIZER,
     PART,
@@ -84,6 +85,8 @@ class Loaded:
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     random: dict[str, Any]
+    average: dict[str, Tensor] | None = None
+    """Moving average of the weights, where the run keeps one."""
 
 
 def random_state() -> dict[str, Any]:
@@ -126,12 +129,15 @@ def save(
     weights: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
     recipe_digest: str,
+    random: Mapping[str, Any] | None = None,
+    average: Mapping[str, Tensor] | None = None,
     before_rename: Callable[[], None] | None = None,
 ) -> Path:
     """Write the checkpoint of a step under directory and return its folder.
 
-    Nothing that was there before is touched. Raises DoesNotFit when the disk is full and
-    CheckpointError when it cannot be written for another reason; no torn folder is left behind then.
+    random: state of the generators after that step; as it is now when None. average: the weights' moving
+    average, in a file of its own. Nothing that was there before is touched. Raises DoesNotFit when the disk
+    is full and CheckpointError when it cannot be written for another reason; no torn folder is left then.
     before_rename is called when all is written and not yet in place (for tests of sudden ends).
     """
     final = directory / step_name(position.step)
@@ -143,12 +149,13 @@ def save(
             if old.exists():
                 shutil.rmtree(old)
         part.mkdir(parents=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, part / WEIGHTS)
+        named = {WEIGHTS: weights} if average is None else {WEIGHTS: weights, AVERAGE: average}
+        for name, tensors in named.items():
+            save_file({key: one.detach().cpu().contiguous() for key, one in tensors.items()}, part / name)
         torch.save(dict(optimizer), part / OPTIMIZER)
-        torch.save(random_state(), part / RANDOM)
+        torch.save(random_state() if random is None else dict(random), part / RANDOM)
         (part / STATE).write_text(json.dumps(asdict(position), indent=1) + "\n", encoding="utf-8")
-        files = {name: _describe(part / name) for name in (WEIGHTS, OPTIMIZER, RANDOM, STATE)}
+        files = {name: _describe(part / name) for name in (*named, OPTIMIZER, RANDOM, STATE)}
         manifest = {"version": VERSION, "step": position.step, "recipe": recipe_digest, "files": files}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         to_disk(part / MANIFEST)
@@ -159,7 +166,8 @@ def save(
         to_disk(directory)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise _not_written(error, directory, position.step, _size(weights) + _size(optimizer)) from error
+        needed = _size([weights, optimizer, average])
+        raise _not_written(error, directory, position.step, needed) from error
     return final
 
 
@@ -222,6 +230,7 @@ def load(folder: Path, *, recipe_digest: str | None = None) -> Loaded:
         load_file(folder / WEIGHTS),
         torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
         torch.load(folder / RANDOM, map_location="cpu", weights_only=True),
+        load_file(folder / AVERAGE) if AVERAGE in manifest["files"] else None,
     )
 
 
@@ -242,12 +251,14 @@ def load_newest(
     return None
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Trained weights of a whole checkpoint by name."""
-    fault, _ = check(folder)
+def load_weights(folder: Path, *, average: bool = False) -> dict[str, Tensor]:
+    """Trained weights of a whole checkpoint by name, or their moving average."""
+    fault, manifest = check(folder)
     if fault is not None:
         raise CheckpointError(f"the checkpoint is torn: {fault}", file=folder)
-    weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    if average and AVERAGE not in manifest["files"]:
+        raise CheckpointError("the checkpoint holds no average of the weights", file=folder)
+    weights: dict[str, Tensor] = load_file(folder / (AVERAGE if average else WEIGHTS))
     return weights
 
 

@@ -18,6 +18,7 @@ from luthier.files import write_text
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+AVERAGE = "average.safetensors"
 OPTIMIZER = "optimizer.pt"
 RANDOM = "random.pt"
 STATE = "state.json"
