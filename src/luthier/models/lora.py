@@ -21,6 +21,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from luthier.errors import FileProblem, RecipeError, Unsupported, did_you_mean
+from luthier.models.experts import (
+    LoraExperts,
+    adapted_experts,
+    peft_parameters,
+    peft_tensors,
+    set_peft_tensors,
+    targeted_experts,
+)
 from luthier.models.linear import DENSE, adapted_linear
 from luthier.models.packed import PackedLinear, dense_base, keep_base, plain_linear
 from luthier.schema.recipe import Lora
@@ -211,9 +219,10 @@ def add_lora(
 
     Returns the paths of the adapted layers. only: take exactly these paths instead of the targets.
     whole: paths of modules that are trained with all their weights and get no adapter (a fresh head).
-    Raises RecipeError when a target names no linear layer.
+    Experts get theirs by the method's own setting. Raises RecipeError when a target names no linear layer.
     """
     paths = sorted(only) if only is not None else _targets(model, lora)
+    experts = targeted_experts(model, lora)
     paths = [path for path in paths if not _within(path, whole)]
     model.requires_grad_(False)
     for path in whole:
@@ -223,7 +232,11 @@ def add_lora(
         base = model.get_submodule(path)
         assert isinstance(base, (nn.Linear, PackedLinear)), path
         _replace(model, path, LoraLinear(base, lora, generator=generator, dtype=dtype))
-    return paths
+    for path in experts:
+        own = model.get_submodule(path)
+        made = LoraExperts(own, lora, generator=generator, dtype=dtype, scale=scale_of(lora))
+        _replace(model, path, made)
+    return paths + experts
 
 
 def adapter_paths(model: nn.Module, lora: Lora) -> list[str]:
@@ -263,8 +276,7 @@ def _refuse_experts(model: nn.Module, target: str) -> None:
         raise Unsupported(
             f"method.targets: {target} are experts, which {type(model).__name__} keeps in one tensor for all "
             "of them: adapters stand beside linear layers alone",
-            hint="adapt the attention, as targets: all-linear does, or use method.name: full, which trains "
-            "experts and router too",
+            hint="set method.experts: all, or the numbers of some, beside the targets of the attention",
         )
 
 
@@ -291,7 +303,8 @@ def adapted(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Let the model answer as its base does, within the block."""
-    layers = [layer for _, layer in adapted(model)]
+    layers: list[LoraLinear | LoraExperts] = [layer for _, layer in adapted(model)]
+    layers += [layer for _, layer in adapted_experts(model)]
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
@@ -303,15 +316,18 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def merge(model: nn.Module) -> int:
-    """Replace every adapted layer by a plain linear one with the merged weight, in place; how many."""
+    """Replace every adapted layer by a plain one with the merged weights, in place; how many."""
     layers = list(adapted(model))
+    experts = list(adapted_experts(model))
+    for path, adapters in experts:
+        _replace(model, path, adapters.plain())
     for path, layer in layers:
         _replace(model, path, plain_linear(layer.merged(), layer.bias, training=layer.training))
     for path, packed in [pair for pair in model.named_modules() if isinstance(pair[1], PackedLinear)]:
         assert isinstance(packed, PackedLinear)
         weight = packed.frozen_weight()
         _replace(model, path, plain_linear(weight, packed.bias, training=packed.training))
-    return len(layers)
+    return len(layers) + len(experts)
 
 
 def adapter_tensors(model: nn.Module, whole: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -325,7 +341,21 @@ def adapter_tensors(model: nn.Module, whole: Sequence[str] = ()) -> dict[str, Te
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = layer.lora_B.detach()
         if layer.magnitude is not None:
             tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = layer.magnitude.detach()
+    for path, experts in adapted_experts(model):
+        tensors |= peft_tensors(_PREFIX + path, experts)
     return tensors
+
+
+@torch.no_grad()
+def copy_adapter_tensors(model: nn.Module, tensors: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
+    """Copy adapters, and modules trained whole, from what `adapter_tensors` gives."""
+    experts = dict(adapted_experts(model))
+    for path, layer in experts.items():
+        set_peft_tensors(_PREFIX + path, layer, tensors)
+    apart = {name for path, layer in experts.items() for name in peft_tensors(_PREFIX + path, layer)}
+    for name, tensor in adapter_tensors(model, whole).items():
+        if name not in apart:
+            tensor.copy_(tensors[name])
 
 
 def save_adapter(
@@ -345,6 +375,7 @@ def save_adapter(
     """
     directory.mkdir(parents=True, exist_ok=True)
     alpha = 2 * lora.rank if lora.alpha is None else lora.alpha
+    experts = [path for path, _ in adapted_experts(model)]
     config = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -352,10 +383,12 @@ def save_adapter(
         "revision": revision,
         "r": lora.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": lora.dropout,
+        # PEFT loads no adapters of experts with dropout, and an answer has none.
+        "lora_dropout": 0.0 if experts else lora.dropout,
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
         "target_modules": _shortest_names(model),
+        "target_parameters": peft_parameters(experts) or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -403,6 +436,9 @@ def load_adapter(model: nn.Module, directory: Path) -> Lora:
         for name in tensors
         if name.endswith(".lora_A.weight")
     )
+    if lora.experts != "none":
+        held = targeted_experts(model, lora)
+        paths -= {path for expert in held for path in (expert, f"{expert}.base_layer")}
     known = {name for name, module in model.named_modules() if isinstance(module, _LINEAR)}
     if strange := sorted(paths - known):
         raise FileProblem(
@@ -433,7 +469,7 @@ def set_adapter_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, file
                 f"the model needs {list(tensor.shape)}",
                 file=file,
             )
-        tensor.copy_(tensors[name])
+    copy_adapter_tensors(model, tensors)
 
 
 def _lora_of(config: dict[str, Any], file: Path) -> Lora:
@@ -455,4 +491,5 @@ def _lora_of(config: dict[str, Any], file: Path) -> Lora:
         targets="all-linear",
         rslora=config.get("use_rslora", False),
         dora=config.get("use_dora", False),
+        experts="all" if config.get("target_parameters") else "none",
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.files import replaced
+from luthier.models.experts import PARTS, LoraExperts
 from luthier.models.linear import DENSE
 from luthier.models.load import quiet
 from luthier.models.lora import LoraLinear, merged_weight
@@ -170,6 +171,8 @@ def files_merge(model: nn.Module, base: Path) -> FilesMerge | None:
             name = f"{path}.weight"
             shapes[name] = (layer.out_features, layer.in_features)
             changes[name] = _adapted(layer) if isinstance(layer, LoraLinear) else _packed(layer)
+        elif isinstance(layer, LoraExperts):
+            changes |= {f"{path}.{part}": partial(layer.merged, part) for part in PARTS}
     types = set()
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] in ("lora_A", "lora_B", "magnitude"):

@@ -236,12 +236,14 @@ def _cost(seconds: Range | None, dollars_per_hour: float | None) -> Range | None
 
 
 def _kept_wide(arch: Architecture, method: Method, dtype: str) -> tuple[str, ...]:
-    """That experts, one tensor for all of a layer, have neither adapters nor fewer bits."""
+    """That experts, one tensor for all of a layer, have no adapters unless asked for, nor fewer bits."""
     if arch.experts is None or isinstance(method, Full):
         return ()
     packed = isinstance(method, QLora) or method.base is not None
     bits = f", and stay in {dtype}: only plain linear layers are held in fewer bits" if packed else ""
-    return (f"experts get no adapters{bits}",)
+    if method.experts == "none":
+        return (f"experts get no adapters{bits}",)
+    return (f"experts have adapters{bits}",) if packed else ()
 
 
 def _paged(arch: Architecture, method: Method, shape: TrainingShape) -> tuple[str, ...]:

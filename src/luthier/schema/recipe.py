@@ -180,12 +180,24 @@ class Lora(Record):
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732)."""
     dora: bool = False
     """Decompose weights into magnitude and direction (Liu et al. 2024, arXiv 2402.09353)."""
+    experts: Literal["none", "all"] | tuple[Annotated[int, Field(ge=0)], ...] = "none"
+    """Experts of a mixture that get adapters too, in every layer: none, all, or some by number."""
+    router: bool = False
+    """Whether the routers of a mixture are trained as well, with all their weights."""
     adapter_dtype: Dtype = "float32"
     """Type that the adapters are held and updated in; they compute in the model's."""
     base: Literal["float8"] | None = None
     """Hold the frozen weights in eight bits for products twice as fast (Hopper and newer cards)."""
     init_from: str | None = None
     """Folder of an adapter in PEFT's format whose weights training starts from."""
+
+    @field_validator("experts", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        """0,3 and 2 as a command line gives them."""
+        if isinstance(value, str) and value not in ("none", "all"):
+            return tuple(part.strip() for part in value.split(","))
+        return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class QLora(Lora):
@@ -338,6 +350,8 @@ class TrainingChoice(Record):
     """Devices that train together, on all machines."""
     parallel: Parallel | None = None
     """How these devices share the training; derived: the whole model on each where it fits, else divided."""
+    nodes: int = Field(1, ge=1)
+    """Machines that these devices are on, equally many on each."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows (packed: sequences) that go through the model at once on one device."""
     sequence_length: int | None = Field(None, ge=8)
@@ -393,6 +407,15 @@ class TrainingChoice(Record):
     def _shared_out(self) -> TrainingChoice:
         if self.parallel is not None:
             self.parallel.sizes(self.devices)
+        return self
+
+    @model_validator(mode="after")
+    def _on_machines(self) -> TrainingChoice:
+        if self.devices % self.nodes:
+            raise ValueError(
+                f"{self.devices} devices cannot be shared out equally over {self.nodes} nodes; "
+                f"set devices to {self.nodes * max(1, round(self.devices / self.nodes))}"
+            )
         return self
 
     @field_validator("trackers", mode="before")

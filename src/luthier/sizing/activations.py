@@ -127,8 +127,10 @@ class Layer:
         """Whether its input must be kept, because it or an adapter beside it is trained."""
         if isinstance(self.method, Full):
             return True
-        if matrix.group == "router" or matrix.copies > 1:
-            return False
+        if matrix.group == "router":
+            return self.method.router
+        if matrix.copies > 1:
+            return self.method.experts != "none"
         targets = self.method.targets
         return targets == "all-linear" or matrix.name.rsplit(".", 1)[-1] in targets
 
@@ -163,8 +165,12 @@ class Layer:
             # attention gives is counted there.
             counted = matrix.name.rsplit(".", 1)[-1] == "o_proj"
             return 0.0 if counted else float(matrix.inputs * self.element)
-        if not isinstance(method, Lora) or not self._is_trained(matrix):
+        if not isinstance(method, Lora) or not self._is_trained(matrix) or matrix.group == "router":
             return 0.0
+        if matrix.copies > 1:
+            # Gate and up are one tensor. Their inputs, sorted by expert, are counted with the layer.
+            low = 0 if matrix.name.endswith("up_proj") else method.rank
+            return float(low * matrix.active * self.element)
         if self.kernels.autocast:
             kept = float(self.element * (matrix.inputs + method.rank))
         elif self._shares_inputs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Method
 from luthier.sizing.layers import heads_of, layer_kinds
-from luthier.sizing.parameters import count_parameters, lora_parameters
+from luthier.sizing.parameters import count_parameters, expert_parameters, lora_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,9 @@ def training_flops(
     remade = 2 * extra_forwards + (2 if log_probs else 0)
     if isinstance(method, Full):
         return StepFlops(weights * (6.0 + 2 * again), attention, head * (6.0 + remade))
-    adapters = lora_parameters(arch, method.rank, method.targets)
+    adapters: float = lora_parameters(arch, method.rank, method.targets)
+    if arch.experts is not None:
+        adapters += expert_parameters(arch, method) * arch.experts.active / arch.experts.total
     return StepFlops(
         weights * (4.0 + 2 * again) + adapters * (6.0 + 2 * again), attention, head * (4.0 + remade)
     )

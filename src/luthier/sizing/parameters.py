@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from luthier.errors import RecipeError, did_you_mean
+from luthier.errors import RecipeError, Unsupported, did_you_mean
 from luthier.schema.model import Architecture
+from luthier.schema.recipe import Lora
 from luthier.sizing.layers import Matrix, distinct_layers, layer_kinds, layer_matrices, small_mixer_parameters
 
 
@@ -148,3 +149,52 @@ def lora_parameters(
 def _adapted_widths(arch: Architecture, targets: Literal["all-linear"] | tuple[str, ...]) -> int:
     """Inputs and outputs of all linear layers that adapters go on."""
     return sum(times * (m.inputs + m.outputs) for times, m in target_matrices(arch, targets))
+
+
+@lru_cache(maxsize=256)
+def expert_tensors(arch: Architecture, method: Lora) -> tuple[tuple[int, int], ...]:
+    """(how many, numbers) of the tensors that a method trains beside linear layers: experts and routers.
+
+    Errors: RecipeError where there are no such experts, Unsupported for a layout without adapters.
+    """
+    if method.experts == "none" and not method.router:
+        return ()
+    experts = arch.experts
+    if experts is None:
+        raise RecipeError(
+            f"method.{'router' if method.experts == 'none' else 'experts'}: {arch.model_type} has no experts",
+            hint="leave it out",
+        )
+    chosen = _chosen(method, experts.total)
+    if chosen and (experts.bias or method.dora):
+        why = "method.dora has no form on experts" if method.dora else "its experts have biases"
+        raise Unsupported(
+            f"method.experts: adapters on the experts of {arch.model_type} are not done: {why}",
+            hint="leave method.experts out to adapt the attention",
+        )
+    layers = arch.layers - experts.dense_layers
+    h, wide = arch.hidden_size, experts.intermediate_size
+    found = []
+    if chosen:
+        each = chosen * method.rank
+        found += [(layers, each * side) for side in (h, (2 if arch.gated_mlp else 1) * wide, wide, h)]
+    if method.router:
+        found.append((layers, experts.total * (h + experts.bias)))
+    return tuple(found)
+
+
+def _chosen(method: Lora, total: int) -> int:
+    """How many experts of a layer get adapters."""
+    if isinstance(method.experts, str):
+        return total if method.experts == "all" else 0
+    if strange := [number for number in method.experts if number >= total]:
+        raise RecipeError(
+            f"method.experts: there is no expert {strange[0]}: each layer has {total}",
+            hint=f"they count from 0 to {total - 1}",
+        )
+    return len(set(method.experts))
+
+
+def expert_parameters(arch: Architecture, method: Lora) -> int:
+    """Trained parameters beside linear layers: adapters of experts, and routers."""
+    return sum(times * numbers for times, numbers in expert_tensors(arch, method))

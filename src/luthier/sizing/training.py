@@ -18,6 +18,7 @@ from luthier.sizing.loss_chunks import chunk_rows
 from luthier.sizing.parameters import (
     ParameterCount,
     count_parameters,
+    expert_parameters,
     lora_parameters,
     packed_matrices,
     target_matrices,
@@ -87,6 +88,7 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
     adapters = lora_parameters(arch, method.rank, method.targets)
     if method.dora:
         adapters += sum(times * m.outputs for times, m in target_matrices(arch, method.targets))
+    adapters += expert_parameters(arch, method)  # routers too: their fp32 masters are as large
     size = BYTES[method.adapter_dtype] if kernels.masters else kernels.adapter_bytes
     weights = count.total * element
     if isinstance(method, QLora):
@@ -231,6 +233,9 @@ class _Step:
             share = min(1.0, shape.recomputed_layers / arch.layers)
         kept = again * share + whole * (1 - share)
         self.kept = self.tokens * (kept + outside)
+        if isinstance(method, Lora):
+            # Adapters of experts in the type that they compute in, kept as they are multiplied with.
+            self.kept += expert_parameters(arch, method) * inside * (1 if mode == "none" else 1 / arch.layers)
         self.outside = self.tokens * outside
         self.embedding = count.embedding
         self.head = arch.vocab_size * h if arch.head else 0

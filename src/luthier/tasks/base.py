@@ -20,6 +20,7 @@ import torch
 
 from luthier.data.chat_template import write_template
 from luthier.errors import RecipeError, Unsupported
+from luthier.models.experts import router_paths
 from luthier.models.load import DTYPES, quiet, weights_digest
 from luthier.models.lora import add_lora, save_adapter
 from luthier.models.merge_files import FilesMerge, files_merge, without_weights
@@ -178,6 +179,8 @@ class ModelTask(ABC):
         self.trained_digest, self.merged = None, False
         self.whole = self.fresh_modules()
         if isinstance(self.recipe.method, Lora):
+            if self.recipe.method.router:
+                self.whole += tuple(router_paths(self.model))
             pack_base(self.model, self.recipe.method, leave=self.whole)
             add_lora(
                 self.model,
@@ -242,8 +245,8 @@ class ModelTask(ABC):
         finally:
             if full:
                 self.model.requires_grad_(False)
-        self._now_trained(run_directory / result.selected_checkpoint)
-        if world.first:
+        if world.first:  # the others may be on a machine that has no folder of the run
+            self._now_trained(run_directory / result.selected_checkpoint)
             self.after_training(splits, run_directory)
         return result
 

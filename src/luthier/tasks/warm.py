@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from luthier.errors import FileProblem
-from luthier.models.lora import adapter_tensors
+from luthier.models.lora import adapter_tensors, copy_adapter_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-@torch.no_grad()
 def start_from_adapter(model: Any, folder: Path, *, whole: Sequence[str] = ()) -> None:
     """Copy the weights of an adapter in PEFT's format into the model's fresh adapters, in place.
 
@@ -43,5 +41,4 @@ def start_from_adapter(model: Any, folder: Path, *, whole: Sequence[str] = ()) -
             file=path,
             hint="use the rank and the targets that it was made with, and the same base model",
         )
-    for name, tensor in own.items():
-        tensor.copy_(saved[name])
+    copy_adapter_tensors(model, saved, whole)

@@ -146,6 +146,7 @@ def _code() -> str:
     root = Path(__file__).parents[2]
     followed = (
         "models/attention.py",
+        "models/experts.py",
         "models/lora.py",
         "sizing/loss_chunks.py",
         "sizing/states.py",

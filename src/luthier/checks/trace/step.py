@@ -18,6 +18,7 @@ from luthier.checks.trace.plain import CUBLAS, StatesOnly
 from luthier.checks.trace.recorder import Recorder
 from luthier.errors import Unsupported
 from luthier.models.attention import supports_documents
+from luthier.models.experts import router_paths
 from luthier.models.heads import Head, head_of
 from luthier.models.lora import add_lora
 from luthier.schema.base import Record
@@ -188,7 +189,7 @@ def _model(request: StepRequest) -> tuple[Any, Head | None]:
     if kind is not None:
         pack_without_data(model, kind, head=head.weight, double=_doubles(request.method))
     if not isinstance(request.method, Full):
-        add_lora(model, request.method)
+        add_lora(model, request.method, whole=router_paths(model) if request.method.router else ())
     return model.train(), head
 
 
