@@ -5,9 +5,11 @@ import struct
 import numpy as np
 import pytest
 
+from gguf_families import TEMPLATE
 from luthier.checks.parity import check_parity, expect, needed_context
 from luthier.checks.parity_cause import why_prompts_differ
 from luthier.checks.parity_prompts import PromptCase, fixed_cases
+from luthier.data.tokenizer import load_tokenizer
 from luthier.llamacpp.gguf_file import read_header
 from luthier.llamacpp.quantize import predicted_size, quantize
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
@@ -87,6 +89,30 @@ def test_a_template_bug_is_found(llama, converted, plant):
     assert found.equal_token_ids == 0
     assert "probable cause: the chat template" in found.problems[0]
     assert "token 4: 201 '\\n' in the trained model" in found.problems[0]
+
+
+def test_a_template_that_prints_the_date_is_no_fault(reference, converted, plant):
+    """Llama 3's template writes a fixed date where nobody tells it one, and llama.cpp tells it today's."""
+    dated = (
+        "{# <|start_header_id|>ipython<|end_header_id|> #}"
+        "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+        "<|turn|>system\nToday: {{ date_string }}<|over|>\n" + TEMPLATE
+    )
+    trained = reference("llama")
+    told = load_tokenizer(trained.tokenizer.directory, template=dated)
+    expected = expect(trained, CHATS, tokenizer=told, max_new_tokens=8)
+    assert "Today: 26 Jul 2024" in expected[0].text
+    found = check(plant(converted("llama"), tokenizer__chat_template=string(dated)), expected)
+    assert found.passed, found.problems
+    assert found.equal_token_ids == 2
+    assert found.notes == (
+        "the chat template prints a date: 26 Jul 2024 in training, that of the day in llama.cpp",
+    )
+    other = dated.replace("Today: ", "Now: ")
+    wrong = check(plant(converted("llama"), tokenizer__chat_template=string(other)), expected)
+    assert wrong.equal_token_ids == 0
+    assert "probable cause: the chat template" in wrong.problems[0]
+    assert wrong.notes == ()
 
 
 def test_a_missing_end_token_is_found(llama, converted, plant):

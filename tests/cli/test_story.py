@@ -28,9 +28,8 @@ def artifact(kind, *, problems=()):
         split="test", metric="field_exact", score=score, difference=none, verdict="inconclusive", kept=0.99,
         tokens_per_second=47.2, perplexity=1.0831,
     )  # fmt: skip
-    return Artifact(
-        kind=kind, path=f"artifacts/{kind}", bytes=105_453_920, sha256="0" * 64, parity=parity, quality=quality
-    )
+    told = {"kind": kind, "path": f"artifacts/{kind}", "bytes": 105_453_920, "sha256": "0" * 64}
+    return Artifact.model_validate(told | {"parity": parity, "quality": quality})
 
 
 def test_comparisons_fit_a_narrow_terminal(capsys):
@@ -46,7 +45,8 @@ def test_comparisons_fit_a_narrow_terminal(capsys):
 
 
 def test_artifacts_fit_a_narrow_terminal(capsys):
-    story.show_artifacts([artifact("gguf:Q4_K_M"), artifact("gguf:Q8_0", problems=("row 1: broken",))], Path())
+    broken = artifact("gguf:Q8_0", problems=("row 1: broken",))
+    story.show_artifacts([artifact("gguf:Q4_K_M"), broken], Path())
     said = capsys.readouterr().out
     assert "…" not in said
     checked, failed, *_ = [line for line in said.splitlines() if line.startswith("  gguf:Q")]

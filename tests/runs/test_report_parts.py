@@ -9,12 +9,14 @@ import pytest
 
 from luthier.evaluation.classification import Given, judge_labels
 from luthier.evaluation.compare import compare
+from luthier.evaluation.judge import summed
 from luthier.evaluation.statistics import metric_of
 from luthier.runs.report import answers, labels, scores
 from luthier.runs.report.context import ReportContext
 from luthier.runs.report.render import render_html, render_markdown
+from luthier.schema.judgement import JudgedRow, Judgement, Ruling
 from luthier.schema.recipe import Recipe
-from luthier.schema.results import EvalResult, ScoredRow
+from luthier.schema.results import Artifact, EvalResult, Quality, ScoredRow
 from luthier.schema.rows import LabelRow
 
 RECIPE = Recipe.model_validate(
@@ -159,3 +161,59 @@ def test_what_was_broken_has_its_own_section_with_both_answers() -> None:
     assert "Expected" not in part[: part.index("</section>")]
     assert "<mark>" not in part[: part.index("</section>")]
     assert "## What it broke" in render_markdown(context)
+
+
+def judgement(**values: Any) -> Judgement:
+    rows = [
+        JudgedRow(
+            id=f"r{n}", prompt=f"ask {n} <b>", first="no", second="yes <script>",
+            outcome="second" if n < 12 else "tie",
+            rulings=(Ruling(swapped=False, choice="second", reason=f"kinder {n}"),),
+        )
+        for n in range(14)
+    ]  # fmt: skip
+    found = summed(rows)
+    return found.model_copy(
+        update={
+            "split": "test",
+            "first": "base",
+            "second": "tuned",
+            "judge": "a judge",
+            "criteria": "kindness",
+        }
+        | values
+    )
+
+
+def test_what_judges_said_is_told_with_its_doubts() -> None:
+    doubted = judgement(agreement=metric_of([0.0] * 30), judge="a coin")
+    context = context_of(judgements=(judgement(), doubted))
+    page = render_html(context)
+    assert "tuned against base" in page
+    assert "12 and 0, 2 ties (0 with the same answer)" in page
+    assert "Judged by" in page
+    assert "kindness" in page
+    assert "kinder 0" in page
+    assert "<script>" not in page
+    assert page.count('<span class="pill worse">doubt</span>') == 1
+    told = render_markdown(context)
+    assert "a judge: tuned against base on test" in told
+    assert "a coin: with the answers swapped the judge agrees with itself on 0% of the rows" in told
+    assert 'id="judge"' not in render_html(context_of())
+
+
+def test_what_each_file_costs_stands_in_a_table_of_its_own() -> None:
+    quality = Quality(
+        split="test", metric="exact_match", score=metric_of([1.0] * 60 + [0.0] * 40),
+        difference=metric_of([0.0] * 100), verdict="inconclusive", kept=0.987,
+        tokens_per_second=47.2, perplexity=1.0831,
+    )  # fmt: skip
+    file = Artifact(kind="gguf:Q4_K_M", path="a.gguf", bytes=10, sha256="0" * 64, quality=quality)
+    plain = Artifact(kind="adapter", path="adapter", bytes=10, sha256="0" * 64)
+    context = context_of(artifacts=(plain, file))
+    page = render_html(context)
+    assert "What each file costs" in page
+    for figure in ("60.0 %", "99 %", "1.083", "47", "To use: gguf:Q4_K_M"):
+        assert figure in page
+    assert "| gguf:Q4\\_K\\_M | 60.0 % (" in render_markdown(context)
+    assert "What each file costs" not in render_html(context_of(artifacts=(plain,)))

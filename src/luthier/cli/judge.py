@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from luthier.schema.protocols import Message
     from luthier.schema.results import EvalResult
 
-UNREAD = 0.2
-"""Share of rows without a verdict beyond which a judge is doubted."""
-COIN = 0.5
-"""Agreement of the two orders that a coin would reach."""
 SHOWN = 2
 """Rows on which the judge's reasons are printed."""
 
@@ -89,22 +85,6 @@ def run_judge(
     return found
 
 
-def doubts(found: Judgement) -> list[str]:
-    """What speaks against taking this judge at its word."""
-    told = []
-    if found.unjudged > UNREAD * len(found.rows):
-        told.append(
-            f"{found.unjudged} of {len(found.rows)} rows are left out for want of a readable verdict: "
-            "this judge is too small for it"
-        )
-    if found.agreement is not None and found.agreement.high < COIN:
-        told.append(
-            f"with the answers swapped the judge agrees with itself on {found.agreement.value:.0%} of the "
-            "rows: it judges the place, not the answer"
-        )
-    return told
-
-
 def show_judgement(found: Judgement, *, json: bool) -> None:
     """Win rate, ties, how far the judge can be trusted, and what it cost."""
     from rich.markup import escape
@@ -112,6 +92,7 @@ def show_judgement(found: Judgement, *, json: bool) -> None:
 
     from luthier.cli import story
     from luthier.cli.console import duration, out, print_json
+    from luthier.evaluation.judge import doubts
 
     if json:
         print_json(found.model_dump(mode="json"))

@@ -23,6 +23,10 @@ CRITERIA = (
     "which answer is more correct, follows the request more closely and is more useful to the one who asked; "
     "length alone is no merit"
 )
+UNREAD = 0.2
+"""Share of rows without a verdict beyond which a judge is doubted."""
+COIN = 0.5
+"""Agreement of the two orders that a coin would reach."""
 LONGEST = 400
 """Tokens of a judge's answer."""
 AGAIN = 'Which one, then? Reply with one line only: "Verdict: 1", "Verdict: 2" or "Verdict: tie".'
@@ -235,6 +239,22 @@ def summed(rows: Sequence[JudgedRow]) -> Judgement:
         shown_first=_share([(r.choice == "second") == r.swapped for r in preferred]),
         parse_failures=sum(ruling.choice is None for ruling in said),
     )
+
+
+def doubts(found: Judgement) -> list[str]:
+    """What speaks against taking this judge at its word."""
+    told = []
+    if found.unjudged > UNREAD * len(found.rows):
+        told.append(
+            f"{found.unjudged} of {len(found.rows)} rows are left out for want of a readable verdict: "
+            "this judge is too small for it"
+        )
+    if found.agreement is not None and found.agreement.high < COIN:
+        told.append(
+            f"with the answers swapped the judge agrees with itself on {found.agreement.value:.0%} of the "
+            "rows: it judges the place, not the answer"
+        )
+    return told
 
 
 def _share(told: Sequence[bool]) -> Metric | None:

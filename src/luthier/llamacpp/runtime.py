@@ -312,10 +312,19 @@ class LlamaServer:
         return str(self.request("/detokenize", {"tokens": list(ids)})["content"])
 
     def apply_template(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        date: str | None = None,
     ) -> str:
-        """The file's own chat template applied by llama.cpp, ready for the answer to follow."""
+        """The file's own chat template applied by llama.cpp, ready for the answer to follow.
+
+        date: what templates that read ``date_string`` are told (Llama 3's do); today, where not given.
+        """
         body: dict[str, Any] = {"messages": list(messages)}
+        if date is not None:
+            body["chat_template_kwargs"] = {"date_string": date}
         if tools:
             body["tools"] = list(tools)
         return str(self.request("/apply-template", body)["prompt"])

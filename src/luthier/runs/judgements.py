@@ -136,6 +136,13 @@ def keep(run: RunDirectory, judgement: Judgement) -> str:
     return str(run.path / f"{name}.json")
 
 
+def load_judgements(run: RunDirectory) -> list[Judgement]:
+    """What was kept of judges in a run's folder, oldest first."""
+    names = sorted(path.stem for path in (run.path / "judgements").glob("*.json"))
+    found = [run.stage(f"judgements/{name}", Judgement) for name in names]
+    return [one for one in found if one is not None]
+
+
 def read_prices(words: str | None) -> tuple[float, float] | None:
     """``IN,OUT`` in US dollars for a million tokens. Errors: UsageError."""
     if words is None:

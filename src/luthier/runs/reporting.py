@@ -7,6 +7,7 @@ from typing import Any
 
 from luthier.runs.abilities import BASELINE, TUNED, load_abilities, load_probe
 from luthier.runs.directory import RunDirectory
+from luthier.runs.judgements import load_judgements
 from luthier.runs.report.context import Command, ReportContext, read_points
 from luthier.runs.report.render import render_markdown, write_report
 from luthier.runs.stages import (
@@ -58,6 +59,7 @@ def context_of(run: RunDirectory) -> ReportContext:
         abilities_before=load_probe(run, BASELINE),
         abilities_after=load_probe(run, TUNED),
         others=tuple(load_floor_results(run)),
+        judgements=tuple(load_judgements(run)),
         artifacts=tuple(load_artifacts(run)),
         licence=licence_of(facts.get("licence")),
         revision=facts.get("revision"),

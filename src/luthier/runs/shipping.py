@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from luthier.llamacpp.importance import WEIGHED_TYPES
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory
+from luthier.runs.prepare import tokenizer_of
 from luthier.runs.quality import QualityJudge
 from luthier.runs.shipping_values import held_values, ship_onnx, ship_vector_ggufs
 from luthier.runs.stages import licence_of, load_artifacts, load_comparisons, load_estimate
@@ -81,9 +83,12 @@ def _expected(work: Work, task: ModelTask, export: ExportChoice) -> list[Expecte
     from luthier.tasks.chat import ChatTask
 
     assert isinstance(task, ChatTask), "other purposes are refused a GGUF when the run is prepared"
+    # llama.cpp tells a template that prints the date today's, whatever it was in training.
+    today = tokenizer_of(work.recipe, work.model_dir, now=datetime.now().astimezone())
     return expect(
         task.tuned_generator(work.run.path),
         parity_cases(work, export.parity_prompts),
+        tokenizer=today,
         max_new_tokens=PARITY_TOKENS,
         progress=work.board.progress("ship", "the trained model on the parity prompts"),
     )
@@ -210,7 +215,7 @@ def _checked(work: Work, artifact: Artifact, expected: Sequence[Expected]) -> Ar
             ),
             file=path,
         )
-    return artifact.model_copy(update={"parity": parity})
+    return artifact.model_copy(update={"parity": parity, "notes": (*artifact.notes, *parity.notes)})
 
 
 def chat_files(run: RunDirectory, gguf: str | None) -> tuple[Path, str | None]:

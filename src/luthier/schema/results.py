@@ -157,6 +157,8 @@ class ParityCheck(Record):
     """Whether the end-of-turn token ends generation."""
     passed: bool
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a deployment does otherwise without being wrong: a date in the prompt."""
     largest_difference: float | None = None
     """Models that write no text: largest difference of their logits, scores or vectors on these inputs."""
     agreement: float | None = None

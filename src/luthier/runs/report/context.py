@@ -10,6 +10,7 @@ from typing import Any
 from luthier.schema.data import DataReport, Finding
 from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
+from luthier.schema.judgement import Judgement
 from luthier.schema.licence import Licence
 from luthier.schema.measurement import Measurement
 from luthier.schema.plan import Plan
@@ -76,6 +77,8 @@ class ReportContext:
     """Split -> what the tuned model answered there."""
     others: tuple[EvalResult, ...] = ()
     """What else answered the same splits: floors, few-shot prompting, GGUF files, served models."""
+    judgements: tuple[Judgement, ...] = ()
+    """What judging models said of this run's answers, oldest first."""
     artifacts: tuple[Artifact, ...] = ()
     licence: Licence | None = None
     duties: tuple[str, ...] = ()

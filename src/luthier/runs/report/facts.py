@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from luthier.evaluation.exported import recommended
 from luthier.runs.report import words
 from luthier.runs.report.context import ReportContext
 from luthier.schema.plan import Candidate
@@ -186,19 +187,6 @@ def artifact_rows(artifacts: Iterable[Artifact]) -> list[ArtifactRow]:
                 "" if p.stops else "the end token does not stop it",
                 *p.problems,
             ]
-        if a.quality is not None:
-            q = a.quality
-            share = words.is_share(q.metric, q.score)
-            score = words.score(q.metric, q.score.value, share=share)
-            details.append(
-                f"{words.metric_name(q.metric)} {score} on {q.score.n} rows of {q.split}, "
-                f"{words.signed(q.difference.value, share=share)} to the trained model"
-                + ("" if q.kept is None else f", {q.kept * 100:.0f} % of the gain kept")
-            )
-            if q.perplexity is not None:
-                details.append(f"perplexity {q.perplexity:.3f}")
-            if q.tokens_per_second:
-                details.append(f"{q.tokens_per_second:.0f} tokens/s here")
         found.append(
             ArtifactRow(
                 kind=a.kind,
@@ -212,6 +200,70 @@ def artifact_rows(artifacts: Iterable[Artifact]) -> list[ArtifactRow]:
             )
         )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class FileScore:
+    """What one exported file costs, judged by the run's own metric."""
+
+    kind: str
+    score: str
+    interval: str
+    difference: str
+    difference_interval: str
+    verdict: str
+    verdict_kind: str
+    kept: str
+    perplexity: str
+    speed: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileScores:
+    """All files that were judged, on the same rows."""
+
+    metric: str
+    split: str
+    rows: int
+    files: tuple[FileScore, ...]
+    advice: str
+    """Which one to use, and why."""
+
+
+def file_scores(artifacts: Sequence[Artifact]) -> FileScores | None:
+    """The table of quality by file; None where none was judged."""
+    found = []
+    for a in artifacts:
+        if (q := a.quality) is None:
+            continue
+        share = words.is_share(q.metric, q.score)
+        low, high = (words.signed(end, share=share) for end in (q.difference.low, q.difference.high))
+        ends = [words.score(q.metric, end, share=share) for end in (q.score.low, q.score.high)]
+        found.append(
+            FileScore(
+                kind=a.kind,
+                score=words.score(q.metric, q.score.value, share=share),
+                interval=" to ".join(ends),
+                difference=words.signed(q.difference.value, share=share),
+                difference_interval=f"{low} to {high}",
+                verdict=words.VERDICTS[q.verdict],
+                verdict_kind=q.verdict,
+                kept="" if q.kept is None else f"{q.kept * 100:.0f} %",
+                perplexity="" if q.perplexity is None else f"{q.perplexity:.3f}",
+                speed="" if not q.tokens_per_second else f"{q.tokens_per_second:.0f}",
+            )
+        )
+    if not found:
+        return None
+    first = next(a.quality for a in artifacts if a.quality is not None)
+    best = recommended(artifacts)
+    return FileScores(
+        metric=words.metric_name(first.metric),
+        split=first.split,
+        rows=first.score.n,
+        files=tuple(found),
+        advice="" if best is None else f"{best[0].kind}, {best[1]}",
+    )
 
 
 def machine_facts(context: ReportContext) -> list[Fact]:

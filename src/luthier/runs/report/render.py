@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from luthier.evaluation.probe import broken
 from luthier.files import write_text
-from luthier.runs.report import answers, facts, labels, measured, scores, verdict, words
+from luthier.runs.report import answers, facts, judges, labels, measured, scores, verdict, words
 from luthier.runs.report.context import ReportContext
 from luthier.schema.load import dump_recipe
 
@@ -105,6 +105,7 @@ def _parts(context: ReportContext) -> dict[str, Any]:
         ],
         "samples": answers.samples(context),
         "changes": answers.changes(context),
+        "judged": judges.judged(context),
         "bands": measured.bands(context),
         "parts": measured.memory_parts(context),
         "peak_phase": context.estimate.peak.name if context.estimate and context.estimate.phases else "",
@@ -122,6 +123,7 @@ def _parts(context: ReportContext) -> dict[str, Any]:
         "data": context.data,
         "findings": context.findings,
         "artifacts": facts.artifact_rows(context.artifacts),
+        "file_scores": facts.file_scores(context.artifacts),
         "licence": context.licence,
         "duties": [*(context.licence.duties if context.licence else ()), *context.duties],
         "machine": facts.machine_facts(context),
