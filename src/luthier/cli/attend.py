@@ -17,6 +17,7 @@ from luthier.runs.stages import (
     load_results,
 )
 from luthier.schema.measurement import Measurement
+from luthier.schema.nodes import Place
 from luthier.schema.results import TrainResult
 from luthier.schema.run import Job
 
@@ -74,15 +75,20 @@ class Attendant:
 
 
 def attend(
-    run: RunDirectory, job: Job | None = None, *, first_number: int | None = None, quiet: bool = False
+    run: RunDirectory,
+    job: Job | None = None,
+    *,
+    first_number: int | None = None,
+    quiet: bool = False,
+    place: Place | None = None,
 ) -> int:
     """Start the run's worker and show it until it is over. Returns the exit code.
 
-    quiet: leave stdout to the caller; progress still goes to stderr.
+    quiet: leave stdout to the caller; progress still goes to stderr. place: of this machine among several.
     """
     shown = (lambda _stage, _state: None) if quiet else Attendant(run, first_number)
     follower = Follower(run, shown, from_start=False)
-    start_worker(run, job)
+    start_worker(run, job, place=place)
     state = follower.follow()
     if state is None:
         return 0

@@ -61,14 +61,20 @@ class Follower:
 
     def follow(self) -> State | None:
         """Show the run until it is over; None when the user has detached from it."""
-        before = signal.signal(signal.SIGINT, self._on_interrupt)
+        handlers = {signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_term}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             if interactive():
                 with Live(console=err(), refresh_per_second=8, transient=True) as live:
                     return self._loop(live)
             return self._loop(None)
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_term(self, _number: int, _frame: FrameType | None) -> None:
+        """A cluster takes the machine back: what is done is saved before it goes."""
+        self.run.ask("stop")
 
     def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self._stops += 1

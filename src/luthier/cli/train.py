@@ -13,6 +13,7 @@ from luthier.errors import UsageError
 if TYPE_CHECKING:
     from luthier.runs.directory import RunDirectory
     from luthier.runs.prepare import Prepared
+    from luthier.schema.nodes import Place
     from luthier.schema.run import Origin
 
 
@@ -26,6 +27,10 @@ def train(
     branch: str | None = None,
     init_from: str | None = None,
     gpus: int | None = None,
+    nodes: int | None = None,
+    node_rank: int | None = None,
+    rendezvous: str | None = None,
+    run_id: Annotated[str | None, Parameter(name="--run")] = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     detach: Annotated[bool, Parameter(negative="")] = False,
     queue: Annotated[bool, Parameter(negative="")] = False,
@@ -52,7 +57,17 @@ def train(
         Start from the weights of this adapter: a folder in PEFT's format, or a run that shipped one.
     gpus
         Train on so many GPUs of this machine together (on a machine without: processes); the same as
-        training.devices=N.
+        training.devices=N. With --nodes: of each machine.
+    nodes
+        Train on so many machines together: the same command is started on each, with its own --node-rank
+        (torchrun may start it too). The first machine keeps the run; the others end with the training.
+    node_rank
+        Which of the machines this is, from 0.
+    rendezvous
+        HOST:PORT of the first machine, where all of them meet; the network must be your own.
+    run_id
+        Name of the run. One that has begun under this name goes on, one that is done is left as it is: a job
+        that a cluster starts again says the same words.
     dry_run
         Derive every value, predict memory and time, and stop before anything is loaded.
     detach
@@ -68,10 +83,23 @@ def train(
     from luthier.cli import story
     from luthier.cli.attend import attend, run_json
     from luthier.runs.directory import find_run
-    from luthier.runs.process import start_worker
+    from luthier.runs.nodes import place_of, superfluous, torchrun_devices
+    from luthier.runs.nodes import settings as many
+    from luthier.runs.process import current_state, start_worker
 
-    if gpus is not None:
-        overrides = (*overrides, f"training.devices={gpus}")
+    if superfluous():
+        return 0  # torchrun's other processes of this machine: the first one starts what is needed
+    gpus = gpus if gpus is not None else torchrun_devices()
+    place = place_of(nodes, node_rank, rendezvous, gpus)
+    settings: tuple[str, ...] = () if gpus is None else (f"training.devices={gpus}",)
+    if place is not None:
+        settings = many(place)
+        if queue or detach:
+            raise UsageError(
+                "a run on several machines is attended on each", hint="leave --queue and --detach"
+            )
+        if dry_run and not place.first:
+            return 0
     words, recipe = _settings(recipe, overrides, any((resume, clone, extend, branch)))
     if sum(name is not None for name in (resume, clone, extend, branch, recipe)) != 1:
         raise UsageError(
@@ -80,6 +108,19 @@ def train(
         )
     if init_from is not None and recipe is None:
         raise UsageError("--init-from goes with a recipe", hint="luthier train recipe.yaml --init-from RUN")
+    if run_id is not None and recipe is None:
+        raise UsageError("--run goes with a recipe", hint="luthier train recipe.yaml --run NAME")
+    if place is not None and not place.first:
+        return _take_part(place, recipe, (*words, *settings), run_id, offline=offline, as_json=json)
+    if run_id is not None and recipe is not None and (begun := _begun(run_id, recipe, (*words, *settings))):
+        if current_state(begun) == "done":
+            err().print(f"run {begun.id} is done")
+            if json:
+                run_json(begun)
+            return 0
+        resume, recipe, words, settings = str(begun.path), None, (), ()
+    if resume is None or place is None:
+        words = (*words, *settings)
     run: RunDirectory
     if resume is not None:
         if words:
@@ -109,7 +150,9 @@ def train(
             if origin is not None:
                 story.show_origin(origin)
             story.show_plan(prepared.recipe, prepared.resolved.estimate)
-        run = _created(prepared, origin)
+        run = _created(prepared, origin, run_id)
+        if run_id is not None and recipe is not None:
+            run.save_stage("asked", "", {"recipe": _asked(recipe, words)})
         if queue:
             return _queued(run, as_json=json)
     err().print(f"run {run.id}", style="dim")
@@ -117,7 +160,7 @@ def train(
         start_worker(run)
         err().print(f"left to itself; see `luthier runs show {run.id}`")
         return 0
-    code = attend(run, quiet=json)
+    code = attend(run, quiet=json, place=place)
     if json:
         run_json(run)
     return code
@@ -180,8 +223,63 @@ def _prepared(  # noqa: PLR0917 (private, called once)
     return prepare(loaded, say=say, offline=offline), origin
 
 
-def _created(prepared: Prepared, origin: Origin | None) -> RunDirectory:
+def _created(prepared: Prepared, origin: Origin | None, run_id: str | None) -> RunDirectory:
     from luthier.runs.lineage import start_from
     from luthier.runs.prepare import create_run
 
-    return create_run(prepared) if origin is None else start_from(prepared, origin)
+    if origin is None:
+        return create_run(prepared, run_id=run_id)
+    return start_from(prepared, origin, run_id=run_id)
+
+
+def _asked(recipe: Path, words: tuple[str, ...]) -> str:
+    """Digest of a recipe as it was asked for, before anything is derived; where it is trained aside."""
+    from luthier.runs.directory import digest_of
+    from luthier.schema.load import load_recipe
+
+    loaded = load_recipe(recipe, words)
+    training = loaded.training.model_copy(update={"devices": 1, "nodes": 1})
+    return digest_of(loaded.model_copy(update={"training": training}).model_dump_json())
+
+
+def _begun(run_id: str, recipe: Path, words: tuple[str, ...]) -> RunDirectory | None:
+    """The run of that name, if it has begun. Errors: UsageError where it was begun with another recipe."""
+    import re
+
+    from luthier.runs.directory import RunDirectory, runs_root
+
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", run_id) is None:
+        raise UsageError(
+            f"--run {run_id}: not a name", hint="use letters, digits, dots, dashes and underscores"
+        )
+    found = RunDirectory(runs_root() / run_id)
+    if not (found.path / "status.json").is_file():
+        return None
+    asked = (found.stage_values("asked") or {}).get("recipe")
+    if asked is not None and asked != _asked(recipe, words):
+        raise UsageError(
+            f"{run_id} was begun with another recipe, or other settings",
+            hint=f"go on with it as it was: luthier train --resume {run_id}; or give another --run",
+        )
+    return found
+
+
+def _take_part(
+    place: Place,
+    recipe: Path | None,
+    words: tuple[str, ...],
+    run_id: str | None,
+    *,
+    offline: bool,
+    as_json: bool,
+) -> int:
+    """Train in the first machine's run."""
+    from luthier.runs.directory import RunDirectory, runs_root
+    from luthier.runs.nodes import join
+
+    trained = run_id is not None and RunDirectory(runs_root() / run_id).stage_values("train") is not None
+    if not trained:
+        join(place, recipe, words, say=lambda text: err().print(text, style="dim"), offline=offline)
+    if as_json:
+        print_json({"node": place.rank, "nodes": place.nodes, "state": "done"})
+    return 0

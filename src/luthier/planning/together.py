@@ -30,11 +30,14 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
             "the reference of a preference tuning that changes its own base is weighed on one device",
             hint=f"method.name: lora, or {alone}",
         )
+    here = ""
+    if (nodes := recipe.training.nodes) > 1:
+        asked, here = asked // nodes, f" on each of {nodes} machines"
     if device == "cuda":
         names = [one.name for one in hardware.accelerators]
         if asked > len(names):
             raise UsageError(
-                f"training.devices {asked}: this machine has {len(names)} ({', '.join(names)})",
+                f"training.devices {asked}{here}: this machine has {len(names)} ({', '.join(names)})",
                 hint=f"use --gpus {len(names)}, or the machine that has {asked}",
             )
         if len(set(names[:asked])) > 1:
@@ -46,7 +49,8 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
         cores = hardware.processor.cores
         if asked > cores:
             raise UsageError(
-                f"training.devices {asked}: this machine has {cores} cores", hint=f"use at most {cores}"
+                f"training.devices {asked}{here}: this machine has {cores} cores",
+                hint=f"use at most {cores}",
             )
     else:
         raise Unsupported(f"several processes share no {device} device", hint=alone)

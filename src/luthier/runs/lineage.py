@@ -204,9 +204,11 @@ def _listed(found: Sequence[int]) -> str:
     return ", ".join(map(str, found))
 
 
-def start_from(prepared: Prepared, origin: Origin, *, root: Path | None = None) -> RunDirectory:
+def start_from(
+    prepared: Prepared, origin: Origin, *, root: Path | None = None, run_id: str | None = None
+) -> RunDirectory:
     """Make the new run's directory, with the parent's checkpoint where it goes on from one."""
-    run = create_run(prepared, root=root)
+    run = create_run(prepared, root=root, run_id=run_id)
     run.save_stage("origin", "", origin)
     parent = Path(origin.path)
     if origin.step is not None:

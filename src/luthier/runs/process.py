@@ -14,9 +14,12 @@ import psutil
 
 from luthier.errors import Interrupted, TrainingError, UsageError
 from luthier.runs.directory import RunDirectory
+from luthier.schema.nodes import Place
 from luthier.schema.run import Failure, Job, State, WorkerIdentity
 
 ACTIVE: frozenset[State] = frozenset({"queued", "preparing", "running", "stopping"})
+PLACE = "LUTHIER_PLACE"
+"""Variable that tells a worker which of several machines it is on."""
 SILENT_AFTER = 60.0
 """Seconds without a heartbeat after which a worker of another boot or host counts as lost."""
 
@@ -67,11 +70,12 @@ def torch_environment() -> dict[str, str]:
 
 
 def start_worker(
-    run: RunDirectory, job: Job | None = None, *, threads: int | None = None
+    run: RunDirectory, job: Job | None = None, *, threads: int | None = None, place: Place | None = None
 ) -> subprocess.Popen[bytes]:
     """Start the worker of a run in a session of its own: it outlives whoever started it.
 
-    threads: of one operation; all cores when not given (what the user has set stays).
+    threads: of one operation; all cores when not given (what the user has set stays). place: of this
+    machine, the first, among several that train the run together.
     Errors: UsageError where a worker is at it already.
     """
     if run.status.state not in ACTIVE:
@@ -95,7 +99,9 @@ def start_worker(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=({} if threads is None else {"OMP_NUM_THREADS": str(threads)}) | torch_environment(),
+            env=({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+            | torch_environment()
+            | {PLACE: "" if place is None else place.model_dump_json()},
         )
 
 

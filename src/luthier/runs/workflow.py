@@ -20,6 +20,7 @@ from luthier.errors import CheckpointError, FileProblem
 from luthier.evaluation.compare import compare
 from luthier.hub.cache import room
 from luthier.runs.abilities import probe_base, probe_tuned, probed
+from luthier.runs.crew import crew_of, order_of
 from luthier.runs.directory import RunDirectory, digest_of
 from luthier.runs.measurements import keep_measurement
 from luthier.runs.prepare import read_corpus, read_data, read_tests, tokenizer_of
@@ -33,11 +34,12 @@ from luthier.training.trackers import open_trackers
 
 if TYPE_CHECKING:
     from luthier.data.load import LoadedData
+    from luthier.runs.crew import Crew
     from luthier.runs.worker import Board
     from luthier.tasks.base import ModelTask
 
 
-WITHOUT_EFFECT = ("devices", "nodes", "keep_last", "background_checkpoints", "trackers", "profile_steps")
+WITHOUT_EFFECT = ("devices", "nodes", "nodes", "keep_last", "background_checkpoints", "trackers", "profile_steps")
 """Settings of training that change neither weights nor scores: a run may go on with others."""
 
 
@@ -142,11 +144,21 @@ class Work(Inputs):
     """What the stages of one run share."""
 
     board: Board
+    crew: Crew | None = field(default=None, kw_only=True)
+    """The other machines that train the run together with this one."""
 
 
 def execute(run: RunDirectory, board: Board, job: Job | None = None) -> None:
     """Do every stage that is not done, or one job. Errors: LuthierError, Interrupted."""
-    work = Work(run, run.recipe, board)
+    with crew_of(run, lambda text: board.event("note", text=text)) as crew:
+        work = Work(run, run.recipe, board, crew=crew)
+        if crew is not None:
+            crew.gather(order_of(run, work.data_digest), done=run.stage_values("train", work.trained))
+        _execute(work, job)
+
+
+def _execute(work: Work, job: Job | None) -> None:
+    run, board = work.run, work.board
     if job is not None and job.kind == "train":
         _stage(work, "train", "train", work.trained, lambda: _train(work))
         return
@@ -239,7 +251,9 @@ def _train(work: Work) -> None:
         if recipe.training.devices > 1:
             if "task" in work.__dict__:
                 work.task.free()  # the processes need its room
-            result = train_together(run, work.trained, recipe.training.devices, on_metrics=listener)
+            result = train_together(
+                run, work.trained, recipe.training.devices, on_metrics=listener, crew=work.crew
+            )
         else:
             result = work.task.fit(
                 work.data.splits,

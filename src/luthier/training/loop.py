@@ -545,7 +545,8 @@ class _Run:
         now = self.position
         selected = selected_step(now, self.choice)
         folder = self.checkpoints / step_name(selected)
-        if selected != now.step:
+        # A machine that takes part in another one's run has no folder of it; its weights are not kept.
+        if selected != now.step and (self.world.first or folder.is_dir()):
             self.optimizer.load_weights(checkpoint.load_weights(folder))
         if now.first_loss is None or now.last_loss is None:
             raise TrainingError(

@@ -8,6 +8,7 @@ together. One process alone is the same code with nothing to add.
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from luthier.errors import UsageError
 from luthier.schema.recipe import Parallel
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ SIDES = ("pipeline", "replicate", "shard", "context", "expert", "tensor")
 """Sides of the grid from the outermost: neighbours in the last have neighbouring ranks (fast links)."""
 BUCKET = 1 << 24
 """Numbers that are added up at once: small weights travel together (64 MiB in fp32)."""
-PATIENCE = datetime.timedelta(minutes=10)
-"""How long a process waits for the others before it takes them for dead."""
+PATIENCE = 600.0
+"""Seconds that a process waits for the others before it takes them for dead; LUTHIER_TIMEOUT sets others."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,18 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield held
 
 
+def timeout() -> datetime.timedelta:
+    """How long a process waits for the others. Errors: UsageError for a LUTHIER_TIMEOUT that is no time."""
+    given = os.environ.get("LUTHIER_TIMEOUT") or str(PATIENCE)
+    try:
+        found = datetime.timedelta(seconds=float(given))
+    except (ValueError, OverflowError):
+        found = datetime.timedelta()
+    if found.total_seconds() < 1:
+        raise UsageError(f"LUTHIER_TIMEOUT={given} is not a time", hint="give seconds, for example 1800")
+    return found
+
+
 @contextmanager
 def together(
     rank: int, size: int, kind: str, *, local: int, address: str, parallel: Parallel | None = None
@@ -168,7 +182,7 @@ def together(
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     dist.init_process_group(
-        "nccl" if cuda else "gloo", init_method=address, rank=rank, world_size=size, timeout=PATIENCE,
+        "nccl" if cuda else "gloo", init_method=address, rank=rank, world_size=size, timeout=timeout(),
         device_id=device if cuda else None,
     )  # fmt: skip
     try:
