@@ -12,7 +12,7 @@ from luthier.runs.queue import Queue
 from luthier.studio.app import create_app
 from studio_case import made_run, settings_in, studio
 
-ODD = ("nope", "%2e%2e%2fx", "a%00b", "%ff", "🙂", "x" * 300)
+ODD = ("nope", "%2e%2e%2fx", "a%00b", "%ff", "🙂", "~x", "~%F2%BA%97%B2", "x" * 300)
 BODIES: tuple[bytes, ...] = (b"", b"null", b"[]", b"{}", b'{"kind": 1e999}', b"\xff\xfe", b'{"a": "\\ud800"}')
 NUMBERS = ("-1", "0", "99999999999999999999", "x", "nan", "1e9")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from luthier.studio.problems import problem
@@ -33,6 +36,8 @@ def roots_of(request: Request) -> tuple[Path, ...]:
     return (*settings_of(request).data_roots, Path.cwd())
 
 
+TASTE = 1 << 20
+"""Bytes of a refused upload that are read, so that its sender hears why."""
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     200: {"description": "all of it is here"},
     202: {"description": "a part is here"},
@@ -79,13 +84,26 @@ async def upload(
         more: dict[str, Any] = {}
         if refused.status == 409:
             more["received"] = keeper.state(name, span.total, upload_mark).bytes
-        # The rest of a body that is not wanted is not read: the connection ends with the answer.
+        # A body that is not wanted is not read to its end: the connection ends with the answer. Most senders
+        # only look for one once they have sent a little, so that much is taken from them.
+        await _taste(request)
         return problem(refused.status, refused.code, refused.message, refused.hint,
                        headers={"connection": "close"}, **more)  # fmt: skip
     if found.path is None:
         return JSONResponse({**as_values(found), "id": None}, 202)
     made = await run_in_threadpool(_taken, folder, found)
     return JSONResponse({**as_values(found), "id": made.id})
+
+
+async def _taste(request: Request) -> None:
+    """Read the beginning of a body that is not wanted, for at most a second."""
+    left = TASTE
+    with contextlib.suppress(TimeoutError, RuntimeError, ClientDisconnect):
+        async with asyncio.timeout(1):
+            async for chunk in request.stream():
+                left -= len(chunk)
+                if left <= 0:
+                    return
 
 
 def _taken(folder: Path, found: Received) -> datasets.Dataset:

@@ -253,7 +253,7 @@ def tree_of(rows: list[RunRow], run_id: str) -> list[tuple[int, RunRow]]:
 
 def find(settings: StudioSettings, name: str) -> RunDirectory:
     """A run by id or ``latest``: never a path. Errors: NotFound."""
-    if name != "latest" and ("/" in name or "\\" in name or name.startswith(".") or "\0" in name):
+    if "/" in name or "\\" in name or name.startswith((".", "~")) or "\0" in name:
         raise NotFound("there is no such run")
     try:
         found = find_run(name, settings.runs)
