@@ -80,7 +80,8 @@ def padded(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from luthier.schema.recipe import Lora, SimilarityChoice
     from luthier.tasks.classification import ClassificationObjective
     from luthier.tasks.encoded import EncodedBatch
-    from luthier.tasks.texts import TextsBatch, VectorObjective, chunks_of
+    from luthier.tasks.planned import chunks_of
+    from luthier.tasks.texts import TextsBatch, VectorObjective
     from luthier.tasks.vectors import settings_of
 
     generator = torch.Generator().manual_seed(0)

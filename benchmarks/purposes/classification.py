@@ -1,12 +1,7 @@
-"""Classifiers trained by Luthier and by transformers' Trainer, side by side.
+"""Classifiers trained by Luthier and by transformers' Trainer as its guide does; see ``run.py``.
 
-Same base weights, rows, batch, steps, rate and schedule; one process, the two taking turns at going first.
 Both results are loaded by transformers and judged by the same code, temperature and thresholds of both
-chosen on the same validation rows. For example:
-
-    python benchmarks/purposes/classification.py --model MINILM --data FOLDER --out classification.jsonl
-
-FOLDER holds banking77, clinc150 and goemotions. --tiny runs a few steps of everything.
+chosen on the same validation rows.
 """
 
 from __future__ import annotations
@@ -20,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import DEVICE, Job, Row, clock, compare, fitted, parser, read, trainer_words
+from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words
 
 from luthier.data.inputs import load_inputs
 from luthier.data.tokenizer import load_tokenizer
@@ -142,10 +137,9 @@ def jobs(data: Path, tiny: bool) -> list[Job]:
     """Everything that is compared. Cuts: 2,000 rows of banking77 are held out, 20,000 of goemotions train."""
     few, batch = (40, 4) if tiny else (None, 64)
 
-    def made(name: str, rows: list[Row], epochs: int, rate: float, judge: Any) -> Job:
+    def made(name: str, rows: list[Row], steps: int, rate: float, judge: Any) -> Job:
         purpose, loss = (SEVERAL, "bce") if "labels" in rows[0] else (ONE, "cross-entropy")
-        steps = 2 if tiny else epochs * -(-len(rows) // batch)
-        return Job(name, purpose, rows, loss, batch, steps, rate, LENGTH, judge)
+        return Job(name, purpose, rows, loss, batch, 2 if tiny else steps, rate, LENGTH, judge)
 
     banking = read(data / "banking77" / "train.jsonl")
     random.Random(0).shuffle(banking)
@@ -161,9 +155,9 @@ def jobs(data: Path, tiny: bool) -> list[Job]:
     half = len(judged) // 2
     many = labels_of(feelings)
     return [
-        made("banking77", banking, 2, 2e-4, single(held, labels_of(banking))),
-        made("clinc150", clinc, 2, 2e-4, refusing(asked["validation"], asked["test"], labels_of(clinc))),
-        made("goemotions", feelings[:20_000], 1, 1e-4, several(judged[:half], judged[half:], many)),
+        made("banking77", banking, 252, 2e-4, single(held, labels_of(banking))),
+        made("clinc150", clinc, 300, 2e-4, refusing(asked["validation"], asked["test"], labels_of(clinc))),
+        made("goemotions", feelings[:20_000], 250, 1e-4, several(judged[:half], judged[half:], many)),
     ]
 
 
@@ -247,13 +241,3 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
     model_.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {**took, "train_seconds": trained}
-
-
-def main() -> None:
-    """Run what is asked for and append one line a training."""
-    asked = parser(__doc__).parse_args()
-    compare(jobs(asked.data, asked.tiny), ours, theirs, "transformers", asked)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,6 @@
-"""Embedders and rerankers trained by Luthier and by sentence-transformers, side by side.
+"""Embedders and rerankers trained by Luthier and by sentence-transformers' own trainers; see ``run.py``.
 
-Same base weights, rows, batch, steps, rate and schedule; one process, the two taking turns at going first.
-Both results are loaded by sentence-transformers and judged by the same code. For example:
-
-    python benchmarks/purposes/pairs.py --model MINILM --data FOLDER --out benchmarks/purposes/pairs.jsonl
-
-FOLDER holds stsb_multi, snli and scifact. --tiny runs a few steps of everything, to see that it works.
+Both results are loaded by sentence-transformers and judged by the same code.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import DEVICE, Job, Row, clock, compare, fitted, parser, read, trainer_words
+from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words
 
 from luthier.data.inputs import load_inputs
 from luthier.data.mine import ByWords, MiningRules, mine
@@ -183,8 +178,9 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
         name: str, rows: list[Row], loss: str, *, batch: int, rate: float, length: int, judge: Any
     ) -> Job:
         purpose = "reranking" if name.endswith("reranking") else "similarity"
-        one_epoch = max(1, len(rows) // batch)
-        return Job(name, purpose, rows, loss, min(batch, len(rows)), steps or one_epoch, rate, length, judge)
+        taken = steps or (150 if purpose == "reranking" else max(1, len(rows) // batch))
+        at_once, vectors = min(batch, len(rows)), purpose == "similarity"
+        return Job(name, purpose, rows, loss, at_once, taken, rate, length, judge, judges_base=vectors)
 
     return [
         made("stsb", train, "cosent", batch=32, rate=2e-5, length=128, judge=sts(data, most)),
@@ -195,7 +191,7 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
             lists,
             "binary",
             batch=8,
-            rate=5e-5,
+            rate=1e-4,
             length=cut,
             judge=reordered,
         ),
@@ -287,13 +283,3 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
         trained = time.perf_counter() - began
     model_.save_pretrained(str(out), create_model_card=False)
     return {**took, "train_seconds": trained}
-
-
-def main() -> None:
-    """Run what is asked for and append one line a training."""
-    asked = parser(__doc__).parse_args()
-    compare(jobs(asked.data, asked.model, asked.tiny), ours, theirs, "sentence-transformers", asked)
-
-
-if __name__ == "__main__":
-    main()

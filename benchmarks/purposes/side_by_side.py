@@ -7,12 +7,12 @@ import gc
 import gzip
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Job:
     rate: float
     length: int
     judge: Callable[[Path], dict[str, float]]
+    judges_base: bool = field(default=False)
+    """Whether the untouched model has an answer that the figures can stand beside."""
 
 
 Arm = Callable[[Job, Path, int, Path, str], dict[str, float]]
@@ -113,80 +115,92 @@ def trainer_words(job: Job, seed: int, out: Path, dtype: str) -> Row:
 def parser(text: str | None) -> argparse.ArgumentParser:
     """What every comparison can be told."""
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--model", type=Path, required=True)
     found.add_argument("--data", type=Path, required=True)
-    found.add_argument("--out", type=Path, required=True)
+    found.add_argument("--out", type=Path, required=True, help="JSONL; what it holds is not repeated")
     found.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     found.add_argument("--jobs", nargs="+", default=None)
-    found.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    found.add_argument("--tiny", action="store_true")
+    found.add_argument("--minutes", type=float, default=None, help="begin no training after so many")
+    found.add_argument("--tiny", action="store_true", help="a few steps of everything, to see that it works")
     return found
 
 
-def compare(jobs: Sequence[Job], ours: Arm, theirs: Arm, other: str, asked: argparse.Namespace) -> None:
-    """Train every job by both with every seed, taking turns at going first; one line a training."""
-    chosen = [job for job in jobs if asked.jobs is None or job.name in asked.jobs]
-    about = {"device": torch.cuda.get_device_name() if DEVICE != "cpu" else "cpu", "dtype": asked.dtype}
-    about |= {"torch": torch.__version__}
+PACKAGES = ("torch", "transformers", "sentence-transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def about(dtype: str) -> Row:
+    """Where a result was measured."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if DEVICE != "cpu" else "cpu"
+    return {"device": device, "dtype": dtype, "versions": versions}
+
+
+def compare(
+    jobs: Sequence[Job],
+    ours: Arm,
+    theirs: Arm,
+    other: str,
+    asked: argparse.Namespace,
+    *,
+    model: Path,
+    dtype: str = "float32",
+) -> None:
+    """Train every job by both with every seed, taking turns at going first; one line a training.
+
+    What the output holds already is left out, so a stopped run goes on where it stood.
+    """
+    where = about(dtype)
+    held = asked.out.read_text().splitlines() if asked.out.exists() else []
+    done = {key_of(json.loads(line)) for line in held}
+    arms = {OURS: ours, other: theirs}
     warmed = set()
-    for job in chosen:
-        if DEVICE != "cpu" and job.purpose not in warmed:  # kernels and libraries load before the clock runs
-            warmed.add(job.purpose)
-            for arm in (ours, theirs):
+    for job in jobs:
+        if asked.jobs is not None and job.name not in asked.jobs:
+            continue
+        order = [
+            (seed, name)
+            for turn, seed in enumerate(asked.seeds)
+            for name in (list(arms) if turn % 2 == 0 else list(arms)[::-1])
+        ]
+        facts = {"job": job.name, "rows": len(job.rows), "steps": job.steps, "batch": job.batch_size}
+        facts |= {"rate": job.rate, "loss": job.loss}
+        missing = [
+            one for one in order if key_of({**where, **facts, "arm": one[1], "seed": one[0]}) not in done
+        ]
+        if missing and DEVICE != "cpu" and (job.purpose, job.loss) not in warmed:
+            warmed.add((job.purpose, job.loss))  # kernels and libraries load before the clock runs
+            for arm in arms.values():
                 with tempfile.TemporaryDirectory() as scratch:
-                    arm(replace(job, steps=5), asked.model, 0, Path(scratch) / "model", asked.dtype)
-        if job.purpose == "similarity":
-            write(asked.out, {**about, "job": job.name, "arm": "base", **job.judge(asked.model)})
-        for turn, seed in enumerate(asked.seeds):
-            arms = [(OURS, ours), (other, theirs)]
-            for name, arm in arms if turn % 2 == 0 else arms[::-1]:
-                with tempfile.TemporaryDirectory() as scratch:
-                    folder = Path(scratch) / "model"
-                    figures = arm(job, asked.model, seed, folder, asked.dtype)
-                    facts = {"job": job.name, "arm": name, "seed": seed, "rows": len(job.rows)}
-                    facts |= {"steps": job.steps, "batch": job.batch_size, "rate": job.rate}
-                    write(asked.out, {**about, **facts, **figures, **job.judge(folder)})
-    print(table([json.loads(line) for line in asked.out.read_text().splitlines()]))
+                    arm(replace(job, steps=5), model, 0, Path(scratch) / "model", dtype)
+        if job.judges_base and key_of({**facts, "arm": "base", "seed": 0}) not in done:
+            write(asked.out, {**facts, "arm": "base", "seed": 0, **job.judge(model)})
+        for seed, name in missing:
+            if asked.minutes is not None and time.perf_counter() - BEGAN > 60 * asked.minutes:
+                print(f"stopped before {job.name}, seed {seed} of {name}: --minutes {asked.minutes:g}")
+                return
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch) / "model"
+                figures = arms[name](job, model, seed, folder, dtype)
+                write(
+                    asked.out, {**where, **facts, "arm": name, "seed": seed, **figures, **job.judge(folder)}
+                )
+
+
+BEGAN = time.perf_counter()
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What makes a training the same as another."""
+    names = ("device", "dtype", "job", "arm", "seed", "rows", "steps", "batch", "rate", "loss")
+    return tuple(row.get(name) for name in names)
 
 
 def write(out: Path, line: Row) -> None:
     """Append one result and show it."""
     with out.open("a") as lines:
         lines.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
-
-
-NO_FIGURE = {"seed", "rows", "steps", "batch", "rate"}
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Mean and standard deviation over seeds of each figure, side by side."""
-    lines = [
-        "| job | figure | base | Luthier | specialist | difference | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for job, dtype in dict.fromkeys((row["job"], row["dtype"]) for row in rows):
-        mine = [row for row in rows if (row["job"], row["dtype"]) == (job, dtype)]
-        figures = [k for k, v in mine[-1].items() if isinstance(v, int | float) and k not in NO_FIGURE]
-        for figure in figures:
-            base, ours, other = (
-                [row[figure] for row in mine if figure in row and kind(row["arm"])]
-                for kind in (
-                    lambda arm: arm == "base",
-                    lambda arm: arm == OURS,
-                    lambda arm: arm not in ("base", OURS),
-                )
-            )
-            if not ours or not other:
-                continue
-            left, right = statistics.fmean(ours), statistics.fmean(other)
-            ratio = f"{left / right:.3f}" if right else ""
-            cells = [_spread(base), _spread(ours), _spread(other), f"{left - right:+.4g}", ratio]
-            lines.append(f"| {job} {dtype} | {figure} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values) if len(values) > 1 else 0:.2g}"
+    print(json.dumps({key: value for key, value in line.items() if key != "versions"}), flush=True)

@@ -91,6 +91,24 @@ def test_grouped_rows_pad_little() -> None:
     assert padded(grouped) < 0.15 * padded(shuffled)
 
 
+def test_drawn_rows_mix_lengths_between_steps_and_sort_them_within() -> None:
+    """A step of one length is a step of few labels where length tells the label."""
+    rows = [5] * 200 + [50] * 200
+    own = {"batch_size": 8, "micro_batch_size": 4, "sequence_length": 64, "packing": False, "seed": 1}
+    grouped, drawn = (plan_epoch(rows, **own, epoch=1, grouped=grouped) for grouped in (True, False))
+
+    def mixed(plan) -> int:
+        return sum(len({rows[row] for micro in step for (row,) in micro}) == 2 for step in plan)
+
+    assert mixed(grouped) <= 8
+    assert mixed(drawn) >= 45
+    assert sorted(row for step in drawn for micro in step for (row,) in micro) == list(range(400))
+    for step in drawn:
+        widths = [rows[row] for micro in step for (row,) in micro]
+        assert widths == sorted(widths, reverse=True)
+    assert drawn == plan_epoch(rows, **own, epoch=1, grouped=False)
+
+
 @settings(max_examples=60, deadline=None)
 @given(PLANS)
 def test_a_run_opens_with_its_largest_steps(plan) -> None:

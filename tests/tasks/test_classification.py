@@ -26,7 +26,7 @@ from luthier.schema.recipe import (
 )
 from luthier.schema.rows import LabelRow
 from luthier.tasks.classification import ClassificationObjective, ClassificationTask, balancing
-from luthier.tasks.encoded import encode, pad
+from luthier.tasks.encoded import Encoded, EncodedRows, encode, pad
 from luthier.tasks.labels import SavedClassifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -80,6 +80,24 @@ def fit(task, rows, folder, **more):
 
 def told(words):
     return lambda done, total: None
+
+
+def test_a_step_mixes_lengths_and_its_parts_do_not():
+    """Lengths that tell labels made steps of few labels; parts of like length change no loss."""
+    inputs = [Encoded([1] * size, [0] * size) for size in [4] * 60 + [20] * 60]
+    source = EncodedRows(
+        inputs, torch.tensor, [f"rows.jsonl:{n}" for n in range(120)], batch_size=40, micro_batch_size=32,
+        seed=0, pad_id=0, segments=False,
+    )  # fmt: skip
+    for step in range(source.steps(0)):
+        parts = source.plan(0)[step]
+        lengths = [[len(inputs[row]) for row in part] for part in parts]
+        assert {size for part in lengths for size in part} == {4, 20}
+        assert all(len(part) <= 32 for part in parts)
+        padded = sum(batch.input_ids.numel() for batch in source.batches(0, step))
+        assert padded < 1.5 * sum(size for part in lengths for size in part)
+    rows = sorted(row for step in source.plan(0) for part in step for row in part)
+    assert rows == list(range(120))
 
 
 @pytest.mark.parametrize("multi", [False, True])

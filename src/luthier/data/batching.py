@@ -34,12 +34,16 @@ def plan_epoch(
     packing: bool,
     seed: int,
     epoch: int,
+    grouped: bool = True,
 ) -> list[Step]:
     """Plan one epoch: every row exactly once, the last, smaller step kept.
 
     lengths: tokens of each row, at most sequence_length. batch_size: sequences a step;
     micro_batch_size: sequences at once. Deterministic in (seed, epoch). The first epoch opens with its
     largest steps, the others are in the order drawn.
+
+    grouped: whether rows of like length share a step. Where a row's length says something of its label
+    that makes batches of few labels, which learn less: such rows are drawn, and sorted within the step.
     """
     longest = max(lengths, default=0)
     assert longest <= sequence_length, f"a row of {longest} tokens does not fit {sequence_length}"
@@ -53,8 +57,11 @@ def plan_epoch(
         sequences = pack(rows, lengths, sequence_length)
         order.shuffle(sequences)
         steps = _chunks(sequences, batch_size)
-    else:
+    elif grouped:
         steps = _grouped(rows, lengths, batch_size, order)
+    else:
+        drawn = _chunks(rows, batch_size)
+        steps = [[(row,) for row in sorted(step, key=lambda index: -lengths[index])] for step in drawn]
     plan = [tuple(tuple(part) for part in _chunks(step, micro_batch_size)) for step in steps]
     return largest_first(plan, lengths) if epoch == 0 else plan
 

@@ -41,7 +41,7 @@ from luthier.schema.results import EvalResult, ParityCheck
 from luthier.schema.rows import LabelRow
 from luthier.tasks.base import ModelTask, Rows, Told
 from luthier.tasks.encoded import EncodedRows, encode, pad, reads_segments
-from luthier.tasks.planned import by_length
+from luthier.tasks.planned import by_length, filled_on
 from luthier.training.objective import Loss, MicroBatch, Objective
 
 DECISION = "decision.json"
@@ -205,6 +205,7 @@ class ClassificationTask(ModelTask):
             seed=self.recipe.seed,
             pad_id=self.tokenizer.pad_id,
             segments=self._segments,
+            filled=filled_on(self.device),
         )
 
     @property

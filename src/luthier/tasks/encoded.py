@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luthier.data.inputs import Input
 from luthier.data.tokenizer import FileTokenizer
-from luthier.tasks.planned import PlannedBatches, Rows, by_length, plan_rows
+from luthier.tasks.planned import PlannedBatches, Rows, by_length, chunks_of, plan_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ Labels = Callable[[Sequence[int]], Tensor]
 class EncodedRows(PlannedBatches[list[Rows]]):
     """A `training.loop.BatchSource` over inputs, one a row, in an order that the seed alone decides.
 
-    places: where each row stands, as ``file:line``.
+    places: where each row stands, as ``file:line``. filled: tokens that a micro-batch has before it may end
+    for shorter rows (see `tasks.planned.chunks_of`).
     """
 
     def __init__(
@@ -112,20 +113,27 @@ class EncodedRows(PlannedBatches[list[Rows]]):
         seed: int,
         pad_id: int,
         segments: bool,
+        filled: int = 0,
     ) -> None:
         self.inputs, self.labels, self.places = inputs, labels, places
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
-        self.pad_id, self.segments = pad_id, segments
+        self.pad_id, self.segments, self.filled = pad_id, segments, filled
         self.lengths = [len(one) for one in inputs]
 
     def _plan(self, epoch: int) -> list[list[Rows]]:
-        return plan_rows(
+        steps = plan_rows(
             self.lengths,
             batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,
             seed=self.seed,
             epoch=epoch,
         )
+        return [self._parts([row for micro in step for row in micro]) for step in steps]
+
+    def _parts(self, rows: Rows) -> list[Rows]:
+        lengths = [self.lengths[row] for row in rows]
+        chunks = chunks_of(lengths, self.micro_batch_size, filled=self.filled)
+        return [rows[first:end] for first, end, _ in chunks]
 
     def place(self, index: int) -> str:
         return self.places[index]

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from luthier.data.batching import plan_epoch
+
+if TYPE_CHECKING:
+    import torch
 
 S = TypeVar("S", bound=Sequence[Any])
 Rows = list[int]
 """Rows of one micro-batch, or of one step, by index."""
+
+_NARROWER, _FEWEST = 0.75, 16
+"""A chunk ends where inputs are so much shorter than its first, if it holds so many already."""
+_FILLED = 8192
+"""On a GPU it must hold so many tokens too: a smaller chunk takes as long to launch as it saves."""
 
 
 class PlannedBatches(ABC, Generic[S]):
@@ -55,7 +63,10 @@ def _indices(found: Any) -> Iterator[int]:
 def plan_rows(
     lengths: Sequence[int], *, batch_size: int, micro_batch_size: int, seed: int, epoch: int
 ) -> list[list[Rows]]:
-    """`data.batching.plan_epoch` for rows that never share a sequence: step, micro-batch, row."""
+    """`data.batching.plan_epoch` for rows that never share a sequence: step, micro-batch, row.
+
+    A step's rows are drawn from all; within it the longest come first, so micro-batches are of like length.
+    """
     steps = plan_epoch(
         lengths,
         batch_size=batch_size,
@@ -64,8 +75,32 @@ def plan_rows(
         packing=False,
         seed=seed,
         epoch=epoch,
+        grouped=False,
     )
     return [[[row for packed in micro for row in packed] for micro in step] for step in steps]
+
+
+def filled_on(device: torch.device) -> int:
+    """Tokens, padding among them, that a chunk has on that device before it may end for shorter inputs."""
+    return _FILLED if device.type == "cuda" else 0
+
+
+def chunks_of(lengths: Sequence[int], most: int, *, filled: int = 0) -> tuple[tuple[int, int, int], ...]:
+    """(first, end, width) of chunks of at most so many inputs, longest first, little of them padding.
+
+    filled: see `filled_on`.
+    """
+    found: list[tuple[int, int, int]] = []
+    for place, length in enumerate(lengths):
+        if found:
+            first, end, width = found[-1]
+            held = end - first
+            narrow = length < _NARROWER * width and held >= _FEWEST and held * width >= filled
+            if end - first < most and not narrow:
+                found[-1] = (first, place + 1, width)
+                continue
+        found.append((place, place + 1, int(length)))
+    return tuple(found)
 
 
 def by_length(lengths: Sequence[int], tokens: int) -> list[Rows]:

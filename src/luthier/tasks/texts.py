@@ -18,7 +18,7 @@ from luthier.models.vector_settings import Role, VectorSettings
 from luthier.schema.recipe import SimilarityChoice
 from luthier.schema.rows import PairRow
 from luthier.tasks.encoded import Encoded, EncodedBatch
-from luthier.tasks.planned import PlannedBatches, plan_rows
+from luthier.tasks.planned import PlannedBatches, chunks_of, filled_on, plan_rows
 from luthier.tasks.vectors import Reader
 from luthier.training.contrastive import (
     cosent,
@@ -29,11 +29,6 @@ from luthier.training.contrastive import (
     triplet,
 )
 from luthier.training.objective import Loss, MicroBatch
-
-_NARROWER, _FEWEST = 0.75, 16
-"""A chunk ends where texts are so much shorter than its first, if it holds so many already."""
-_FILLED = 8192
-"""On a GPU it must hold so many tokens too: a smaller chunk takes as long to launch as it saves."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +74,6 @@ class TextsBatch:
     def to(self, device: torch.device) -> TextsBatch:
         moved = {name: getattr(self, name).to(device) for name in ("left", "right", "wrong", "labels")}
         return replace(self, texts=self.texts.to(device), **moved)
-
-
-def chunks_of(lengths: Sequence[int], most: int, *, filled: int = 0) -> tuple[tuple[int, int, int], ...]:
-    """(first, end, width) of chunks of at most so many texts, longest first, little of them padding.
-
-    filled: tokens, padding among them, that a chunk has before it may end for shorter texts.
-    """
-    found: list[tuple[int, int, int]] = []
-    for place, length in enumerate(lengths):
-        if found:
-            first, end, width = found[-1]
-            held = end - first
-            narrow = length < _NARROWER * width and held >= _FEWEST and held * width >= filled
-            if end - first < most and not narrow:
-                found[-1] = (first, place + 1, width)
-                continue
-        found.append((place, place + 1, int(length)))
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -168,9 +145,7 @@ class TextBatches(PlannedBatches[tuple[int, ...]]):
             torch.tensor([where[place] for place in right]),
             torch.tensor([where[place] for place in wrong], dtype=torch.long),
             labels,
-            chunks_of(
-                lengths, self.texts_at_once, filled=_FILLED if self.reader.device.type == "cuda" else 0
-            ),
+            chunks_of(lengths, self.texts_at_once, filled=filled_on(self.reader.device)),
             recompute=len(unique) > self.texts_at_once,
         )
 
