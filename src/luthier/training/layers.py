@@ -110,20 +110,29 @@ def prepared(
     clock = CompileClock()
     if not layers and (compiled or keeping != "none") and say is not None:
         say(f"{type(model).__name__} marks no layers: nothing is compiled and nothing recomputed")
-    before = [layer._compiled_call_impl for layer in layers]
+    before = [(layer._compiled_call_impl, layer.__dict__.get("forward")) for layer in layers]
     many = len(layers) if recomputed is None else min(recomputed, len(layers))
     with _graphs(compiled):
         for index, layer in enumerate(layers):
             kept: Keeping = keeping if index < many else "none"
-            if compiled or kept != "none":
+            if not compiled and kept == "none":
+                continue
+            if hasattr(layer, "set_modules_to_forward_prefetch"):
+                # FSDP gathers the layer's weights in hooks, which are neither compiled nor run again.
+                layer.forward = _Call(layer.forward, kept, backend if compiled else None, clock)
+            else:
                 # The slot that nn.Module.compile fills: it is called in place of the layer's own forward,
                 # whichever way a version of transformers puts its own recomputation around that.
-                layer._compiled_call_impl = _Call(layer, kept, backend if compiled else None, clock)
+                run = layer._call_impl
+                layer._compiled_call_impl = _Call(run, kept, backend if compiled else None, clock)
         try:
             yield clock
         finally:
-            for layer, was in zip(layers, before, strict=True):
+            for layer, (was, forward) in zip(layers, before, strict=True):
                 layer._compiled_call_impl = was
+                layer.__dict__.pop("forward", None)
+                if forward is not None:
+                    layer.forward = forward
 
 
 def layers_as(choice: TrainingChoice, model: nn.Module, say: Say) -> AbstractContextManager[CompileClock]:
@@ -152,12 +161,13 @@ def _graphs(compiled: bool) -> Iterator[None]:
 class _Call:
     """What runs in a layer's place."""
 
-    def __init__(self, layer: nn.Module, keeping: Keeping, backend: str | None, clock: CompileClock) -> None:
-        self.plain: Callable[..., Any] = layer._call_impl
-        self.keeping, self.clock = keeping, clock
-        run: Callable[..., Any] = layer._call_impl
+    def __init__(
+        self, plain: Callable[..., Any], keeping: Keeping, backend: str | None, clock: CompileClock
+    ) -> None:
+        self.plain, self.keeping, self.clock = plain, keeping, clock
+        run = plain
         if keeping in ("selective", "full"):
-            run = partial(_recomputed, layer._call_impl, keeping == "selective")
+            run = partial(_recomputed, plain, keeping == "selective")
         if backend is not None:
             run = torch.compile(run, backend=backend)
         if keeping == "offload":

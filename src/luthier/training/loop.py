@@ -26,6 +26,8 @@ from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import Optimizer, learning_rate
 from luthier.training.profile import StepProfile
+from luthier.training.saving import Saver
+from luthier.training.sharding import Through, at_once
 from luthier.training.world import ALONE, World
 
 Metrics = dict[str, str | int | float | bool | None]
@@ -114,6 +116,7 @@ def fit(
     control: Control | None = None,
     resume: bool = False,
     world: World = ALONE,
+    through: Through = at_once,
 ) -> TrainResult:
     """Train the weights of model that ask for a gradient, and leave the selected ones in it.
 
@@ -123,7 +126,8 @@ def fit(
     raises Interrupted, "save" writes a checkpoint. resume goes on from the newest whole checkpoint, if any.
 
     world: the processes that train together; each gives the same arguments, the first alone writes, speaks
-    and is asked.
+    and is asked. through: what every use of a model whose weights are divided goes through
+    (`sharding.divide`); the selected weights are not put back into such a model.
 
     A step whose loss or gradient is not a number leaves the weights as they are, and so does one that
     runs out of memory: it is done again in smaller pieces, with the same loss.
@@ -133,8 +137,9 @@ def fit(
     or one row alone is too much for the memory.
     """
     run = _Run(
-        model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed, world
-    )
+        model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed,
+        world, through,
+    )  # fmt: skip
     model.train()
     profile = StepProfile(choice.profile_steps if world.first else 0, directory, device)
     try:
@@ -151,12 +156,14 @@ def fit(
                 if asked is not None and not run.over:
                     run.save()
                     if asked == "stop":
+                        run.saver.wait()
                         raise Interrupted(
                             f"stopped after step {run.position.step} of {run.total}, work saved",
                             hint="go on with luthier train --resume",
                         )
         return run.finish()
     finally:
+        run.saver.close(run.note)
         run.profiled(profile.close(run.position.step))
         run.optimizer.close()
         model.eval()
@@ -178,8 +185,9 @@ class _Run:
         on_metrics: Callable[[Metrics], None],
         seed: int,
         world: World,
+        through: Through,
     ) -> None:
-        self.world, self.seed = world, seed
+        self.world, self.seed, self.through = world, seed, through
         self.model, self.objective, self.train, self.validation = model, objective, train, validation
         self.choice, self.directory, self.recipe_digest = choice, directory, recipe_digest
         self.device, self.on_metrics = device, on_metrics if world.first else _nobody
@@ -190,11 +198,13 @@ class _Run:
         tenth = max(1, round(self.total / 10))
         self.evaluate_every = choice.evaluate_every or tenth
         self.checkpoint_every = choice.checkpoint_every or self.evaluate_every
-        self.optimizer = Optimizer(model, choice)
+        self.optimizer = Optimizer(model, choice, world)
         self.position = Position(threads=torch.get_num_threads())
         self.saved_step: int | None = None
+        self.saver = Saver(directory, choice, recipe_digest, self.on_metrics)
         self.graphs = 0
-        world.same(self.optimizer.masters.values())
+        if not world.divided:
+            world.same(self.optimizer.masters.values())
         self.optimizer.round_back()
         checkpoint.seed_everything(seed)
         self.memory = PhaseWatch(device)
@@ -311,33 +321,40 @@ class _Run:
     def _gradients(self, epoch: int, index: int) -> StepFigures:
         """The step's gradients, in pieces as small as the memory needs."""
         began = time.perf_counter()
-        batches = self.world.own(self.train.batches(epoch, index))
+        turns = self.world.turns(self.train.batches(epoch, index))
         waited = time.perf_counter() - began
-        own = sum(self.objective.weight(batch) for batch in batches)
+        batches = [batch for batch, _ in turns]
+        own = sum(self.objective.weight(batch) for batch, counts in turns if counts)
         (weight,) = self.world.total(own)
-        if not self.world.first:
-            # Its own draws of dropout: a function of the step, so that there is nothing to save.
-            torch.manual_seed(self.seed + 1_000_003 * self.position.step + self.world.rank)
+        self._draw(self.world.share)
         while True:
             draws = Draws.now(self.device)
             loss, tokens = torch.zeros((), device=self.device), 0
             try:
-                loss, tokens = self._accumulate(batches, weight)
+                loss, tokens = self._accumulate(turns, weight)
                 out = False
             except (RuntimeError, MemoryError) as error:
                 if not ran_out(error):
                     raise
+                if self.world.divided:
+                    # The others wait for this one's part of the weights: there is no second try.
+                    raise self._too_much(batches) from None
                 out = True
             # Out of the block: the error's traceback holds the tensors that did not fit.
             if not self.world.most(int(out)):
                 break
             self._shrink(batches)
             draws.put_back(self.device)
-        if self.world.size > 1:
+        if self.world.size > 1 and not self.world.divided:
             self._add_up()
         norm = self.optimizer.clip()
         total, count = self.world.total(loss.item(), tokens)
         return StepFigures(total, norm.item(), int(count), int(weight), waited)
+
+    def _draw(self, place: int) -> None:
+        """Begin this step's draws anew: a function of step and place, so that nothing need be saved."""
+        if self.world.size > 1:
+            torch.manual_seed(self.seed + 1_000_003 * self.position.step + place)
 
     def _add_up(self) -> None:
         """Add the gradients of all processes up; a weight that none of them used stays without one."""
@@ -349,18 +366,19 @@ class _Run:
                 master.grad = torch.zeros_like(master)
         self.world.add([master.grad for master in wanted if master.grad is not None])
 
-    def _accumulate(self, batches: Sequence[MicroBatch], weight: float) -> tuple[Tensor, int]:
+    def _accumulate(self, turns: Sequence[tuple[MicroBatch, bool]], weight: float) -> tuple[Tensor, int]:
         """Add up this process's part of the step's mean loss and its gradients; and its tokens."""
         if self.watched < WATCHED_STEPS:
             self.memory.start()
         total = torch.zeros((), device=self.device)
         tokens = 0
-        for whole in batches:
+        for whole, counts in turns:
             for batch in cut(whole, self.position.halvings):
-                tokens += int((batch.document_ids > 0).sum())
-                loss = self.objective(self.model, to_device(batch, self.device)).total / max(weight, 1.0)
+                tokens += int((batch.document_ids > 0).sum()) * counts
+                found = self.through(self.objective, self.model, to_device(batch, self.device))
+                loss = found.total * (counts / max(weight, 1.0))
                 self._phase("forward")
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 self._phase("backward")
                 total += loss.detach()
                 del loss
@@ -391,6 +409,14 @@ class _Run:
         )
         self.on_metrics({"kind": "note", "text": text})
 
+    def _too_much(self, batches: Sequence[MicroBatch]) -> DoesNotFit:
+        step, rows = self.position.step + 1, max(int(batch.input_ids.shape[0]) for batch in batches)
+        smaller = f"training.micro_batch_size={rows // 2}; " if rows > 1 else ""
+        return DoesNotFit(
+            f"step {step} runs out of memory on one of the devices that hold the model together",
+            hint=f"{smaller}{self._smaller(batches)}; then luthier train --resume",
+        )
+
     def _smaller(self, batches: Sequence[MicroBatch]) -> str:
         """Ways to need less, those first that give up least."""
         longest = max(int(batch.input_ids.shape[1]) for batch in batches)
@@ -409,6 +435,8 @@ class _Run:
             self.memory.end(name)
 
     def _update(self, rate: float) -> None:
+        # Weights that are rounded by chance stay the same in all processes that hold the same ones.
+        self._draw(self.world.size + self.world.place("shard"))
         try:
             self.optimizer.step(rate)
         except (RuntimeError, MemoryError) as error:
@@ -479,6 +507,7 @@ class _Run:
 
     def after_step(self) -> None:
         """Validate and save where they are due."""
+        self.saver.look()
         step, last = self.position.step, self.position.step == self.total
         improved = False
         if self.validation and (step % self.evaluate_every == 0 or last):
@@ -490,7 +519,9 @@ class _Run:
     def _validate(self) -> bool:
         """Mean loss over the validation rows; whether it is the best so far."""
         began = time.perf_counter()
-        loss = validation_loss(self.model, self.objective, self.validation, self.device, world=self.world)
+        loss = validation_loss(
+            self.model, self.objective, self.validation, self.device, world=self.world, through=self.through
+        )
         seconds = time.perf_counter() - began
         now = self.position
         improved = math.isfinite(loss) and (now.best_loss is None or loss < now.best_loss)
@@ -522,31 +553,22 @@ class _Run:
         if self.saved_step == self.position.step:
             return
         self.saved_step = self.position.step
+        if not self.world.first and not self.world.divided:
+            return
+        # Where the weights are divided all give their parts, and the first writes them.
+        weights, optimizer = self.optimizer.weights(), self.optimizer.state()
         if self.world.first:
-            self._write()
-        self.world.wait()
-
-    def _write(self) -> None:
-        began = time.perf_counter()
-        folder = checkpoint.save(
-            self.checkpoints,
-            self.position,
-            weights=self.optimizer.weights(),
-            optimizer=self.optimizer.state(),
-            recipe_digest=self.recipe_digest,
-        )
-        checkpoint.prune(self.checkpoints, keep_last=self.choice.keep_last, best_step=self.position.best_step)
-        path = str(folder.relative_to(self.directory))
-        seconds = time.perf_counter() - began
-        self.on_metrics({"kind": "checkpoint", "step": self.position.step, "path": path, "seconds": seconds})
+            self.saver.save(self.position, weights=weights, optimizer=optimizer, average=None)
 
     def finish(self) -> TrainResult:
         """Put the selected weights into the model and say what came of it."""
+        self.saver.wait()
+        self.world.wait()
         now = self.position
         selected = selected_step(now, self.choice)
         folder = self.checkpoints / step_name(selected)
         # A machine that takes part in another one's run has no folder of it; its weights are not kept.
-        if selected != now.step and (self.world.first or folder.is_dir()):
+        if selected != now.step and not self.world.divided and (self.world.first or folder.is_dir()):
             self.optimizer.load_weights(checkpoint.load_weights(folder))
         if now.first_loss is None or now.last_loss is None:
             raise TrainingError(
@@ -606,6 +628,7 @@ def validation_loss(
     device: torch.device,
     *,
     world: World = ALONE,
+    through: Through = at_once,
 ) -> float:
     """Mean loss over all trained tokens of the batches, in nats; dropout off."""
     was_training = model.training
@@ -613,10 +636,10 @@ def validation_loss(
     total, weight = torch.zeros((), device=device), 0.0
     try:
         with objective.scope(model):
-            for place in world.own(range(len(batches))):
-                loss = objective(model, to_device(batches[place], device))
-                total += loss.total
-                weight += loss.weight
+            for place, counts in world.turns(range(len(batches))):
+                loss = through(objective, model, to_device(batches[place], device))
+                total += loss.total * counts
+                weight += loss.weight * counts
     finally:
         model.train(was_training)
     whole, weight = world.total(total.item(), weight)

@@ -1,17 +1,20 @@
-"""AdamW over the trainable weights, with fp32 masters where these are held in fewer bits."""
+"""What updates the trainable weights, with fp32 masters where these are held in fewer bits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import CheckpointError, Unsupported
+from luthier.errors import CheckpointError
 from luthier.schema.recipe import TrainingChoice
-from luthier.training.rounding import RoundedAdamW
+from luthier.training.layers import layers_of
+from luthier.training.sharding import is_divided, own_part, part_of, whole_of
+from luthier.training.updates import groups_of, update_of
+from luthier.training.world import ALONE, World
 
 
 def learning_rate(step: int, total: int, choice: TrainingChoice) -> float:
@@ -46,45 +49,94 @@ class Optimizer:
     there in fp32 as each micro-batch leaves them, and the master is rounded back after each step.
     Bytes for each such weight: 2 weight + 4 gradient + 4 master + 8 moments (and 2 for a moment, the
     gradient of the layer at hand).
+
+    Of a weight that several processes hold together (`training.sharding`) all of this is there for this
+    process's part alone; weights and states are given and taken whole.
+
+    With ``training.update_in_backward`` a weight is updated in the backward pass and its gradient dropped:
+    ``begin`` says at which rate, and ``clip`` only tells the norm that there was.
     """
 
-    def __init__(self, model: nn.Module, choice: TrainingChoice) -> None:
+    def __init__(self, model: nn.Module, choice: TrainingChoice, world: World = ALONE) -> None:
+        self.world = world
         self.model_weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert self.model_weights, "nothing to train"
         self.masters: dict[str, Tensor] = {}
         self.handles = []
-        pure = choice.optimizer == "adamw-bf16"
+        pure = choice.optimizer.startswith("adamw-bf16")
+        self.in_backward = choice.update_in_backward
+        self._squares: Tensor | None = None
         for name, weight in self.model_weights.items():
-            if pure or weight.dtype == torch.float32:
+            assert is_divided(weight) or not world.divided, f"{name} is gathered"
+            own = own_part(weight)
+            kept = pure or weight.dtype == torch.float32
+            if kept and own is weight:
                 self.masters[name] = weight
                 continue
-            master = weight.detach().float().requires_grad_(True)
+            # A part shares its memory with the weight.
+            master = (own if kept else own.detach().float()).requires_grad_(True)
             self.masters[name] = master
             handle = weight.register_post_accumulate_grad_hook(_add_to(master))  # type: ignore[no-untyped-call]
             self.handles.append(handle)
-        decayed = [master for master in self.masters.values() if master.ndim >= 2]
-        plain = [master for master in self.masters.values() if master.ndim < 2]
-        groups = [
-            {"params": group, "weight_decay": decay}
-            for group, decay in ((decayed, choice.weight_decay), (plain, 0.0))
-            if group
-        ]
+        of_muon = _matrices_of_layers(model) if choice.optimizer == "muon" else set()
+        matrices = [master for name, master in self.masters.items() if name in of_muon]
+        others = [master for name, master in self.masters.items() if name not in of_muon]
         kind = next(iter(self.masters.values())).device.type
-        self.adamw = _adamw(choice, groups, kind)
+        self.adamw = update_of(choice, groups_of(matrices, others, choice), kind)
         self.max_norm = choice.max_grad_norm
+        if self.in_backward:
+            self._update_at_once()
 
     def clip(self) -> Tensor:
         """Scale the gradients down to the largest norm allowed; returns the norm before."""
+        if self.in_backward:
+            squares, self._squares = self._squares, None
+            return torch.zeros(()) if squares is None else squares.sqrt()
         grads = [master.grad for master in self.masters.values() if master.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.max_norm, norm)
+        norm = self.world.norm(torch.nn.utils.get_total_norm(grads))
+        if self.max_norm:
+            torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.max_norm, norm)
         return norm
+
+    def begin(self, rate: float) -> None:
+        """Say at which rate the coming step updates."""
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+
+    def _update_at_once(self) -> None:
+        """Update each weight when its gradient is there."""
+        # By its place: loading a state replaces the groups.
+        place = {id(one): at for at, group in enumerate(self.adamw.param_groups) for one in group["params"]}
+
+        def hook_of(weight: Tensor, master: Tensor) -> Callable[[Tensor], None]:
+            def hook(_weight: Tensor) -> None:
+                assert master.grad is not None
+                square = master.grad.detach().float().square().sum()
+                self._squares = square if self._squares is None else self._squares + square
+                groups = self.adamw.param_groups
+                try:
+                    self.adamw.param_groups = [{**groups[place[id(master)]], "params": [master]}]
+                    self.adamw.step()
+                finally:
+                    self.adamw.param_groups = groups
+                master.grad = None
+                if weight is not master:
+                    weight.data.copy_(master.detach())  # rounded back
+
+            return hook
+
+        for name, weight in self.model_weights.items():
+            hook = hook_of(weight, self.masters[name])
+            # After the hook that brings a gradient to its master.
+            handle = weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            self.handles.append(handle)
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Update the weights and forget the gradients."""
-        for group in self.adamw.param_groups:
-            group["lr"] = rate
+        if self.in_backward:
+            return
+        self.begin(rate)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.round_back()
@@ -92,26 +144,45 @@ class Optimizer:
     @torch.no_grad()
     def round_back(self) -> None:
         """Give the model's weights the values of their masters."""
-        pairs = [(weight, self.masters[name]) for name, weight in self.model_weights.items()]
-        apart = [(weight, master) for weight, master in pairs if master is not weight]
+        pairs = [(own_part(weight), self.masters[name]) for name, weight in self.model_weights.items()]
+        apart = [(own, master) for own, master in pairs if own.dtype != master.dtype]
         if apart:
             torch._foreach_copy_([weight for weight, _ in apart], [master for _, master in apart])
 
     def weights(self) -> dict[str, Tensor]:
         """Trained weights by the model's names, in full precision."""
-        return dict(self.masters)
+        return {name: whole_of(master, self.model_weights[name]) for name, master in self.masters.items()}
 
     def state(self) -> dict[str, Any]:
-        return self.adamw.state_dict()
+        """States of the optimiser. Of divided weights all call it together, and the first is given them."""
+        return self._states(self.adamw.state_dict(), whole_of)
+
+    def _states(self, found: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
+        """States with every moment of a divided weight changed from part to whole, or the other way."""
+        names = {id(master): name for name, master in self.masters.items()}
+        order = [names[id(master)] for group in self.adamw.param_groups for master in group["params"]]
+        states = {}
+        for index, values in found["state"].items():
+            weight = self.model_weights[order[index]]
+            shapes = (weight.shape, self.masters[order[index]].shape) if is_divided(weight) else ()
+            states[index] = {
+                key: change(value, weight) if isinstance(value, Tensor) and value.shape in shapes else value
+                for key, value in values.items()
+            }
+        return {**found, "state": states}
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy saved weights in; names and shapes must be the trained ones."""
-        put_weights(self.masters, weights)
+        parts = {
+            name: part_of(whole, own) if (own := self.model_weights.get(name)) is not None else whole
+            for name, whole in weights.items()
+        }
+        put_weights(self.masters, parts)
         self.round_back()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.adamw.load_state_dict(dict(state))
+        self.adamw.load_state_dict(self._states(dict(state), part_of))
 
     def close(self) -> None:
         """Let go of the model."""
@@ -119,36 +190,10 @@ class Optimizer:
             handle.remove()
 
 
-def _adamw(choice: TrainingChoice, groups: list[dict[str, Any]], kind: str) -> torch.optim.Optimizer:
-    """The optimiser that the recipe asks for. Raises Unsupported where it needs what is not there."""
-    betas = (choice.beta1, choice.beta2)
-    match choice.optimizer:
-        case "adamw":
-            fused = kind in ("cpu", "cuda")
-            return torch.optim.AdamW(
-                groups, lr=0.0, betas=betas, fused=fused, foreach=False if fused else None
-            )
-        case "adamw-bf16":
-            return RoundedAdamW(groups, lr=0.0, betas=betas)
-        case "adamw-8bit" | "paged-adamw-8bit" as name:
-            if kind != "cuda":
-                raise Unsupported(
-                    f"training.optimizer: {name} works on CUDA only",
-                    hint="use adamw, or adamw-bf16 to save memory on a CPU",
-                )
-            try:
-                import bitsandbytes
-            except ImportError as error:
-                raise Unsupported(
-                    f"training.optimizer: {name} needs bitsandbytes ({error})",
-                    hint='install it: pip install "luthier[optimizers]"',
-                ) from error
-            kinds = {
-                "adamw-8bit": bitsandbytes.optim.AdamW8bit,
-                "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit,
-            }
-            made: torch.optim.Optimizer = kinds[name](groups, lr=0.0, betas=betas)
-            return made
+def _matrices_of_layers(model: nn.Module) -> set[str]:
+    """Names of the trainable matrices within the model's repeated layers."""
+    inside = {id(one) for layer in layers_of(model) for one in layer.parameters() if one.ndim == 2}
+    return {name for name, one in model.named_parameters() if id(one) in inside and one.requires_grad}
 
 
 @torch.no_grad()
@@ -166,14 +211,15 @@ def put_weights(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
 
 
 def _add_to(master: Tensor) -> Any:
-    """A hook that moves a finished gradient into its fp32 master."""
+    """A hook that moves a finished gradient into its master."""
 
     def hook(weight: Tensor) -> None:
         assert weight.grad is not None
+        grad = own_part(weight.grad)
         if master.grad is None:
-            master.grad = weight.grad.float()
+            master.grad = grad.to(master.dtype)
         else:
-            master.grad += weight.grad
+            master.grad += grad
         weight.grad = None
 
     return hook

@@ -79,6 +79,11 @@ class World:
         return 0 if (side := self.side(name)) is None else side.get_local_rank()
 
     @property
+    def divided(self) -> bool:
+        """Whether no process holds the whole model."""
+        return self.sizes["shard"] > 1
+
+    @property
     def shares(self) -> int:
         """Into how many parts the micro-batches of a step are shared out."""
         return self.sizes["replicate"] * self.sizes["shard"]
@@ -100,6 +105,16 @@ class World:
         """The part of this process in a step's micro-batches; together the parts are the step."""
         return list(items[self.share :: self.shares])
 
+    def turns(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+        """The same, each with whether it counts.
+
+        Who holds a part of the weights takes part in every turn of the others: a process whose turns are
+        fewer works through the first item once more, and that does not count.
+        """
+        own = [(item, True) for item in self.own(items)]
+        missing = -(-len(items) // self.shares) - len(own) if self.divided else 0
+        return own + [(items[0], False)] * missing
+
     def total(self, *numbers: float) -> list[float]:
         """Each number added up over all parts of a step, in fp64."""
         if self.shares == 1:
@@ -118,13 +133,16 @@ class World:
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Add tensors up over all parts of a step, in place; of the same shapes and types everywhere."""
-        if self.shares == 1:
-            return
-        for bucket in _buckets(tensors):
-            flat = torch.cat([one.reshape(-1) for one in bucket])
-            dist.all_reduce(flat, group=self.sharers)
-            parts = torch.split(flat, [one.numel() for one in bucket])
-            torch._foreach_copy_(list(bucket), [p.view_as(b) for p, b in zip(parts, bucket, strict=True)])
+        if self.shares > 1:
+            add_over(tensors, self.sharers)
+
+    def norm(self, own: Tensor) -> Tensor:
+        """The norm of what those that divide the weights hold together, from that of this one's part."""
+        if (side := self.side("shard")) is None:
+            return own
+        found = own.to(self.device, torch.float32).square()
+        dist.all_reduce(found, group=side.get_group())
+        return found.sqrt()
 
     def same(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the first one's values."""
@@ -139,6 +157,15 @@ class World:
 
 
 ALONE = World()
+
+
+def add_over(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Add tensors up over a group (None: over all), in place; of the same shapes and types everywhere."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([one.reshape(-1) for one in bucket])
+        dist.all_reduce(flat, group=group)
+        parts = torch.split(flat, [one.numel() for one in bucket])
+        torch._foreach_copy_(list(bucket), [p.view_as(b) for p, b in zip(parts, bucket, strict=True)])
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -1,0 +1,171 @@
+"""Weights divided over the processes that train together, with torch's ``fully_shard`` (FSDP2).
+
+Each process keeps a part of every tensor, with its gradient and the optimiser's states. A layer's weights
+are gathered shortly before it runs and let go after; its gradients are added up over all processes and
+divided as soon as they are there. Both go on beside the computation of the neighbouring layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from luthier.errors import Unsupported
+from luthier.training.layers import layers_of
+from luthier.training.world import World
+
+Through = Callable[..., Any]
+"""``through(work, *args)`` is ``work(*args)`` with the model's weights at hand: a loss that is then sent
+backward, or, under ``torch.no_grad``, anything."""
+LEAST_DIVIDED = 1024
+"""Numbers of a packed weight's part that is divided; smaller parts, such as code tables, are held whole."""
+
+
+def at_once(work: Callable[..., Any], *args: Any) -> Any:
+    """What every use of a model that one process holds goes through."""
+    return work(*args)
+
+
+class _Whole(nn.Module):
+    """What FSDP takes for the model: its forward pass is any work with it, the loss included.
+
+    Weights outside of the layers (embeddings, head, last norm) are gathered for the whole of that work,
+    so that a loss may read the head's weight itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, run: Callable[[], Any]) -> Any:
+        return run()
+
+
+def divide(model: nn.Module, world: World, *, masters: bool) -> Through:
+    """Divide the model's weights along shard, in place, layer by layer; only one at a time is whole there.
+
+    masters: hold trained weights in fp32 and gather them in their own type, where all of a layer have one;
+    else they keep their type. Returns what every use of the model must go through, in every process at the
+    same time. Gradients are sums over all parts of a step, not means.
+
+    Raises Unsupported where the model marks no layers or where its trained weights are of several types.
+    """
+    layers = layers_of(model)
+    if not layers:
+        raise Unsupported(
+            f"{type(model).__name__} marks no layers, so its weights cannot be divided over devices",
+            hint="leave training.parallel.shard at 1",
+        )
+    mesh = world.side("replicate", "shard")
+    assert mesh is not None
+    for layer in layers:
+        layer.to(world.device)
+        _divide_part(layer, mesh, masters=masters, again=layer is not layers[-1])
+    whole = _Whole(model)
+    _divide_part(whole, mesh, masters=masters, again=None)
+    _prefetch(whole, layers)
+    parts: list[Any] = [whole, *layers]
+
+    def through(work: Callable[..., Any], *args: Any) -> Any:
+        # One closure: FSDP looks into arguments for tensors, and would take a head's weight for an input.
+        found = whole(partial(work, *args))
+        if not torch.is_grad_enabled():
+            # No backward pass follows that would let go of what was gathered.
+            for part in parts:
+                part.reshard()
+        return found
+
+    return through
+
+
+def _divide_part(module: nn.Module, mesh: Any, *, masters: bool, again: bool | None) -> None:
+    """Divide what is not divided yet of a module. again: whether the backward pass gathers it again."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    _parts_as_weights(module)
+    own = [weight for weight in module.parameters() if not is_divided(weight)]
+    trained = [weight for weight in own if weight.requires_grad]
+    if len(types := {weight.dtype for weight in trained}) > 1:
+        raise Unsupported(
+            f"trained weights of {type(module).__name__} are of several types "
+            f"({', '.join(sorted(map(str, types)))}), which cannot be divided over devices together",
+            hint="set model.dtype: float32, or leave training.parallel.shard at 1",
+        )
+    narrow = {weight.dtype for weight in own} == {torch.bfloat16}
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if masters and narrow and trained:
+        for weight in trained:
+            weight.data = weight.data.float()
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    place: Any = fully_shard(module, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
+    place.set_gradient_divide_factor(1.0)
+    place.set_force_sum_reduction_for_comms(True)
+
+
+def _parts_as_weights(module: nn.Module) -> None:
+    """Let the parts of packed weights be weights that nothing trains: only these are divided."""
+    for layer in module.modules():
+        for name in getattr(layer, "base_names", ()):
+            part = layer._buffers.get(name)
+            if part is not None and part.numel() >= LEAST_DIVIDED:
+                del layer._buffers[name]
+                layer.register_parameter(name, nn.Parameter(part, requires_grad=False))
+
+
+def _prefetch(whole: Any, layers: list[Any]) -> None:
+    """Gather the next layer while one runs, in both directions."""
+    whole.set_modules_to_forward_prefetch([layers[0]])
+    for here, after in pairwise(layers):
+        here.set_modules_to_forward_prefetch([after])
+        after.set_modules_to_backward_prefetch([here])
+
+
+def is_divided(weight: Tensor) -> bool:
+    """Whether a weight is a part of one that several processes hold together."""
+    return hasattr(weight, "placements")
+
+
+def own_part(weight: Tensor) -> Tensor:
+    """What this process holds of a weight or of its gradient, without a graph; itself where it is whole."""
+    if not is_divided(weight):
+        return weight
+    place: Any = weight
+    part: Tensor = place.detach().to_local()
+    return part
+
+
+def part_of(whole: Tensor, weight: Tensor) -> Tensor:
+    """What this process holds of values for a whole weight, a copy on its device."""
+    if not is_divided(weight):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    like: Any = weight
+    laid = distribute_tensor(whole.to(weight.device), like.device_mesh, like.placements, src_data_rank=None)
+    return laid.to_local().clone()
+
+
+def whole_of(part: Tensor, weight: Tensor) -> Tensor:
+    """The whole of values of which each process holds a part as it does of the weight, on the host.
+
+    All processes call it together; only the first is given the numbers, the others an empty tensor.
+    """
+    if not is_divided(weight):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    like: Any = weight
+    laid: Any = DTensor.from_local(
+        part.detach(), like.device_mesh, like.placements,
+        run_check=False, shape=weight.shape, stride=weight.stride(),
+    )  # fmt: skip
+    whole: Tensor = laid.full_tensor()
+    return whole.cpu() if dist.get_rank() == 0 else torch.empty(0, dtype=whole.dtype)
