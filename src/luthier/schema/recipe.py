@@ -26,7 +26,9 @@ Purpose = Literal[
 Dtype = Literal["float32", "bfloat16"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 TrainOn = Literal["assistant", "last", "all", "completion"]
-OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "adamw-bf16"]
+OptimizerName = Literal[
+    "adamw", "adamw-8bit", "paged-adamw-8bit", "adamw-bf16", "adamw-bf16-kahan", "muon"
+]  # fmt: skip
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M"]
 
 
@@ -360,7 +362,11 @@ class TrainingChoice(Record):
     """Longest sequence in tokens; derived from the data and the model's context."""
     optimizer: OptimizerName = "adamw"
     """AdamW with moments in fp32; in eight bits; in eight bits in memory that moves to the host when the
-    GPU's is short; or bf16 weights without masters, rounded by chance, and moments in bf16."""
+    GPU's is short; with bf16 weights, no masters and moments in bf16, rounded by chance or with what rounding
+    loses kept beside (kahan); or Muon for the matrices of the layers and AdamW for all else."""
+    update_in_backward: bool = False
+    """Whether each weight is updated as soon as its gradient is there, which is dropped then: for full
+    fine-tuning of one micro-batch a step, without clipping."""
     frozen_layers: int = Field(0, ge=0)
     """Layers, from the first, that a full fine-tuning leaves as they are, with the embeddings below them."""
     weight_decay: float = Field(0.0, ge=0)
@@ -375,8 +381,12 @@ class TrainingChoice(Record):
     """wsd: share of all steps over which the rate falls to zero (Hägele et al. 2024, arXiv 2405.18392)."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from zero."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    neftune_alpha: float = Field(0.0, ge=0)
+    """Noise on the embeddings while training, within this over the root of a document's numbers (NEFTune)."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of a moving average of the weights that is kept beside them, 0.999 for example."""
     activation_checkpointing: Literal["none", "selective", "full", "offload"] | None = None
     """What the backward pass computes again: nothing, all but matrix products and attention (compiled layers
     only), whole layers, or whole layers whose inputs wait in the host's memory; derived from memory."""
@@ -392,8 +402,9 @@ class TrainingChoice(Record):
     """How many of the newest checkpoints stay on disk; the best one always does."""
     background_checkpoints: bool | None = None
     """Whether checkpoints are copied in memory and written beside the training; derived from memory."""
-    select: Literal["best", "last"] = "best"
-    """Which checkpoint is evaluated and shipped: lowest validation loss, or the last step."""
+    select: Literal["best", "last", "ema"] = "best"
+    """What is evaluated and shipped: the weights with the lowest validation loss, those of the last step, or
+    their moving average at the last step."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a lower validation loss."""
     max_skipped_steps: int = Field(3, ge=0)
