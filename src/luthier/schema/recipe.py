@@ -354,8 +354,6 @@ class TrainingChoice(Record):
     """How these devices share the training; derived: the whole model on each where it fits, else divided."""
     nodes: int = Field(1, ge=1)
     """Machines that these devices are on, equally many on each."""
-    nodes: int = Field(1, ge=1)
-    """Machines that these devices are on, equally many on each."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows (packed: sequences) that go through the model at once on one device."""
     sequence_length: int | None = Field(None, ge=8)
@@ -420,15 +418,6 @@ class TrainingChoice(Record):
     def _shared_out(self) -> TrainingChoice:
         if self.parallel is not None:
             self.parallel.sizes(self.devices)
-        return self
-
-    @model_validator(mode="after")
-    def _on_machines(self) -> TrainingChoice:
-        if self.devices % self.nodes:
-            raise ValueError(
-                f"{self.devices} devices cannot be shared out equally over {self.nodes} nodes; "
-                f"set devices to {self.nodes * max(1, round(self.devices / self.nodes))}"
-            )
         return self
 
     @model_validator(mode="after")
