@@ -1,4 +1,4 @@
-"""Trainings of tiny models by one, two and four processes: ``python sharded_ranks.py FOLDER``.
+"""Trainings of tiny models by one, two and four processes: ``python -m sharded_ranks FOLDER [CASES]``.
 
 Everything is imported once, then processes are forked: a start costs milliseconds. Each training leaves
 its checkpoints and ``events.json`` below ``FOLDER/CASE/WORLD``.
@@ -6,6 +6,7 @@ its checkpoints and ``events.json`` below ``FOLDER/CASE/WORLD``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,12 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 import torch
+
 from conftest import Source, documents, micro
 from families import build
-
 from luthier.errors import Interrupted
 from luthier.models.lora import add_lora
 from luthier.models.packed import pack_base
@@ -94,18 +93,29 @@ def train(name: str, world: World, folder: Path, *, until: int | None = None) ->
         done = [event["step"] for event in events if event["kind"] == "step"]
         return "stop" if until is not None and done and done[-1] == until else None
 
-    try:
+    with contextlib.suppress(Interrupted):
         fit(
-            model, objective, Source(documents(17)[:17], batch_size=6), held_out(), choice=choice, seed=5,
+            model, objective, Source(documents(17), batch_size=6), held_out(), choice=choice, seed=5,
             directory=folder, recipe_digest=name, device=torch.device("cpu"), on_metrics=events.append,
             control=control, resume=True, world=world, through=through,
         )  # fmt: skip
-    except Interrupted:
-        pass
+    if world.size > 1 and not world.divided:
+        events.append({"kind": "spread", "spread": spread(model)})
     if world.first:
         known = folder / "events.json"
         before = json.loads(known.read_text()) if known.exists() else []
         known.write_text(json.dumps(before + events))
+
+
+def spread(model: torch.nn.Module) -> float:
+    """How far the processes' weights are apart at most."""
+    apart = 0.0
+    for weight in model.parameters():
+        low, high = weight.detach().clone(), weight.detach().clone()
+        torch.distributed.all_reduce(low, op=torch.distributed.ReduceOp.MIN)
+        torch.distributed.all_reduce(high, op=torch.distributed.ReduceOp.MAX)
+        apart = max(apart, float((high - low).abs().max()))
+    return apart
 
 
 def held_out() -> list[object]:
@@ -129,7 +139,7 @@ def start(layout: str, jobs: Sequence[tuple[str, str, int | None]], folder: Path
                     ) as world:
                         work(jobs, world, folder)
                 code = 0
-            except BaseException:  # noqa: BLE001 (the parent is told by the exit code)
+            except BaseException:  # the parent is told by the exit code
                 traceback.print_exc()
             finally:
                 os._exit(code)

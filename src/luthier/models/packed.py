@@ -106,11 +106,16 @@ def demand_float8(device: torch.device | str) -> None:
     )
 
 
-def pack_base(model: nn.Module, method: Lora, *, leave: Sequence[str] = ()) -> int:
-    """Pack the linear layers as the method says, unless that is done; how many were packed now."""
+def pack_base(
+    model: nn.Module, method: Lora, *, leave: Sequence[str] = (), on: torch.device | None = None
+) -> int:
+    """Pack the linear layers as the method says, unless that is done; how many were packed now.
+
+    on: the device that packs, one layer after another; the parts end where the weight was.
+    """
     if isinstance(method, QLora):
-        return pack_linears(model, NF4, double=method.double_quantisation, leave=leave)
-    return pack_linears(model, FLOAT8, leave=leave) if method.base == "float8" else 0
+        return pack_linears(model, NF4, double=method.double_quantisation, leave=leave, on=on)
+    return pack_linears(model, FLOAT8, leave=leave, on=on) if method.base == "float8" else 0
 
 
 def pack_linears(
@@ -120,11 +125,12 @@ def pack_linears(
     double: bool = True,
     leave: Sequence[str] = (),
     prepare: Callable[[Tensor], Tensor] | None = None,
+    on: torch.device | None = None,
 ) -> int:
     """Replace every linear layer but the output head by a packed one, one after another; how many.
 
     leave: paths of modules that stay as they are. prepare: applied to each weight before it is packed
-    (moved to a device, say). The packed parts stay where the weight was then.
+    (moved to a device, say). The packed parts stay where the weight was then. on: see `pack_base`.
     """
     find: Any = getattr(model, "get_output_embeddings", None)
     head = None if find is None else find()
@@ -136,7 +142,9 @@ def pack_linears(
     for path, module in found:
         weight = module.weight.detach()
         weight = weight if prepare is None else prepare(weight)
+        home, weight = weight.device, weight if on is None else weight.to(on)
         parts = nf4.quantise(weight, double=double) if kind == NF4 else float8.quantise(weight)
+        parts = tuple(part.to(home) for part in parts)
         packed = PackedLinear(module.in_features, module.out_features, parts, kind, weight.dtype, module.bias)
         packed.train(module.training)
         parent, _, name = path.rpartition(".")

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from luthier.tasks.base import ModelTask
 
 
-WITHOUT_EFFECT = ("devices", "nodes", "nodes", "keep_last", "background_checkpoints", "trackers", "profile_steps")
+WITHOUT_EFFECT = (
+    "devices", "nodes", "parallel", "keep_last", "background_checkpoints", "trackers", "profile_steps",
+)  # fmt: skip
 """Settings of training that change neither weights nor scores: a run may go on with others."""
 
 
@@ -51,6 +53,8 @@ class Inputs:
     recipe: Recipe
     device: str | None = field(default=None, kw_only=True)
     """Where the model goes; None: where the run was prepared for."""
+    divided: bool = field(default=False, kw_only=True)
+    """Whether it will be divided over several devices."""
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:
@@ -107,6 +111,7 @@ class Inputs:
             self.tokenizer,
             device=self.device or self.model_facts["device"],
             cache=room("digests") / "weights.json",
+            divided=self.divided,
         )
         task.splits = self.data.splits
         return task
@@ -126,6 +131,7 @@ class Inputs:
             values.get("training", {}).pop(key, None)
         own = spec_of(self.recipe.task).section
         named = (*sections, own) if own is not None and values.get(own) is not None else sections
+        named = (*named, "vision") if self.recipe.vision is not None else named
         return digest_of(self.data_digest, *(f"{name}={values.get(name)!r}" for name in named))
 
     @cached_property

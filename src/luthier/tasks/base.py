@@ -29,12 +29,14 @@ from luthier.models.packed import demand_float8, pack_base, packing_of
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Full, Lora, Recipe
 from luthier.schema.results import EvalResult, ParityCheck, TrainResult
+from luthier.tasks.parallel import take_part
 from luthier.tasks.warm import start_from_adapter
 from luthier.training import checkpoint
 from luthier.training.layers import train_all_but
 from luthier.training.loop import BatchSource, Control, Metrics, fit, selected_checkpoint
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import put_weights
+from luthier.training.sharding import at_once, divide
 from luthier.training.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -72,7 +74,8 @@ class ModelTask(ABC):
     new process ``load_trained(run_directory)`` stands in for ``fit``; ``judge_tuned`` calls it itself.
 
     recipe: resolved, with a value for everything that training needs. model_directory: a saved model.
-    cache: JSON file that remembers digests of weight files, outside the model's folder.
+    cache: JSON file that remembers digests of weight files, outside the model's folder. divided: the
+    weights will be divided over devices: they are read into the host's memory, and `fit` moves them.
     """
 
     task_type: ClassVar[str] = "CAUSAL_LM"
@@ -88,6 +91,7 @@ class ModelTask(ABC):
         *,
         device: torch.device | str = "cpu",
         cache: Path | None = None,
+        divided: bool = False,
     ) -> None:
         _demand_resolved(recipe)
         if isinstance(recipe.method, Lora) and recipe.method.base == "float8":
@@ -95,6 +99,8 @@ class ModelTask(ABC):
         self.recipe, self.directory = recipe, model_directory
         self.tokenizer: FileTokenizer = tokenizer
         self.device = torch.device(device)
+        self.home = torch.device("cpu") if divided else self.device
+        """Where the weights are read to."""
         self.base_digest = weights_digest(model_directory, cache=cache)
         self.model: Any = None
         self.trained_digest: str | None = None
@@ -181,7 +187,7 @@ class ModelTask(ABC):
         if isinstance(self.recipe.method, Lora):
             if self.recipe.method.router:
                 self.whole += tuple(router_paths(self.model))
-            pack_base(self.model, self.recipe.method, leave=self.whole)
+            pack_base(self.model, self.recipe.method, leave=self.whole, on=self.device)
             add_lora(
                 self.model,
                 self.recipe.method,
@@ -226,10 +232,19 @@ class ModelTask(ABC):
         full = isinstance(self.recipe.method, Full)
         if full:
             train_all_but(self.model, self.recipe.training.frozen_layers)
+        through = at_once
+        if world.divided:
+            masters = not self.recipe.training.optimizer.startswith("adamw-bf16")
+            through = divide(self.model, world, masters=masters)
         try:
+            with torch.no_grad():
+                objective = through(self.objective)
+            objective, division = take_part(
+                self.model, objective, world, self.device, compiled=bool(self.recipe.training.compile)
+            )
             result = fit(
                 self.model,
-                self.objective(),
+                objective,
                 source,
                 held_out,
                 choice=self.recipe.training,
@@ -241,6 +256,8 @@ class ModelTask(ABC):
                 control=control,
                 resume=resume,
                 world=world,
+                through=through,
+                division=division,
             )
         finally:
             if full:
@@ -260,7 +277,7 @@ class ModelTask(ABC):
         if self.model is None:
             self._load_base()
         folder = selected_checkpoint(run_directory, self.recipe.training)
-        saved = checkpoint.load_weights(folder)
+        saved = checkpoint.load_weights(folder, average=self.recipe.training.select == "ema")
         full = isinstance(self.recipe.method, Full)
         own = {
             name: weight
@@ -274,6 +291,8 @@ class ModelTask(ABC):
     def _now_trained(self, folder: Path) -> None:
         self.model.eval()
         trained = weights_digest(folder)
+        if self.recipe.training.select == "ema":
+            trained += " average"  # of the same folder's files
         self.trained_digest = hashlib.sha256(f"{self.base_digest}\n{trained}".encode()).hexdigest()
 
     # -- what is saved -----------------------------------------------------------------------

@@ -42,15 +42,16 @@ class ChatTask(ModelTask):
     merges_files = True
 
     def load_model(self) -> Any:
-        choice = self.recipe.model
+        choice, method = self.recipe.model, self.recipe.method
         assert choice.dtype is not None
         return load_causal(
             self.directory,
             dtype=choice.dtype,
-            device=self.device,
+            device=self.home,
             attention=choice.attention,
             trust_remote_code=choice.trust_remote_code,
-            four_bit=self.recipe.method if isinstance(self.recipe.method, QLora) else None,
+            # On the way to several devices each layer is packed by its device once it has been read.
+            four_bit=method if isinstance(method, QLora) and self.home == self.device else None,
         )
 
     def objective(self) -> Objective:

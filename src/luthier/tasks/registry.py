@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 
 
 def load_task(
-    recipe: Recipe, model_directory: Path, tokenizer: FileTokenizer, *, device: str, cache: Path | None
+    recipe: Recipe,
+    model_directory: Path,
+    tokenizer: FileTokenizer,
+    *,
+    device: str,
+    cache: Path | None,
+    divided: bool = False,
 ) -> ModelTask:
-    """The model of a resolved recipe in memory, ready to be judged and trained."""
+    """The model of a resolved recipe in memory, ready to be judged and trained (divided: see `ModelTask`)."""
     ensure_weights(model_directory)
-    return task_class(recipe)(recipe, model_directory, tokenizer, device=device, cache=cache)
+    return task_class(recipe)(recipe, model_directory, tokenizer, device=device, cache=cache, divided=divided)
 
 
 def task_class(recipe: Recipe) -> type[ModelTask]:
@@ -29,6 +35,10 @@ def task_class(recipe: Recipe) -> type[ModelTask]:
             from luthier.tasks.preference import PreferenceTask
 
             return PreferenceTask
+        case "chat" if recipe.vision is not None:
+            from luthier.tasks.vision import VisionTask
+
+            return VisionTask
         case "chat":
             from luthier.tasks.chat import ChatTask
 

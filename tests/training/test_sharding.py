@@ -1,0 +1,140 @@
+"""Weights divided over processes: the same training as that of one, whatever the number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier.training.manifest import CHECKPOINTS, OPTIMIZER, WEIGHTS, step_name
+from luthier.training.world import World
+
+pytestmark = pytest.mark.timeout(300)
+STEPS = 3
+LATER = pytest.mark.workflow
+HERE = Path(__file__).parent
+
+
+def started(folder: Path, cases: str) -> Path:
+    """Every training of the cases, in processes that start once."""
+    paths = (HERE.parents[1] / "src", HERE, HERE.parent)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "sharded_ranks", str(folder), cases]
+    found = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return started(tmp_path_factory.mktemp("few"), "llama,mixtral,lora,qlora")
+
+
+@pytest.fixture(scope="module")
+def all_others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return started(tmp_path_factory.mktemp("others"), "qwen3,gemma3,dora,bf16,rounded")
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in json.loads((folder / "events.json").read_text()) if event["kind"] == kind]
+
+
+def saved(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights by name, and both moments of each by its number."""
+    place = folder / CHECKPOINTS / step_name(step)
+    states = torch.load(place / OPTIMIZER, weights_only=True)["state"]
+    moments = {
+        f"{number} {name}": value
+        for number, state in states.items()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and value.ndim
+    }
+    return load_file(place / WEIGHTS), moments
+
+
+def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], share: float) -> None:
+    assert one.keys() == other.keys()
+    assert one
+    for name, tensor in one.items():
+        apart = torch.linalg.vector_norm(tensor.float() - other[name].float())
+        assert apart <= share * torch.linalg.vector_norm(tensor.float()), name
+
+
+def assert_same_training(folder: Path, case: str, layout: str) -> None:
+    """Losses to 1e-6, gradient norms to 1e-6, weights to 1e-5, moments (so every gradient) to 1e-5."""
+    one, other = folder / case / "one", folder / case / layout
+    for kind in ("step", "validation"):
+        before, after = events(one, kind), events(other, kind)
+        assert [event["step"] for event in before] == [event["step"] for event in after]
+        for left, right in zip(before, after, strict=True):
+            assert right["loss"] == pytest.approx(left["loss"], rel=1e-6)
+            if kind == "step":
+                assert right["grad_norm"] == pytest.approx(left["grad_norm"], rel=1e-6)
+                assert (right["tokens"], right["trained_tokens"]) == (left["tokens"], left["trained_tokens"])
+    assert len(events(one, "step")) == STEPS
+    for step in (1, STEPS):
+        for left, right in zip(saved(one, step), saved(other, step), strict=True):
+            assert_near(left, right, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    [
+        ("llama", "two"),
+        ("mixtral", "two"),
+        ("lora", "two"),
+        ("qlora", "two"),
+        ("llama", "four"),
+        ("qlora", "four"),
+    ],
+)
+def test_divided_weights_learn_what_whole_ones_do(few: Path, case: str, layout: str) -> None:
+    assert_same_training(few, case, layout)
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("case", ["qwen3", "gemma3", "dora", "bf16"])
+def test_other_families_types_and_ways_to_recompute_too(all_others: Path, case: str) -> None:
+    assert_same_training(all_others, case, "two")
+
+
+def test_a_run_goes_on_with_fewer_processes(few: Path) -> None:
+    assert_same_training(few, "lora", "fewer")
+    assert [event["step"] for event in events(few / "lora" / "fewer", "resumed")] == [1, 2]
+
+
+def test_a_run_that_goes_on_with_as_many_is_exactly_the_uninterrupted_one(few: Path) -> None:
+    whole, again = few / "lora" / "two", few / "lora" / "again"
+    assert [event["step"] for event in events(again, "resumed")] == [1]
+    for left, right in zip(saved(whole, STEPS), saved(again, STEPS), strict=True):
+        assert_near(left, right, 0.0)
+
+
+@pytest.mark.workflow
+def test_weights_that_are_rounded_by_chance_stay_the_same_in_processes_that_hold_them(
+    all_others: Path,
+) -> None:
+    assert events(all_others / "rounded" / "copies", "spread")[-1]["spread"] == 0.0
+    one, two = (events(all_others / "rounded" / layout, "step") for layout in ("one", "two"))
+    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=0.01)
+
+
+def test_each_process_is_given_as_many_turns_as_the_others() -> None:
+    from luthier.schema.recipe import Parallel
+
+    def of(rank: int, items: int, shard: int) -> list[tuple[int, bool]]:
+        world = World(rank, 2, parallel=Parallel(shard=shard))
+        object.__setattr__(world, "share", rank)  # no processes are there to ask
+        return world.turns(list(range(items)))
+
+    assert of(0, 3, 2) == [(0, True), (2, True)]
+    assert of(1, 3, 2) == [(1, True), (0, False)]
+    assert of(1, 1, 2) == [(0, False)]
+    assert of(1, 3, 1) == [(1, True)], "whole models wait for nobody"
