@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import time
 from types import TracebackType
-from typing import Self
-
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from typing import TYPE_CHECKING, Self
 
 from luthier.errors import TrainingError, UsageError
 from luthier.schema.base import Record
 from luthier.schema.nodes import Place
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store, TCPStore
 
 ANSWER = datetime.timedelta(seconds=60)
 """How long the store may be silent before its keeper is taken for dead."""
@@ -27,6 +28,8 @@ class Meeting:
 
     def __init__(self, place: Place, *, keeper: bool, patience: float) -> None:
         """Keep the store, or reach it within so many seconds. Errors: NoMeeting, UsageError (used port)."""
+        from torch._C._distributed_c10d import PrefixStore
+
         self.place = place
         self._store: Store | None = PrefixStore(place.key, _reached(place, keeper, patience))
 
@@ -67,6 +70,8 @@ class Meeting:
 
 
 def _reached(place: Place, keeper: bool, patience: float) -> TCPStore:
+    from torch._C._distributed_c10d import TCPStore
+
     until = time.monotonic() + patience
     keeper = keeper and not place.hosted
     while True:
