@@ -6,10 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM
 
 from luthier.data.tokenizer import load_tokenizer
 from luthier.data.vocabulary import character_tokenizer, save_tokenizer
+from luthier.errors import Unsupported
 from luthier.models.scratch import MARK, ensure_weights
 from luthier.schema.protocols import ChatRow, Splits
 from luthier.schema.recipe import (
@@ -25,6 +27,7 @@ from luthier.schema.recipe import (
 from luthier.sizing.scratch import scratch_config
 from luthier.tasks.generation import TextTask, continue_texts
 from luthier.training.optimizer import learning_rate
+from tiny import save_tiny_model
 
 TEXT = "the old boat is red. the new boat is blue. "
 
@@ -129,3 +132,22 @@ def test_the_rate_stays_high_until_the_decay():
     assert set(rates[10:80]) == {1.0}
     assert all(a > b for a, b in pairwise(rates[80:]))
     assert 0 < rates[-1] < 0.1
+
+
+def test_a_gap_is_filled_at_the_models_own_marks(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    with pytest.raises(Unsupported, match="no marks for a gap"):
+        continue_texts(folder, ["the ball"], device="cpu", suffix="red")
+    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    marks = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    fast.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    fast.save(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(fast.get_vocab_size(), mean_resizing=False)
+    model.save_pretrained(folder)
+    (filled,) = continue_texts(folder, ["the ball"], device="cpu", suffix="red", max_new_tokens=6)
+    (same,) = continue_texts(
+        folder, ["<|fim_prefix|>the ball<|fim_suffix|>red<|fim_middle|>"], device="cpu", max_new_tokens=6
+    )
+    assert filled == same
+    assert filled != continue_texts(folder, ["the ball"], device="cpu", max_new_tokens=6)[0]

@@ -121,6 +121,11 @@ def check_supported(recipe: Recipe) -> None:
                 hint=f"set task: {owners}, or drop the section",
             )
     _check_preference(recipe)
+    if recipe.data.fim_rate and recipe.task != "text-generation":
+        raise RecipeError(
+            f"data.fim_rate has no effect on {recipe.task}: it turns plain texts round",
+            hint="set task: text-generation, or leave it out",
+        )
     if spec.no_gguf is not None and recipe.export is not None and recipe.export.gguf:
         raise Unsupported(
             f"there is no GGUF export for {recipe.task}: {spec.no_gguf}",

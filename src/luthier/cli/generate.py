@@ -16,6 +16,7 @@ def generate(
     /,
     *prompts: str,
     file: Path | None = None,
+    suffix: str | None = None,
     max_new_tokens: int = 200,
     temperature: float = 0.0,
     seed: int = 0,
@@ -31,6 +32,8 @@ def generate(
         Texts to continue.
     file
         A file of texts: rows with a text column, or one text a line (.txt).
+    suffix
+        What comes after the gap: the model writes what stands between a text and this (code models).
     max_new_tokens
         Longest continuation in tokens.
     temperature
@@ -55,9 +58,10 @@ def generate(
         raise UsageError("there is no text to continue", hint='luthier generate RUN "a beginning"')
     folder = model_folder(model, "chat")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    settings |= {} if suffix is None else {"suffix": suffix}
     found = ask(folder, "generate", inputs, settings=settings)
     if json:
         print_json({"model": str(folder), "answers": found})
         return
     for prompt, answer in zip(inputs, found, strict=True):
-        sys.stdout.write(f"{prompt}{answer['text']}\n")
+        sys.stdout.write(f"{prompt}{answer['text']}{suffix or ''}\n")

@@ -22,6 +22,7 @@ import numpy as np
 from luthier.data.again import Again, demand
 from luthier.data.chunks import Chunk
 from luthier.data.fit import NO_END, over_length_error, weighed
+from luthier.data.infill import infill_of
 from luthier.data.passes import Problems, Reading, Rendered, Rendering, chat_again, pieces_of, row_again
 from luthier.data.pool import ordered
 from luthier.data.scan import Scanner, Sources, Split, leakage, readings, source_bytes
@@ -168,7 +169,8 @@ def rendering(
     tests: frozenset[int],
 ) -> Rendering:
     """How rows of a recipe are rendered. tests: numbers of the splits whose rows stay conversations."""
-    return Rendering(reading, tokenizer, data.train_on, limit, data.over_length, tests)
+    infill = infill_of(data.fim_rate, reading.seed, tokenizer, limit)
+    return Rendering(reading, tokenizer, data.train_on, limit, data.over_length, tests, infill)
 
 
 class Maker:

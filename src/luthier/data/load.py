@@ -25,6 +25,7 @@ from luthier.data.fit import (
     weighed,
 )
 from luthier.data.fit import OVER_LENGTH as OVER_LENGTH  # noqa: PLC0414 - named from here too
+from luthier.data.infill import infill_of
 from luthier.data.large import load_large, needed_bytes
 from luthier.data.passes import joins_texts, plain_chat, untrained
 from luthier.data.read import read_file
@@ -105,7 +106,7 @@ def load_splits(
     tests: dict[str, Sequence[ChatRow]] = {}
     for part in parts:
         if part.name in ("train", "validation"):
-            rows = _rendered(part, recipe, tokenizer)
+            rows = _rendered(part, recipe, tokenizer, limit)
             sizes = [uncut_sizes(chat, row, limit) for chat, row in zip(rows.chats, rows.tokens, strict=True)]
             uncut[part.name] = list(chain.from_iterable(repeated(sizes, rows.times)))
             if part.name == "train":
@@ -247,7 +248,7 @@ class _Rows:
     dropped: dict[str, int]
 
 
-def _rendered(part: _Part, recipe: Recipe, tokenizer: TextTokenizer) -> _Rows:
+def _rendered(part: _Part, recipe: Recipe, tokenizer: TextTokenizer, limit: int | None) -> _Rows:
     rows, dropped = part.rows, {}
     most = recipe.data.max_rows
     if part.name == "train" and most is not None and most < len(rows):
@@ -259,7 +260,9 @@ def _rendered(part: _Part, recipe: Recipe, tokenizer: TextTokenizer) -> _Rows:
         rows = [row for row, count in zip(rows, times, strict=True) if count]
         times = [count for count in times if count]
     problems: list[LuthierError] = []
-    tokens = list(render_rows(rows, tokenizer, recipe.data.train_on, on_problem=problems.append))
+    infill = infill_of(recipe.data.fim_rate, recipe.seed, tokenizer, limit)
+    turned = rows if infill is None else [infill(row, tokenizer) for row in rows]
+    tokens = list(render_rows(turned, tokenizer, recipe.data.train_on, on_problem=problems.append))
     problems += [untrained(row) for row in tokens if not row.trained.any()]
     if problems:
         raise several(problems)

@@ -17,6 +17,7 @@ import numpy as np
 
 from luthier.data.chunks import Chunk, chunks, parse
 from luthier.data.fit import Longest, fit, is_text, uncut_sizes
+from luthier.data.infill import Infill
 from luthier.data.messages import RowProblem
 from luthier.data.pool import packed, restored
 from luthier.data.read import RawRow, read_file
@@ -59,6 +60,12 @@ class Rendering:
     over_length: str
     tests: frozenset[int]
     """Split numbers whose rows stay conversations."""
+    infill: Infill | None = None
+    """Which texts are turned round to fill a gap."""
+
+    def turned(self, row: ChatRow) -> ChatRow:
+        """A training row as it is rendered."""
+        return row if self.infill is None else self.infill(row, self.tokenizer)
 
 
 @dataclass(slots=True)
@@ -242,7 +249,9 @@ def _train_rows(
     """The rows rendered and cut; None where some cannot be."""
     broken: list[LuthierError] = []
     tokens = list(
-        render_rows([row for _, row in chosen], how.tokenizer, how.train_on, on_problem=broken.append)
+        render_rows(
+            [how.turned(row) for _, row in chosen], how.tokenizer, how.train_on, on_problem=broken.append
+        )
     )
     broken += [untrained(row) for row in tokens if not row.trained.any()]
     if broken:
@@ -338,7 +347,7 @@ def row_again(how: Rendering) -> Callable[[RawRow, int], TokenRow]:
 
     def make(raw: RawRow, piece: int) -> TokenRow:
         chat = _chat_again(raw, how.reading)
-        row = render_row(chat, how.tokenizer, how.train_on)
+        row = render_row(how.turned(chat), how.tokenizer, how.train_on)
         return fit(chat, row, how.limit, how.over_length).pieces[piece]
 
     return make

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from luthier.data.images import reference_problem
+from luthier.data.infill import infill_of
 from luthier.data.messages import RowProblem
 from luthier.data.passes import joins_texts, plain_chat
 from luthier.data.preferences import read_held_out, render_pairs
@@ -64,6 +65,9 @@ def rendered_rows(
     ready = [chat for chat, _ in chats]
     if joins_texts(recipe.task, tokenizer):
         ready = [plain_chat(chat) for chat in ready]
+    infill = infill_of(recipe.data.fim_rate, recipe.seed, tokenizer, recipe.training.sequence_length)
+    if infill is not None:
+        ready = [infill(chat, tokenizer) for chat in ready]
     rows = render_rows(ready, tokenizer, recipe.data.train_on)
     return [
         ShownRow(row, show_tokens(row, tokenizer), images)

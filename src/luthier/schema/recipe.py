@@ -246,6 +246,8 @@ class DataChoice(Record):
     """Which tokens carry loss: all assistant turns, the last one, the completion, or everything."""
     max_rows: int | None = Field(None, ge=1)
     """Use only this many training rows, chosen by seed."""
+    fim_rate: float = Field(0.0, ge=0, le=1)
+    """Share of plain texts turned round to fill a gap in the middle, for models that have marks for it."""
     packing: bool | None = None
     """Whether several rows share one sequence (attention never crosses); derived."""
     over_length: Literal["error", "truncate", "drop"] = "error"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from luthier.data.collate import collate
+from luthier.data.infill import marks_of
 from luthier.data.render import prompt_ids, render_rows
 from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import DataError
@@ -146,10 +147,12 @@ def continue_texts(
     max_new_tokens: int = 200,
     temperature: float = 0.0,
     seed: int = 0,
+    suffix: str | None = None,
 ) -> list[dict[str, Any]]:
     """Continuations of texts by a saved model, without a template, to the end of its context at most.
 
-    temperature: 0 takes the likeliest token each time; above that tokens are drawn, by seed.
+    temperature: 0 takes the likeliest token each time; above that tokens are drawn, by seed. suffix: what
+    follows the gap that is to be filled. Raises Unsupported where the model has no marks for a gap.
     """
     settings = check_model_directory(folder)
     stored = str(settings.get("dtype") or settings.get("torch_dtype") or "float32")
@@ -158,7 +161,9 @@ def continue_texts(
     ends = sorted(tokenizer.eos_ids)
     torch.manual_seed(seed)
     found = []
-    for text in texts:
+    marks = None if suffix is None else marks_of(tokenizer)
+    for beginning in texts:
+        text = beginning if marks is None else marks.prompt(beginning, suffix or "")
         ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
         context = getattr(model.config, "max_position_embeddings", None)
         room = max_new_tokens if context is None else min(max_new_tokens, context - len(ids))

@@ -15,7 +15,7 @@ S = TypeVar("S", bound=Sequence[Any])
 Rows = list[int]
 """Rows of one micro-batch, or of one step, by index."""
 
-_NARROWER, _FEWEST = 0.75, 16
+_NARROWER, _FEWEST = 0.75, 8
 """A chunk ends where inputs are so much shorter than its first, if it holds so many already."""
 _FILLED = 8192
 """On a GPU it must hold so many tokens too: a smaller chunk takes as long to launch as it saves."""
