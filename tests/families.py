@@ -32,10 +32,11 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def build(family):
+def build(family, **changes):
     torch.manual_seed(2)
-    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
-    model = getattr(transformers, f"{family}ForCausalLM")(config(**SHAPE, **FAMILIES[family])).eval()
+    kind = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
+    config = kind(**{**SHAPE, **FAMILIES[family], **changes})
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from luthier.models.attention import (
     attending_to_documents,
@@ -61,17 +62,19 @@ class CausalObjective:
             rows = unpack(flat)
             logits = model(**_padded(rows)).logits
             return Loss(full_logits_loss(logits, rows.labels), weight)
-        states = self.states(model, flat)
+        return Loss(self.summed(self.states(model, flat), flat.targets), weight)
+
+    def summed(self, states: Tensor, targets: Tensor) -> Tensor:
+        """The sum of losses of what `states` gives, against the trained tokens."""
         if self.head is None:
-            return Loss(_plain(states, flat.targets), weight)
-        total = linear_cross_entropy(
+            return F.cross_entropy(states, targets, reduction="sum")
+        return linear_cross_entropy(
             states,
             self.head.weight,
-            flat.targets,
+            targets,
             multiplier=self.head.multiplier,
             softcap=self.head.softcap,
         )
-        return Loss(total, weight)
 
     def states(self, model: Any, flat: Flat) -> Tensor:
         """What predicts each trained token: hidden states [trained, width], or fp32 logits without a head."""
@@ -82,13 +85,7 @@ class CausalObjective:
                     "input_ids": filled.ids,
                     "position_ids": filled.positions,
                     "use_cache": False,
-                    **document_arguments(
-                        filled.lengths,
-                        device=filled.ids.device,
-                        tensors=self.tensors,
-                        longest=self.longest,
-                        kernel=self.kernel,
-                    ),
+                    **self.document_arguments(filled),
                 }
                 if self.head is None:
                     logits: Tensor = model(**inputs, logits_to_keep=flat.sources).logits[0].float()
@@ -101,6 +98,16 @@ class CausalObjective:
             return found
         states: Tensor = model.base_model(**_padded(rows)).last_hidden_state
         return states[rows.mask.bool()][flat.sources]
+
+    def document_arguments(self, flat: Flat) -> dict[str, Any]:
+        """What tells the model's attention where documents end."""
+        return document_arguments(
+            flat.lengths,
+            device=flat.ids.device,
+            tensors=self.tensors,
+            longest=self.longest,
+            kernel=self.kernel,
+        )
 
     def log_probs(self, model: Any, flat: Flat) -> Tensor:
         """Log-probability of each trained token, with its graph: [trained] in fp32, in nats."""
@@ -122,12 +129,6 @@ def _padded(rows: Padded) -> dict[str, Any]:
     }
 
 
-def _plain(logits: Any, targets: Any) -> Any:
-    from torch.nn import functional as F
-
-    return F.cross_entropy(logits, targets, reduction="sum")
-
-
 def causal_objective(model: Any, *, compiled: bool = False, longest: int | None = None) -> CausalObjective:
     """The leanest objective that the model allows, its head checked against the model's own logits.
 
@@ -136,9 +137,12 @@ def causal_objective(model: Any, *, compiled: bool = False, longest: int | None 
     head = head_of(model)
     if head is not None and not head_is_right(model, head):
         head = None
-    documents = supports_documents(model)
-    weight = next(model.parameters())
+    return placed(CausalObjective(head, supports_documents(model), longest=longest), model, compiled=compiled)
+
+
+def placed(objective: CausalObjective, model: Any, *, compiled: bool) -> CausalObjective:
+    """The objective with the attention that suits where the model is now."""
     half = model.dtype in (torch.bfloat16, torch.float16)
-    one_kernel = weight.is_cuda and half and why_not_varlen(model) is None
+    one_kernel = next(model.parameters()).is_cuda and half and why_not_varlen(model) is None
     kernel = varlen_kernel(model) if one_kernel else "torch"
-    return CausalObjective(head, documents, documents and (compiled or one_kernel), longest, kernel)
+    return replace(objective, tensors=objective.documents and (compiled or one_kernel), kernel=kernel)

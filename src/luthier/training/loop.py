@@ -18,12 +18,15 @@ from luthier.schema.recipe import TrainingChoice
 from luthier.schema.results import TrainResult
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Position
+from luthier.training.division import WHOLE, Division
+from luthier.training.ema import Average
 from luthier.training.faults import BAD_BATCHES, WINDOW, keep_batch, leaps, not_a_number, some
 from luthier.training.guard import Draws, cut, ran_out, units_of
 from luthier.training.layers import CompileClock, layers_as
 from luthier.training.manifest import CHECKPOINTS, is_whole, step_name, steps
 from luthier.training.memory import PhaseName, PhaseWatch, memory_now
-from luthier.training.objective import MicroBatch, Objective
+from luthier.training.neftune import noisy
+from luthier.training.objective import MicroBatch, Objective, WholeStep
 from luthier.training.optimizer import Optimizer, learning_rate
 from luthier.training.profile import StepProfile
 from luthier.training.saving import Saver
@@ -117,6 +120,7 @@ def fit(
     resume: bool = False,
     world: World = ALONE,
     through: Through = at_once,
+    division: Division = WHOLE,
 ) -> TrainResult:
     """Train the weights of model that ask for a gradient, and leave the selected ones in it.
 
@@ -127,7 +131,8 @@ def fit(
 
     world: the processes that train together; each gives the same arguments, the first alone writes, speaks
     and is asked. through: what every use of a model whose weights are divided goes through
-    (`sharding.divide`); the selected weights are not put back into such a model.
+    (`sharding.divide`); the selected weights are not put back into such a model. division: what this process
+    has of a model that is divided in another way, the objective with it.
 
     A step whose loss or gradient is not a number leaves the weights as they are, and so does one that
     runs out of memory: it is done again in smaller pieces, with the same loss.
@@ -138,12 +143,13 @@ def fit(
     """
     run = _Run(
         model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed,
-        world, through,
+        world, through, division,
     )  # fmt: skip
     model.train()
     profile = StepProfile(choice.profile_steps if world.first else 0, directory, device)
     try:
-        with layers_as(choice, model, run.note) as clock, objective.scope(model):
+        noise = noisy(model, choice.neftune_alpha)
+        with layers_as(choice, model, run.note) as clock, objective.scope(model), noise:
             if resume:
                 run.go_on()
             while not run.over:
@@ -186,8 +192,10 @@ class _Run:
         seed: int,
         world: World,
         through: Through,
+        division: Division,
     ) -> None:
         self.world, self.seed, self.through = world, seed, through
+        self.division, self.apart = division, world.apart
         self.model, self.objective, self.train, self.validation = model, objective, train, validation
         self.choice, self.directory, self.recipe_digest = choice, directory, recipe_digest
         self.device, self.on_metrics = device, on_metrics if world.first else _nobody
@@ -198,12 +206,13 @@ class _Run:
         tenth = max(1, round(self.total / 10))
         self.evaluate_every = choice.evaluate_every or tenth
         self.checkpoint_every = choice.checkpoint_every or self.evaluate_every
-        self.optimizer = Optimizer(model, choice, world)
+        self.optimizer = Optimizer(model, choice, world, division)
+        self.average = None if choice.ema is None else Average(self.optimizer, choice.ema)
         self.position = Position(threads=torch.get_num_threads())
         self.saved_step: int | None = None
         self.saver = Saver(directory, choice, recipe_digest, self.on_metrics)
         self.graphs = 0
-        if not world.divided:
+        if not self.apart:
             world.same(self.optimizer.masters.values())
         self.optimizer.round_back()
         checkpoint.seed_everything(seed)
@@ -250,6 +259,8 @@ class _Run:
             return
         self.optimizer.load_weights(found.weights)
         self.optimizer.load_state(found.optimizer)
+        if self.average is not None and found.average is not None:
+            self.average.load(found.average)
         checkpoint.set_random_state(found.random)
         threads = torch.get_num_threads()
         if found.position.threads != threads:
@@ -272,6 +283,7 @@ class _Run:
         if index >= self.train.steps(epoch):
             epoch, index = epoch + 1, 0
         rate = learning_rate(now.step, self.total, self.choice)
+        self.optimizer.begin(rate)
         figures = self._gradients(epoch, index)
         fault = not_a_number(figures.loss, figures.grad_norm)
         spike = fault is None and self._spike(epoch, index, figures)
@@ -326,7 +338,7 @@ class _Run:
         batches = [batch for batch, _ in turns]
         own = sum(self.objective.weight(batch) for batch, counts in turns if counts)
         (weight,) = self.world.total(own)
-        self._draw(self.world.share)
+        self._draw(self.division.draws)
         while True:
             draws = Draws.now(self.device)
             loss, tokens = torch.zeros((), device=self.device), 0
@@ -336,8 +348,10 @@ class _Run:
             except (RuntimeError, MemoryError) as error:
                 if not ran_out(error):
                     raise
-                if self.world.divided:
-                    # The others wait for this one's part of the weights: there is no second try.
+                if self.optimizer.in_backward:
+                    raise self._updated_already("memory ran out") from None
+                if self.world.divided or self.division.side:
+                    # The others wait for this one's part: there is no second try.
                     raise self._too_much(batches) from None
                 out = True
             # Out of the block: the error's traceback holds the tensors that did not fit.
@@ -358,6 +372,7 @@ class _Run:
 
     def _add_up(self) -> None:
         """Add the gradients of all processes up; a weight that none of them used stays without one."""
+        self.division.add_up(self.optimizer.masters)
         masters = list(self.optimizer.masters.values())
         used = self.world.total(*(float(master.grad is not None) for master in masters))
         wanted = [master for master, count in zip(masters, used, strict=True) if count]
@@ -372,6 +387,12 @@ class _Run:
             self.memory.start()
         total = torch.zeros((), device=self.device)
         tokens = 0
+        if turns and isinstance(self.objective, WholeStep):
+            batches = [to_device(batch, self.device) for batch, _ in turns]
+            tokens = sum(int((batch.document_ids > 0).sum()) for batch in batches)
+            total = self.objective.step(self.model, batches, max(weight, 1.0))
+            self._phase("backward")
+            return total, tokens
         for whole, counts in turns:
             for batch in cut(whole, self.position.halvings):
                 tokens += int((batch.document_ids > 0).sum()) * counts
@@ -439,6 +460,8 @@ class _Run:
         self._draw(self.world.size + self.world.place("shard"))
         try:
             self.optimizer.step(rate)
+            if self.average is not None:
+                self.average.update()
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -449,12 +472,23 @@ class _Run:
                 hint="method.name=lora or a smaller method.rank; a smaller model (`luthier recommend`)",
             ) from None
 
+    def _updated_already(self, what: str) -> TrainingError:
+        """A step that cannot be taken back: some of its weights have changed."""
+        return TrainingError(
+            f"{what} at step {self.position.step + 1}, where training.update_in_backward has changed weights",
+            hint="luthier train --resume goes on from the last checkpoint; without update_in_backward such a "
+            "step is done again in smaller pieces, or left out",
+        )
+
     def _forget_gradients(self) -> None:
         self.optimizer.adamw.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
 
     def _skip(self, epoch: int, index: int, figures: StepFigures, fault: str) -> None:
         """Leave a step out, weights untouched; end the run when there have been too many."""
+        if self.optimizer.in_backward:
+            self._keep(epoch, index, figures, f"the {fault} is not a number")
+            raise self._updated_already(f"the {fault} is not a number")
         self._forget_gradients()
         step, skipped = self.position.step + 1, self.position.skipped + 1
         self.position = replace(self.position, skipped=skipped)
@@ -519,9 +553,10 @@ class _Run:
     def _validate(self) -> bool:
         """Mean loss over the validation rows; whether it is the best so far."""
         began = time.perf_counter()
-        loss = validation_loss(
-            self.model, self.objective, self.validation, self.device, world=self.world, through=self.through
-        )
+        loss, averaged = self._held_out_loss(), {}
+        if self.average is not None and self.average.values:
+            with self.average.shown():
+                averaged["average_loss"] = self._held_out_loss()
         seconds = time.perf_counter() - began
         now = self.position
         improved = math.isfinite(loss) and (now.best_loss is None or loss < now.best_loss)
@@ -530,10 +565,14 @@ class _Run:
             self.position = replace(self.position, best_step=now.step, best_loss=loss, stale=0)
         else:
             self.position = replace(self.position, stale=now.stale + 1)
-        self.on_metrics(
-            {"kind": "validation", "step": now.step, "loss": loss, "seconds": seconds, "best": improved}
-        )
+        event: Metrics = {"kind": "validation", "step": now.step, "loss": loss, **averaged}
+        self.on_metrics({**event, "seconds": seconds, "best": improved})
         return improved
+
+    def _held_out_loss(self) -> float:
+        return validation_loss(
+            self.model, self.objective, self.validation, self.device, world=self.world, through=self.through
+        )
 
     def _enough(self) -> bool:
         """Whether the validation loss has not fallen for as long as the recipe bears."""
@@ -553,12 +592,13 @@ class _Run:
         if self.saved_step == self.position.step:
             return
         self.saved_step = self.position.step
-        if not self.world.first and not self.world.divided:
+        if not self.world.first and not self.apart:
             return
         # Where the weights are divided all give their parts, and the first writes them.
         weights, optimizer = self.optimizer.weights(), self.optimizer.state()
+        average = None if self.average is None else self.average.whole()
         if self.world.first:
-            self.saver.save(self.position, weights=weights, optimizer=optimizer, average=None)
+            self.saver.save(self.position, weights=weights, optimizer=optimizer, average=average)
 
     def finish(self) -> TrainResult:
         """Put the selected weights into the model and say what came of it."""
@@ -568,8 +608,10 @@ class _Run:
         selected = selected_step(now, self.choice)
         folder = self.checkpoints / step_name(selected)
         # A machine that takes part in another one's run has no folder of it; its weights are not kept.
-        if selected != now.step and not self.world.divided and (self.world.first or folder.is_dir()):
+        if selected != now.step and not self.apart and (self.world.first or folder.is_dir()):
             self.optimizer.load_weights(checkpoint.load_weights(folder))
+        if self.choice.select == "ema" and self.average is not None:
+            self.optimizer.load_weights(self.average.values)
         if now.first_loss is None or now.last_loss is None:
             raise TrainingError(
                 "not one step came to a number, so nothing was trained",
@@ -577,6 +619,8 @@ class _Run:
                 hint="lower training.learning_rate; look at the batches kept there",
             )
         weights = list(self.model.parameters())
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        sizes = self.division.sizes or (trained, sum(weight.numel() for weight in weights))
         return TrainResult(
             steps=now.step,
             epochs=now.epoch + now.step_in_epoch / self.train.steps(now.epoch),
@@ -594,8 +638,8 @@ class _Run:
             peak_memory=now.peak_memory,
             training_peak=now.training_peak,
             phase_memory=now.phase_memory,
-            trainable_parameters=sum(weight.numel() for weight in weights if weight.requires_grad),
-            total_parameters=sum(weight.numel() for weight in weights),
+            trainable_parameters=sizes[0],
+            total_parameters=sizes[1],
             device=str(self.device),
             dtype=str(weights[0].dtype).removeprefix("torch."),
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,6 +49,14 @@ class Objective(Protocol):
 
     def __call__(self, model: Any, batch: MicroBatch) -> Loss:
         """The loss of one micro-batch."""
+
+
+@runtime_checkable
+class WholeStep(Protocol):
+    """An objective that takes all micro-batches of a step at once."""
+
+    def step(self, model: Any, batches: Sequence[MicroBatch], weight: float) -> Tensor:
+        """Forward and backward pass of all of them; the sum of their losses by weight, without a graph."""
 
 
 class Flat(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from luthier.errors import CheckpointError
 from luthier.schema.recipe import TrainingChoice
+from luthier.training.division import WHOLE, Division
 from luthier.training.layers import layers_of
 from luthier.training.sharding import is_divided, own_part, part_of, whole_of
 from luthier.training.updates import groups_of, update_of
@@ -57,8 +58,10 @@ class Optimizer:
     ``begin`` says at which rate, and ``clip`` only tells the norm that there was.
     """
 
-    def __init__(self, model: nn.Module, choice: TrainingChoice, world: World = ALONE) -> None:
-        self.world = world
+    def __init__(
+        self, model: nn.Module, choice: TrainingChoice, world: World = ALONE, division: Division = WHOLE
+    ) -> None:
+        self.world, self.division = world, division
         self.model_weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert self.model_weights, "nothing to train"
         self.masters: dict[str, Tensor] = {}
@@ -92,8 +95,7 @@ class Optimizer:
         if self.in_backward:
             squares, self._squares = self._squares, None
             return torch.zeros(()) if squares is None else squares.sqrt()
-        grads = [master.grad for master in self.masters.values() if master.grad is not None]
-        norm = self.world.norm(torch.nn.utils.get_total_norm(grads))
+        norm = self.world.norm(self.division.norm(self.masters))
         if self.max_norm:
             torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.max_norm, norm)
         return norm
@@ -151,16 +153,21 @@ class Optimizer:
 
     def weights(self) -> dict[str, Tensor]:
         """Trained weights by the model's names, in full precision."""
-        return {name: whole_of(master, self.model_weights[name]) for name, master in self.masters.items()}
+        found = {name: whole_of(master, self.model_weights[name]) for name, master in self.masters.items()}
+        return self.division.whole(found)
 
     def state(self) -> dict[str, Any]:
         """States of the optimiser. Of divided weights all call it together, and the first is given them."""
-        return self._states(self.adamw.state_dict(), whole_of)
+        return self.division.whole_state(self._states(self.adamw.state_dict(), whole_of), self._groups())
+
+    def _groups(self) -> list[list[str]]:
+        """Names of the weights in each group of parameters."""
+        names = {id(master): name for name, master in self.masters.items()}
+        return [[names[id(master)] for master in group["params"]] for group in self.adamw.param_groups]
 
     def _states(self, found: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
         """States with every moment of a divided weight changed from part to whole, or the other way."""
-        names = {id(master): name for name, master in self.masters.items()}
-        order = [names[id(master)] for group in self.adamw.param_groups for master in group["params"]]
+        order = [name for group in self._groups() for name in group]
         states = {}
         for index, values in found["state"].items():
             weight = self.model_weights[order[index]]
@@ -176,13 +183,14 @@ class Optimizer:
         """Copy saved weights in; names and shapes must be the trained ones."""
         parts = {
             name: part_of(whole, own) if (own := self.model_weights.get(name)) is not None else whole
-            for name, whole in weights.items()
+            for name, whole in self.division.own(weights, self.masters).items()
         }
         put_weights(self.masters, parts)
         self.round_back()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.adamw.load_state_dict(self._states(dict(state), part_of))
+        own = self.division.own_state(dict(state), self._groups())
+        self.adamw.load_state_dict(self._states(own, part_of))
 
     def close(self) -> None:
         """Let go of the model."""

@@ -84,6 +84,11 @@ class World:
         return self.sizes["shard"] > 1
 
     @property
+    def apart(self) -> bool:
+        """Whether no process holds the whole model, in whatever way it is divided."""
+        return any(self.sizes[name] > 1 for name in ("shard", "tensor", "pipeline", "expert"))
+
+    @property
     def shares(self) -> int:
         """Into how many parts the micro-batches of a step are shared out."""
         return self.sizes["replicate"] * self.sizes["shard"]
