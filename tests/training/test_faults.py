@@ -302,7 +302,7 @@ def test_training_ends_when_validation_has_long_stopped_falling(
     assert result.stopped_early
     assert result.steps == best + 3 < 36
     assert result.best_step == best
-    assert "3 evaluations without a validation loss below" in events[-2]["text"]
+    assert any("3 evaluations without a validation loss below" in event.get("text", "") for event in events)
     # Resuming finds it over, and goes no further.
     again, _, after = train(
         tiny,

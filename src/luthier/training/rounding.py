@@ -1,8 +1,10 @@
-"""AdamW on weights held in bf16 alone: what a step adds is rounded up or down by chance and so not lost.
+"""AdamW on weights held in bf16 alone: what a step adds is not lost to rounding.
 
 bf16 keeps eight bits of a weight: an update under a 256th of it rounds away, every time. Rounding up with the
 probability of what is lost keeps it on average (Gupta et al. 2015, arXiv 1502.02551; for bf16 weights Zamirai
-et al. 2020, arXiv 2010.06192). Bytes a weight: 2, its gradient 2, both moments 2 each.
+et al. 2020, arXiv 2010.06192). Kahan's way (ibid.) keeps what was rounded off beside the weight, in bf16 too,
+and adds it to the next update: nothing of the weights is left to chance. Bytes a weight: 2, its gradient 2,
+both moments 2 each, and Kahan's 2.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from luthier.sizing.states import UPDATE_NUMBERS
 class RoundedAdamW(torch.optim.Optimizer):
     """Decoupled weight decay; moments in the weights' own type. Takes weights in bf16 or fp32.
 
+    kahan: weights are rounded to the nearest, and what that loses is kept; else by chance. Moments, which
+    are averages of many gradients, are rounded by chance in either.
+
     The draws come from torch's generator of the weights' device, so that a run resumes exactly.
     """
 
@@ -30,7 +35,9 @@ class RoundedAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        kahan: bool = False,
     ) -> None:
+        self.kahan = kahan
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -47,10 +54,14 @@ class RoundedAdamW(torch.optim.Optimizer):
         if not state:
             state["step"] = 0
             state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            if self.kahan:
+                state["lost"] = torch.zeros_like(weight)
         state["step"] += 1
         first, second = group["betas"]
         assert weight.grad is not None
-        whole = (weight, weight.grad, state["mean"], state["square"])
+        whole = [weight, weight.grad, state["mean"], state["square"]]
+        if self.kahan:
+            whole.append(state["lost"])
         # In parts: what an update makes on its way in fp32 is many times a weight's own bytes.
         cut = all(tensor.is_contiguous() for tensor in whole)
         for start in range(0, weight.numel() if cut else 1, UPDATE_NUMBERS):
@@ -64,13 +75,14 @@ def _update_part(
     grad: Tensor,
     old_mean: Tensor,
     old_square: Tensor,
+    lost: Tensor | None = None,
     *,
     step: int,
     first: float,
     second: float,
     group: dict[str, Any],
 ) -> None:
-    """Update a weight and its moments in place."""
+    """Update a weight, its moments and what its rounding has lost in place."""
     grad = grad.float()
     mean = torch.lerp(old_mean.float(), grad, 1 - first)
     square = torch.lerp(old_square.float(), grad.square(), 1 - second)
@@ -79,7 +91,12 @@ def _update_part(
     down = (square / (1 - second**step)).sqrt_().add_(group["eps"])
     wanted = weight.float() * (1 - group["lr"] * group["weight_decay"])
     wanted.addcdiv_(mean, down, value=-group["lr"] / (1 - first**step))
-    weight.copy_(stochastic(wanted, weight.dtype))
+    if lost is None:
+        weight.copy_(stochastic(wanted, weight.dtype))
+        return
+    wanted += lost
+    weight.copy_(wanted)
+    lost.copy_(wanted.sub_(weight))
 
 
 def stochastic(values: Tensor, dtype: torch.dtype) -> Tensor:
