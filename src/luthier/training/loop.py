@@ -18,6 +18,7 @@ from luthier.schema.recipe import TrainingChoice
 from luthier.schema.results import TrainResult
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Position
+from luthier.training.division import WHOLE, Division
 from luthier.training.ema import Average
 from luthier.training.faults import BAD_BATCHES, WINDOW, keep_batch, leaps, not_a_number, some
 from luthier.training.guard import Draws, cut, ran_out, units_of
@@ -25,7 +26,7 @@ from luthier.training.layers import CompileClock, layers_as
 from luthier.training.manifest import CHECKPOINTS, is_whole, step_name, steps
 from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.neftune import noisy
-from luthier.training.objective import MicroBatch, Objective
+from luthier.training.objective import MicroBatch, Objective, WholeStep
 from luthier.training.optimizer import Optimizer, learning_rate
 from luthier.training.profile import StepProfile
 from luthier.training.saving import Saver
@@ -119,6 +120,7 @@ def fit(
     resume: bool = False,
     world: World = ALONE,
     through: Through = at_once,
+    division: Division = WHOLE,
 ) -> TrainResult:
     """Train the weights of model that ask for a gradient, and leave the selected ones in it.
 
@@ -129,7 +131,8 @@ def fit(
 
     world: the processes that train together; each gives the same arguments, the first alone writes, speaks
     and is asked. through: what every use of a model whose weights are divided goes through
-    (`sharding.divide`); the selected weights are not put back into such a model.
+    (`sharding.divide`); the selected weights are not put back into such a model. division: what this process
+    has of a model that is divided in another way, the objective with it.
 
     A step whose loss or gradient is not a number leaves the weights as they are, and so does one that
     runs out of memory: it is done again in smaller pieces, with the same loss.
@@ -140,7 +143,7 @@ def fit(
     """
     run = _Run(
         model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed,
-        world, through,
+        world, through, division,
     )  # fmt: skip
     model.train()
     profile = StepProfile(choice.profile_steps if world.first else 0, directory, device)
@@ -189,8 +192,10 @@ class _Run:
         seed: int,
         world: World,
         through: Through,
+        division: Division,
     ) -> None:
         self.world, self.seed, self.through = world, seed, through
+        self.division, self.apart = division, world.apart
         self.model, self.objective, self.train, self.validation = model, objective, train, validation
         self.choice, self.directory, self.recipe_digest = choice, directory, recipe_digest
         self.device, self.on_metrics = device, on_metrics if world.first else _nobody
@@ -201,13 +206,13 @@ class _Run:
         tenth = max(1, round(self.total / 10))
         self.evaluate_every = choice.evaluate_every or tenth
         self.checkpoint_every = choice.checkpoint_every or self.evaluate_every
-        self.optimizer = Optimizer(model, choice, world)
+        self.optimizer = Optimizer(model, choice, world, division)
         self.average = None if choice.ema is None else Average(self.optimizer, choice.ema)
         self.position = Position(threads=torch.get_num_threads())
         self.saved_step: int | None = None
         self.saver = Saver(directory, choice, recipe_digest, self.on_metrics)
         self.graphs = 0
-        if not world.divided:
+        if not self.apart:
             world.same(self.optimizer.masters.values())
         self.optimizer.round_back()
         checkpoint.seed_everything(seed)
@@ -333,7 +338,7 @@ class _Run:
         batches = [batch for batch, _ in turns]
         own = sum(self.objective.weight(batch) for batch, counts in turns if counts)
         (weight,) = self.world.total(own)
-        self._draw(self.world.share)
+        self._draw(self.division.draws)
         while True:
             draws = Draws.now(self.device)
             loss, tokens = torch.zeros((), device=self.device), 0
@@ -345,8 +350,8 @@ class _Run:
                     raise
                 if self.optimizer.in_backward:
                     raise self._updated_already("memory ran out") from None
-                if self.world.divided:
-                    # The others wait for this one's part of the weights: there is no second try.
+                if self.world.divided or self.division.side:
+                    # The others wait for this one's part: there is no second try.
                     raise self._too_much(batches) from None
                 out = True
             # Out of the block: the error's traceback holds the tensors that did not fit.
@@ -367,6 +372,7 @@ class _Run:
 
     def _add_up(self) -> None:
         """Add the gradients of all processes up; a weight that none of them used stays without one."""
+        self.division.add_up(self.optimizer.masters)
         masters = list(self.optimizer.masters.values())
         used = self.world.total(*(float(master.grad is not None) for master in masters))
         wanted = [master for master, count in zip(masters, used, strict=True) if count]
@@ -381,6 +387,12 @@ class _Run:
             self.memory.start()
         total = torch.zeros((), device=self.device)
         tokens = 0
+        if turns and isinstance(self.objective, WholeStep):
+            batches = [to_device(batch, self.device) for batch, _ in turns]
+            tokens = sum(int((batch.document_ids > 0).sum()) for batch in batches)
+            total = self.objective.step(self.model, batches, max(weight, 1.0))
+            self._phase("backward")
+            return total, tokens
         for whole, counts in turns:
             for batch in cut(whole, self.position.halvings):
                 tokens += int((batch.document_ids > 0).sum()) * counts
@@ -580,7 +592,7 @@ class _Run:
         if self.saved_step == self.position.step:
             return
         self.saved_step = self.position.step
-        if not self.world.first and not self.world.divided:
+        if not self.world.first and not self.apart:
             return
         # Where the weights are divided all give their parts, and the first writes them.
         weights, optimizer = self.optimizer.weights(), self.optimizer.state()
@@ -596,7 +608,7 @@ class _Run:
         selected = selected_step(now, self.choice)
         folder = self.checkpoints / step_name(selected)
         # A machine that takes part in another one's run has no folder of it; its weights are not kept.
-        if selected != now.step and not self.world.divided and (self.world.first or folder.is_dir()):
+        if selected != now.step and not self.apart and (self.world.first or folder.is_dir()):
             self.optimizer.load_weights(checkpoint.load_weights(folder))
         if self.choice.select == "ema" and self.average is not None:
             self.optimizer.load_weights(self.average.values)
@@ -607,6 +619,8 @@ class _Run:
                 hint="lower training.learning_rate; look at the batches kept there",
             )
         weights = list(self.model.parameters())
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        sizes = self.division.sizes or (trained, sum(weight.numel() for weight in weights))
         return TrainResult(
             steps=now.step,
             epochs=now.epoch + now.step_in_epoch / self.train.steps(now.epoch),
@@ -624,8 +638,8 @@ class _Run:
             peak_memory=now.peak_memory,
             training_peak=now.training_peak,
             phase_memory=now.phase_memory,
-            trainable_parameters=sum(weight.numel() for weight in weights if weight.requires_grad),
-            total_parameters=sum(weight.numel() for weight in weights),
+            trainable_parameters=sizes[0],
+            total_parameters=sizes[1],
             device=str(self.device),
             dtype=str(weights[0].dtype).removeprefix("torch."),
         )
