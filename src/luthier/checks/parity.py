@@ -247,7 +247,7 @@ def _check_prompt(one: Expected, server: LlamaServer, tally: _Tally) -> bool:
     name = one.case.name
     try:
         text = server.apply_template(one.case.messages, one.case.tools)
-        if text != one.text and (date := _dated(one, server)) is not None:
+        if text != one.text and (date := date_told(one.text, one.case, server)) is not None:
             text = one.text
             tally.notes.append(
                 f"the chat template prints a date: {date} in training, that of the day in llama.cpp"
@@ -266,12 +266,17 @@ def _check_prompt(one: Expected, server: LlamaServer, tally: _Tally) -> bool:
     return True
 
 
-def _dated(one: Expected, server: LlamaServer) -> str | None:
-    """The date that llama.cpp must tell the template to write this very prompt; None where none does."""
-    asked = " ".join(str(message.get("content", "")) for message in one.case.messages)
-    for date in dict.fromkeys(DATE.findall(one.text)):
+def date_told(text: str, case: PromptCase, server: LlamaServer) -> str | None:
+    """The date that llama.cpp must tell a file's template to write this very prompt; None where none does.
+
+    None too where it writes it without being told any.
+    """
+    if server.apply_template(case.messages, case.tools) == text:
+        return None
+    asked = " ".join(str(message.get("content", "")) for message in case.messages)
+    for date in dict.fromkeys(DATE.findall(text)):
         told = date not in asked
-        if told and server.apply_template(one.case.messages, one.case.tools, date=date) == one.text:
+        if told and server.apply_template(case.messages, case.tools, date=date) == text:
             return str(date)
     return None
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from luthier.cli.console import byte_bar, err, memory, out, print_json
+from luthier.errors import ParityError
 from luthier.schema.deployment import Deployment, Target
 
 if TYPE_CHECKING:
     from luthier.schema.deployment import ContextPlan
+    from luthier.schema.results import ParityCheck
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -90,10 +92,23 @@ def _print(one: Deployment) -> None:
         out().print(
             f"  tried: {tried.prompt!r} -> {_short(tried.answer)!r} ({end}{speed}{held})", highlight=False
         )
+    if one.parity is not None:
+        out().print(f"  parity: {_parity(one.parity)}", highlight=False, soft_wrap=True)
+        for problem in one.parity.problems:
+            out().print(f"    {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
     for note in one.notes:
         out().print(f"  note: {note}", highlight=False)
     for step in one.steps:
         out().print(f"  next: {step}", highlight=False, soft_wrap=True)
+
+
+def _parity(found: ParityCheck) -> str:
+    """An endpoint beside the exported file, in a line."""
+    words = (
+        f"{found.equal_token_ids} of {found.prompts} prompts read and answered as the exported file does "
+        f"({found.equal_tokens} of {found.compared_tokens} decided tokens)"
+    )
+    return words if found.passed else f"failed: {words}"
 
 
 def _print_plan(plan: ContextPlan) -> None:
@@ -124,6 +139,7 @@ def ls(*, json: Flag = False) -> None:
     from datetime import datetime
 
     from luthier.cli.story import columns
+    from luthier.runs.deployed import running
     from luthier.runs.deploying import deployments_root, list_deployments
 
     found = list_deployments()
@@ -133,8 +149,9 @@ def ls(*, json: Flag = False) -> None:
     if not found:
         out().print(f"No deployments under {deployments_root()}. Make one: luthier deploy RUN --to ollama")
         return
-    table = columns("name", "for", "weights", "run", "context", "made", numbers=(4,))
+    table = columns("name", "for", "weights", "run", "context", "made", "runs at", numbers=(4,))
     for one in found:
+        server = running(one)
         context = f"{one.plan.slots} x {one.plan.context:,}" if one.plan else ""
         table.add_row(
             one.name,
@@ -143,6 +160,7 @@ def ls(*, json: Flag = False) -> None:
             one.run,
             context,
             f"{datetime.fromtimestamp(one.created).astimezone():%Y-%m-%d %H:%M}",
+            "" if server is None else f"{server.status.url}/v1",
         )
     out().print(table)
 
@@ -160,9 +178,75 @@ def show(name: str, /, *, json: Flag = False) -> None:
 
 
 @app.command
+def start(name: str, /, *, port: int = 0, json: Flag = False) -> None:
+    """Serve a deployment's file here, in the background, with the context that it was sized for.
+
+    Parameters
+    ----------
+    name
+        The deployment.
+    port
+        Port to listen on; a free one when not given.
+    json
+        Print one JSON object.
+    """
+    from luthier.runs.deployed import start as begin
+
+    server = begin(name, port=port)
+    facts = {"name": name, "server": server.id, "url": f"{server.status.url}/v1", "api_key": server.key}
+    if json:
+        print_json(facts)
+        return
+    out().print(
+        f"{name} answers at {facts['url']}\nAPI key: {facts['api_key']}\n"
+        f"stop it with: luthier deployments stop {name}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command
+def stop(name: str, /) -> None:
+    """End what runs of a deployment: the server started here, or Ollama's copy in memory."""
+    from luthier.runs.deployed import stop as end
+
+    out().print(f"{name} is stopped: {end(name)}", highlight=False)
+
+
+@app.command
+def check(name: str, /, *, at: str | None = None, model: str | None = None, json: Flag = False) -> int:
+    """Put prompts of the run to a deployment that answers, and hold it to the exported file.
+
+    Parameters
+    ----------
+    name
+        The deployment.
+    at
+        Address of an OpenAI-compatible endpoint, up to and with /v1 (its key in OPENAI_API_KEY); the server
+        that was started here, or Ollama, when not given.
+    model
+        Which model of that endpoint.
+    json
+        Print one JSON object.
+    """
+    from luthier.cli.console import row_bar
+    from luthier.runs.deployed import check as hold
+
+    with row_bar(name) as progress:
+        found = hold(name, at=at, model=model, progress=progress)
+    if json:
+        print_json({"name": name, "parity": found.model_dump(mode="json")})
+    else:
+        out().print(f"{name}: {_parity(found)}", highlight=False, soft_wrap=True)
+        for problem in found.problems:
+            out().print(f"  {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+    return 0 if found.passed else ParityError.exit_code
+
+
+@app.command
 def rm(name: str, /) -> None:
     """Delete a deployment, and what it wrote into Ollama or LM Studio. The run stays as it is."""
-    from luthier.runs.deploying import remove_deployment
+    from luthier.runs.deployed import remove
 
-    gone = remove_deployment(name)
+    gone = remove(name)
     out().print(f"{gone.name} is gone" + "".join(f"; {place} too" for place in gone.places), highlight=False)

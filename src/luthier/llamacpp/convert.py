@@ -72,8 +72,8 @@ def _with_plain_bos(model_dir: Path, scratch: Path) -> Path:
     named = settings.get("bos_token")
     bos = named.get("content") if isinstance(named, dict) else named
     if template:
-        writes_bos = "bos_token" in template or bool(bos and bos in template)
-        plain = not writes_bos
+        # A tokenizer that names no BOS has none that its template could write.
+        plain = not bos or not ("bos_token" in template or bos in template)
     else:
         vocabulary = model_dir / "tokenizer.json"
         unsaid = "add_bos_token" not in settings and vocabulary.is_file()

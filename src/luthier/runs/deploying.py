@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from luthier.planning.audit import audit
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.directory import RunDirectory, runs_root
+from luthier.runs.endpoints import ask_llama, ask_ollama, check_deployed
 from luthier.runs.shipping import chat_files
 from luthier.runs.stages import licence_of, load_artifacts
 from luthier.schema.deployment import ContextPlan, Deployment, Smoke, Target
@@ -114,7 +116,7 @@ def deploy(
     if dry_run:
         return made.record
     folder = _write(made, name)
-    return _bring_in(made, folder, say=say, progress=progress, here=wish.hardware is None)
+    return _bring_in(made, folder, run, say=say, progress=progress, here=wish.hardware is None)
 
 
 @dataclass
@@ -292,6 +294,9 @@ def _write(made: _Made, name: str) -> Path:
         write_text(scratch / RECORD, made.record.model_dump_json(indent=2) + "\n")
         scratch.chmod(0o755)
         if final.exists():
+            # A server of the one before goes on until it is stopped, and must be found for that.
+            made.record = made.record.model_copy(update={"server": find_deployment(name).server})
+            write_text(scratch / RECORD, made.record.model_dump_json(indent=2) + "\n")
             old = root / f"{UNFINISHED}{name}-{os.getpid()}"
             final.rename(old)
             scratch.rename(final)
@@ -305,13 +310,19 @@ def _write(made: _Made, name: str) -> Path:
 
 
 def _bring_in(
-    made: _Made, folder: Path, *, say: Callable[[str], None], progress: Progress | None, here: bool
+    made: _Made,
+    folder: Path,
+    run: RunDirectory,
+    *,
+    say: Callable[[str], None],
+    progress: Progress | None,
+    here: bool,
 ) -> Deployment:
-    """Import where the runtime is here, put one prompt to it, and keep what came of it."""
+    """Import where the runtime is here, put prompts to it, and keep what came of it."""
     record = made.record
     changes: dict[str, object] = {}
     if record.target == "ollama" and made.model is not None:
-        changes = _into_ollama(made, folder, say=say, progress=progress)
+        changes = _into_ollama(made, folder, run, say=say, progress=progress)
     elif record.target == "lmstudio":
         changes = _into_lmstudio(made, folder)
     elif record.target in ("llama.cpp", "folder", "bundle"):
@@ -319,15 +330,20 @@ def _bring_in(
         if record.target == "bundle":
             changes = {"steps": (f"copy {folder} to the other machine and run: sh install.sh",)}
     if here and record.target in ("llama.cpp", "folder", "bundle", "lmstudio") and record.plan is not None:
-        say("putting one prompt to it in llama.cpp")
-        changes["smoke"] = smoke(made.weights, record.plan)
+        say("putting prompts to it in llama.cpp")
+        changes |= tried(run, made.weights, record.plan)
     record = record.model_copy(update=changes)
     write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
     return record
 
 
 def _into_ollama(
-    made: _Made, folder: Path, *, say: Callable[[str], None], progress: Progress | None
+    made: _Made,
+    folder: Path,
+    run: RunDirectory,
+    *,
+    say: Callable[[str], None],
+    progress: Progress | None,
 ) -> dict[str, object]:
     assert made.model is not None
     server, name = ollama.Ollama(), ollama.model_name(made.record.name)
@@ -340,16 +356,32 @@ def _into_ollama(
         }
     say(f"importing into Ollama {version} at {server.address} as {name}")
     server.create(name, made.model, progress=progress)
-    answer = server.chat(name, PROMPT, most=SMOKE_TOKENS)
+    answer = server.chat(name, [{"role": "user", "content": PROMPT}], most=SMOKE_TOKENS)
     seconds = float(answer.get("eval_duration") or 0) / 1e9
-    tried = Smoke(
+    first = Smoke(
         prompt=PROMPT,
         answer=str(answer.get("message", {}).get("content", "")),
         stopped=answer.get("done_reason") == "stop",
         tokens_per_second=float(answer.get("eval_count") or 0) / seconds if seconds else None,
         memory=server.memory(name),
     )
-    return {"places": (f"ollama:{name}",), "smoke": tried, "steps": (f"ollama run {name}",)}
+    assert made.record.plan is not None
+    say("holding its answers to the exported file's")
+    parity = check_deployed(
+        run,
+        made.weights,
+        made.record.plan,
+        ask_ollama(server, name),
+        system=made.model.system,
+        tools=False,  # no part of a template in Go's language
+        counts=False,
+    )
+    return {
+        "places": (f"ollama:{name}",),
+        "smoke": first,
+        "parity": parity,
+        "steps": (f"ollama run {name}",),
+    }
 
 
 def _into_lmstudio(made: _Made, folder: Path) -> dict[str, object]:
@@ -370,19 +402,26 @@ def _into_lmstudio(made: _Made, folder: Path) -> dict[str, object]:
     return {"places": tuple(str(p) for p in places), "steps": (open_it,)}
 
 
-def smoke(gguf: Path, plan: ContextPlan) -> Smoke:
-    """One prompt through llama.cpp with the deployment's own settings."""
+def tried(run: RunDirectory, gguf: Path, plan: ContextPlan) -> dict[str, object]:
+    """One prompt, then those of the parity check, through llama.cpp with the deployment's own settings.
+
+    Returns the deployment's ``smoke`` and ``parity``; the latter is None where the run's tokenizer has gone.
+    """
     settings = ServerSettings(context=plan.context, slots=plan.slots)
     turn: Message = {"role": "user", "content": PROMPT}
     with LlamaServer(gguf, settings) as server:
         body = {"messages": [turn], "max_tokens": SMOKE_TOKENS, **GREEDY}
         answer = server.request("/v1/chat/completions", body)
+        parity = None
+        with suppress(UsageError):
+            parity = check_deployed(run, gguf, plan, ask_llama(server), server=server)
         memory = server.peak_memory()
     choice = answer["choices"][0]
-    return Smoke(
+    smoke = Smoke(
         prompt=PROMPT,
         answer=str(choice["message"].get("content") or ""),
         stopped=choice.get("finish_reason") == "stop",
         tokens_per_second=answer.get("timings", {}).get("predicted_per_second"),
         memory=memory,
     )
+    return {"smoke": smoke, "parity": parity}

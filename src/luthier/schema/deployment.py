@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.schema.base import Record
+from luthier.schema.results import ParityCheck
 
 Target = Literal["ollama", "lmstudio", "llama.cpp", "vllm", "folder", "bundle"]
 
@@ -69,4 +70,8 @@ class Deployment(Record):
     steps: tuple[str, ...] = ()
     """What is left for a person to do."""
     smoke: Smoke | None = None
+    parity: ParityCheck | None = None
+    """Prompts and answers of the deployed model against the exported file's, where it could be asked."""
+    server: str | None = None
+    """The server that `luthier deployments start` has started of it, by name."""
     notes: tuple[str, ...] = ()

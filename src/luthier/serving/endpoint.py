@@ -99,16 +99,8 @@ class Endpoint:
                 given = told["choices"][0]
                 ended = given.get("finish_reason") != "length"
                 return Generated(str(given["text"]), (), ended), told.get("usage")
-            body: dict[str, Any] = {
-                "model": self.model,
-                "messages": list(chats[index]),
-                "temperature": 0,
-                "max_tokens": max_new_tokens,
-            }
             offered = None if tools is None else tools[index]
-            if offered:
-                body["tools"] = list(offered)
-            whole = self._ask("POST", "/chat/completions", body)
+            whole = self.chat(chats[index], tools=offered, max_new_tokens=max_new_tokens)
             found = whole["choices"][0]
             stopped = found.get("finish_reason") != "length"
             return Generated(self._text_of(found["message"]), (), stopped), whole.get("usage")
@@ -125,6 +117,25 @@ class Endpoint:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         return answers
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        max_new_tokens: int,
+    ) -> dict[str, Any]:
+        """One greedy answer, as the server gives it."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": list(messages),
+            "temperature": 0,
+            "max_tokens": max_new_tokens,
+        }
+        if tools:
+            body["tools"] = list(tools)
+        found: dict[str, Any] = self._ask("POST", "/chat/completions", body)
+        return found
 
     def score(
         self, pairs: Sequence[tuple[str, str]], *, progress: Progress | None = None

@@ -17,7 +17,7 @@ import httpx2
 
 from luthier.errors import LuthierError, Unreachable, UsageError
 from luthier.files import file_sha256
-from luthier.schema.protocols import Progress
+from luthier.schema.protocols import Message, Progress
 from luthier.serving.turns import Turns
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
@@ -168,11 +168,11 @@ class Ollama:
                 hint="start it with `ollama serve`, or set OLLAMA_HOST",
             ) from None
 
-    def chat(self, name: str, content: str, *, most: int = 64) -> dict[str, Any]:
+    def chat(self, name: str, messages: Sequence[Message], *, most: int = 64) -> dict[str, Any]:
         """One greedy answer with its timings. Errors: Unreachable."""
         body = {
             "model": name,
-            "messages": [{"role": "user", "content": content}],
+            "messages": list(messages),
             "options": {"temperature": 0, "num_predict": most},
             "stream": False,
         }
@@ -193,6 +193,13 @@ class Ollama:
         except (httpx2.HTTPError, ValueError, KeyError):
             return None
         return None
+
+    def unload(self, name: str) -> None:
+        """Let a model that was brought in go from memory; it stays on disk. Errors: Unreachable."""
+        try:
+            _check(self._http.post("/api/generate", json={"model": name, "keep_alive": 0}))
+        except httpx2.HTTPError as error:
+            raise Unreachable(f"Ollama at {self.address} did not answer ({type(error).__name__})") from None
 
     def remove(self, name: str) -> None:
         """Delete a model that was brought in. Errors: Unreachable."""
