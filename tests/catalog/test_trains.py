@@ -37,7 +37,8 @@ def test_the_first_reason_is_told() -> None:
             case "devices":
                 asked["devices"] = 2
             case "image":
-                asked["images"] = True
+                asked |= {"images": True, "method": "qlora"}
+                assert why_not_trained("chat", "lora", images=True) is None
             case "from-scratch":
                 asked["goal"] = word
             case _:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from luthier.errors import RecipeError, Unsupported
 from luthier.schema.model import Kind
-from luthier.schema.recipe import Purpose, Recipe
+from luthier.schema.recipe import Lora, Purpose, QLora, Recipe
 
 Answers = Literal["chat", "classify", "embed", "rerank"]
 
@@ -110,6 +110,47 @@ def _check_preference(recipe: Recipe) -> None:
         )
 
 
+def _check_vision(recipe: Recipe) -> None:
+    """Refuse what is not done, or cannot be, for rows with images. Errors: RecipeError, Unsupported."""
+    if recipe.vision is None:
+        return
+    if recipe.task != "chat" or recipe.preference is not None:
+        what = "pairs of answers" if recipe.preference is not None else recipe.task
+        raise Unsupported(
+            f"vision: {what} with images are not trained",
+            hint="set task: chat, without the section preference",
+        )
+    method = recipe.method
+    if not isinstance(method, Lora) or isinstance(method, QLora) or method.base is not None:
+        raise Unsupported(
+            "vision: models that see are tuned by adapters beside weights in their own type "
+            "(method.name: lora); four- and eight-bit bases and full fine-tuning are not done for them yet",
+            hint="set method: {name: lora}",
+        )
+    _refuse_settings(recipe)
+
+
+def _refuse_settings(recipe: Recipe) -> None:
+    data, training = recipe.data, recipe.training
+    odd = {
+        "data.packing": bool(data.packing)
+        and "rows with images are not packed: places of images (3-D positions, masks both ways within an "
+        "image) belong to one row",
+        "data.over_length": data.over_length == "truncate"
+        and "a row that is cut short loses a part of an image: take drop, or set vision.max_pixels",
+        "data.storage": data.storage not in (None, "memory") and "rows with images are kept in memory",
+        "training.compile": bool(training.compile) and "layers of models that see are not compiled",
+        "training.devices": training.devices > 1
+        and "rows with images are trained on one device: sharing their pixels out is not done",
+        "model.trust_remote_code": recipe.model.trust_remote_code
+        and "models that see are those that transformers knows itself",
+        "model.from_scratch": recipe.model.from_scratch is not None and "there is no tower from scratch",
+    }
+    for key, why in odd.items():
+        if why:
+            raise Unsupported(f"{key}: {why}", hint=f"leave {key} out")
+
+
 def check_supported(recipe: Recipe) -> None:
     """Refuse what a recipe asks for and its purpose does not have. Errors: Unsupported with the reason."""
     spec = spec_of(recipe.task)
@@ -121,6 +162,7 @@ def check_supported(recipe: Recipe) -> None:
                 hint=f"set task: {owners}, or drop the section",
             )
     _check_preference(recipe)
+    _check_vision(recipe)
     if recipe.data.fim_rate and recipe.task != "text-generation":
         raise RecipeError(
             f"data.fim_rate has no effect on {recipe.task}: it turns plain texts round",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 NOT_TRAINED: dict[str, str] = {
-    "image": "training on images is not in the trainer yet",
-    "sharded": "weights divided over several GPUs (FSDP2) are not in the trainer yet",
+    "image": "models that see are tuned by LoRA alone: four-bit bases and full fine-tuning are not done",
 }
-"""Method, goal, feature or ``sharded`` -> why a recipe of it is refused. The commit that lets the trainer do
-it deletes its line."""
+"""Method, goal or feature -> why a recipe of it is refused. The commit that lets the trainer do it deletes its
+line."""
 
 TASKS: dict[str, str] = {
     "similarity": "similarity",
@@ -27,6 +26,7 @@ def why_not_trained(
     name = TASKS.get(purpose)
     if name is not None and not Path(__file__).parents[1].joinpath("tasks", f"{name}.py").exists():
         return f"{purpose} is not in the trainer yet"
-    asked = [method, *([goal] if goal else []), *(["image"] if images else [])]
-    asked += ["sharded"] if sharded else []
+    asked = [method, *([goal] if goal else []), *(["image"] if images and method != "lora" else [])]
+    if sharded and name is not None:
+        return f"{purpose} is decided with the whole model: its weights cannot be divided over GPUs"
     return next((NOT_TRAINED[word] for word in asked if word in NOT_TRAINED), None)

@@ -353,14 +353,13 @@ def _of_recipe(
     """Plan of a recipe with its own model and data, here or on described hardware."""
     from luthier.catalog.purposes import check_supported
     from luthier.cli.story import show_plan
-    from luthier.data.tokenizer import load_tokenizer
     from luthier.planning.audit import audit
     from luthier.planning.cost import priced
     from luthier.planning.hypothetical import parse_hardware
     from luthier.planning.measured import corrections_for
     from luthier.planning.resolve import resolve
     from luthier.planning.solver import Question, changes
-    from luthier.runs.prepare import check_model, rates, read_data, with_labels
+    from luthier.runs.prepare import check_model, rates, read_data, tokenizer_of, with_labels
     from luthier.runs.probe import probe
     from luthier.runs.scratch import bring_model
     from luthier.schema.load import load_recipe
@@ -371,7 +370,7 @@ def _of_recipe(
     machine = audit() if hardware is None else parse_hardware(hardware)
     arch, config = shape_of(str(folder))
     check_model(recipe, arch)
-    data = read_data(recipe, load_tokenizer(folder))
+    data = read_data(recipe, tokenizer_of(recipe, folder))
     recipe = with_labels(recipe, data)
     measured = rates(probe(machine)) if hardware is None else {}
     known = corrections_for(machine)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -83,10 +84,11 @@ def load_splits(
     """
     sources = _sources(recipe.data, base)
     version = version_of(recipe, sources)
+    convert = seeing_from(base) if recipe.vision is not None else None
     limit = sequence_length or getattr(tokenizer, "max_length", None)
     plain = joins_texts(recipe.task, tokenizer)
     notes = [note for part in (sources.train, *sources.given.values()) for note in part.notes]
-    storage, why = _storage(recipe.data, sources)
+    storage, why = ("memory", list[str]()) if convert else _storage(recipe.data, sources)
     notes += [*why, _JOINED] if plain else why
     if storage != "memory":
         found = load_large(
@@ -94,7 +96,7 @@ def load_splits(
         )
         account = found[1].model_copy(update={"version": version})
         return LoadedData(found[0], account, found[2])
-    parts = _parts(recipe, sources)
+    parts = _parts(recipe, sources, convert)
     if plain:
         parts = [replace(part, rows=[plain_chat(row) for row in part.rows]) for part in parts]
     train = next(part for part in parts if part.name == "train")
@@ -141,7 +143,9 @@ def load_splits(
         notes=tuple(notes),
     )
     prompts, answers = _asked(tests, tokenizer)
+    seen = [getattr(tokenizer, "patches")(row.messages) for row in train.rows] if convert else []  # noqa: B009
     profile = LengthProfile(
+        patches=max(seen, default=0),
         train=lengths(uncut["train"]),
         trained_tokens=trained,
         validation=lengths(uncut["validation"]) if "validation" in uncut else None,
@@ -161,15 +165,30 @@ def version_of(recipe: Recipe, sources: Sources) -> str:
 
 
 def read_chats(
-    data: DataChoice, sources: tuple[str, ...], *, base: Path
+    data: DataChoice, sources: tuple[str, ...], *, base: Path, images: bool = False
 ) -> tuple[list[ChatRow], Shape, Resolved]:
-    """All rows of some files as conversations. Raises one DataError for all broken rows."""
+    """All rows of some files as conversations, with their images where asked for.
+
+    Raises one DataError for all broken rows.
+    """
     resolved = resolve(sources, base=base)
-    rows, shape = _chats(data, resolved)
+    rows, shape = _chats(data, resolved, seeing_from(base) if images else None)
     return rows, shape, resolved
 
 
-def _chats(data: DataChoice, resolved: Resolved) -> tuple[list[ChatRow], Shape]:
+Convert = Callable[..., ChatRow]
+
+
+def seeing_from(base: Path) -> Convert:
+    """What makes conversations with images of rows, whose files start from base."""
+    from luthier.data.seeing import seen_chat
+
+    return partial(seen_chat, base=base)
+
+
+def _chats(
+    data: DataChoice, resolved: Resolved, convert: Convert | None = None
+) -> tuple[list[ChatRow], Shape]:
     problems: list[LuthierError] = []
     raw = chain.from_iterable(read_file(file, on_problem=problems.append) for file in resolved.files)
     first = next(raw, None)
@@ -181,6 +200,7 @@ def _chats(data: DataChoice, resolved: Resolved) -> tuple[list[ChatRow], Shape]:
         columns=data.columns,
         system=data.system,
         on_problem=problems.append,
+        convert=convert,
     )
     rows = list(mapped)
     if problems:
@@ -221,9 +241,9 @@ def _storage(data: DataChoice, sources: Sources) -> tuple[str, list[str]]:
     return "cache", []
 
 
-def _parts(recipe: Recipe, sources: Sources) -> list[_Part]:
+def _parts(recipe: Recipe, sources: Sources, convert: Convert | None = None) -> list[_Part]:
     data = recipe.data
-    rows, shape = _chats(data, sources.train)
+    rows, shape = _chats(data, sources.train, convert)
     files = tuple(file.shown for file in sources.train.files)
     shares = {} if data.test else {"test": data.test_share}
     if not data.validation:
@@ -232,7 +252,7 @@ def _parts(recipe: Recipe, sources: Sources) -> list[_Part]:
     parts = [_Part("train", pieces.pop("train"), files, shape, weights=sources.weights)]
     parts += [_Part(name, piece, files, shape, cut_from_train=True) for name, piece in pieces.items()]
     for name, given in sources.given.items():
-        own, own_shape = _chats(data, given)
+        own, own_shape = _chats(data, given, convert)
         parts.append(_Part(name, own, tuple(file.shown for file in given.files), own_shape))
     return parts
 

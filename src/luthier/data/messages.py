@@ -100,8 +100,8 @@ def _content(value: Any, number: int, file: str, line: int) -> str:
                 f"message {number} holds an image ({', '.join(others)}), which a model of text cannot see",
                 file=file,
                 line=line,
-                hint="leave such rows out, or put what the images show into words; models that see images "
-                "cannot be tuned yet",
+                hint="leave such rows out, put what the images show into words, or tune a model that sees: "
+                "add `vision: {}` to the recipe",
             )
         if others:
             raise RowProblem(

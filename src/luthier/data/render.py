@@ -176,6 +176,7 @@ def _demand_tool_calls(row: ChatRow, text: str, turns: list[Turn]) -> None:
 
 def _tokens(ready: Sequence[tuple[ChatRow, Rendered]], tokenizer: TextTokenizer) -> list[TokenRow]:
     encoded = tokenizer.encode_offsets([rendered.text for _, rendered in ready])
+    never = sorted(getattr(tokenizer, "untrained_ids", ()))
     rows = []
     for (row, rendered), (ids, offsets) in zip(ready, encoded, strict=True):
         trained = np.zeros(len(rendered.prefix_ids) + len(ids), dtype=np.bool_)
@@ -183,8 +184,21 @@ def _tokens(ready: Sequence[tuple[ChatRow, Rendered]], tokenizer: TextTokenizer)
             first, last = _covering(offsets, start, end)
             trained[len(rendered.prefix_ids) + first : len(rendered.prefix_ids) + last] = True
         full = np.array([*rendered.prefix_ids, *ids], dtype=np.int32)
-        rows.append(TokenRow(full, trained, row.file, row.line, row.id))
+        if never:
+            trained &= ~np.isin(full, never)
+        rows.append(TokenRow(full, trained, row.file, row.line, row.id, _images(row)))
     return rows
+
+
+def _images(row: ChatRow) -> tuple[str, ...]:
+    """Files of the row's images, in order."""
+    return tuple(
+        part["image"]
+        for message in row.messages
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+        if part.get("type") == "image"
+    )
 
 
 def _covering(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

@@ -255,7 +255,7 @@ def _mapping_hint(names: list[str], value: dict[str, Any]) -> str:
     elif {"anchor", "sentence1", "positive", "query-id"} & set(lower):
         hint += "; pairs and triplets of texts are for the similarity and reranking tasks"
     elif "image" in lower:
-        hint = "rows with images need a vision-language task, which is not there yet; or " + hint
+        hint = "rows with images are for models that see (the recipe's section `vision: {}`); " + hint
     elif question and len(names) == 1:
         hint = "for plain text set data.format: text; " + hint
     return hint
@@ -338,8 +338,11 @@ def map_rows(
     columns: dict[str, str] | None = None,
     system: str | None = None,
     on_problem: Callable[[LuthierError], None] | None = None,
+    convert: Callable[..., ChatRow] | None = None,
 ) -> tuple[Shape, Iterator[ChatRow]]:
     """Detect the shape of a stream of rows and map them all.
+
+    convert: what makes a conversation of a row in place of `to_chat`, asked as that is.
 
     on_problem is told of each row that cannot be used, which is then left out; without it all rows
     are read to the end and one DataError names the first several and the count.
@@ -347,7 +350,7 @@ def map_rows(
     stream = iter(rows)
     first = list(islice(stream, _LOOKED_AT))
     shape = detect(first, format=format, columns=columns)
-    wanted = _Wanted(format, columns or {}, system)
+    wanted = _Wanted(format, columns or {}, system, convert or to_chat)
     return shape, _mapped(chain(first, stream), wanted, on_problem)
 
 
@@ -358,6 +361,7 @@ class _Wanted:
     format: str | None
     columns: dict[str, str]
     system: str | None
+    convert: Callable[..., ChatRow]
 
 
 def _mapped(
@@ -367,7 +371,7 @@ def _mapped(
     report = on_problem or problems.append
     for shape, row in by_file(rows, format=wanted.format, columns=wanted.columns):
         try:
-            chat = to_chat(row, shape, system=wanted.system)
+            chat = wanted.convert(row, shape, system=wanted.system)
         except RowProblem as error:
             report(error)
             continue

@@ -47,6 +47,12 @@ def load_tokenizer(
     Raises FileProblem where files are missing or broken.
     """
     directory = Path(directory)
+    fast, config = tokenizer_files(directory)
+    return FileTokenizer(directory, fast, config, now=now, template=template)
+
+
+def tokenizer_files(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """A saved model's tokenizer.json and the settings beside it. Raises FileProblem."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise FileProblem(
@@ -67,7 +73,7 @@ def load_tokenizer(
             file=path,
             hint="save the model again with its tokenizer, or download the file again",
         ) from error
-    return FileTokenizer(directory, fast, config, now=now, template=template)
+    return fast, config
 
 
 class FileTokenizer:

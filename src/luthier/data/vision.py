@@ -33,22 +33,25 @@ def chat_or_view(row: RawRow, shape: Shape, *, system: str | None = None) -> tup
     return text_view(found), found
 
 
-def vision_row(row: RawRow, shape: Shape, *, system: str | None = None) -> VisionRow:
+def vision_row(
+    row: RawRow, shape: Shape, *, system: str | None = None, given: list[Any] | None = None
+) -> VisionRow:
     """A conversation with images. An image part without a reference takes the next of the row's image column.
 
-    Raises RowProblem.
+    given: gets what the row holds for each image, in order. Raises RowProblem.
     """
     beside = iter(
         [one for name in row.value if name.lower() in COLUMNS for one in references(row.value[name])]
     )
     images: list[ImageReference] = []
+    raw: list[Any] = [] if given is None else given
     contents: dict[int, list[dict[str, Any]]] = {}
     turns: list[Any] = []
     for number, turn in enumerate(turns_of(row.value, shape)):
         content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
         if isinstance(content, list) and any(_is_image(part) for part in content):
             before = len(images)
-            parts = contents[number] = _parts(content, number, images, beside, row)
+            parts = contents[number] = _parts(content, number, images, raw, beside, row)
             names = iter(images[before:])
             words = "".join(part["text"] if part["type"] == "text" else _name(next(names)) for part in parts)
             turns.append({**turn, "content": words})
@@ -97,8 +100,13 @@ def _is_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in PARTS
 
 
-def _parts(
-    content: list[Any], number: int, images: list[ImageReference], beside: Iterator[Any], row: RawRow
+def _parts(  # noqa: PLR0917 (private, called once)
+    content: list[Any],
+    number: int,
+    images: list[ImageReference],
+    raw: list[Any],
+    beside: Iterator[Any],
+    row: RawRow,
 ) -> list[dict[str, Any]]:
     """The parts of one message, its images added to those of the row."""
     parts: list[dict[str, Any]] = []
@@ -117,6 +125,7 @@ def _parts(
             )
         parts.append({"type": "image", "image": len(images)})
         images.append(reference_of(given))
+        raw.append(given)
     return parts
 
 

@@ -147,7 +147,7 @@ def grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
         sizes = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
-        parts = [F.linear(rows, one) for rows, one in zip(x.split(sizes), weight, strict=True)]
+        parts = [F.linear(rows, one) for rows, one in zip(torch.split(x, sizes), weight, strict=True)]
         return torch.cat(parts)
     out: Tensor = F.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
     return out
@@ -211,7 +211,7 @@ def targeted_experts(model: nn.Module, lora: Lora) -> list[str]:
             hint="leave method.dora out, or method.experts",
         )
     for path in paths:
-        module = model.get_submodule(path)
+        module: Any = model.get_submodule(path)
         odd = [
             words
             for name, words in (("has_bias", "biases"), ("is_transposed", "transposed weights"))
@@ -223,7 +223,7 @@ def targeted_experts(model: nn.Module, lora: Lora) -> list[str]:
                 f"adapted yet ({odd[0] if odd else 'no gate and up in one tensor'})",
                 hint="leave method.experts out to adapt the attention, or use method.name: full",
             )
-        chosen_experts(lora, module.gate_up_proj.shape[0])  # type: ignore[union-attr, arg-type]
+        chosen_experts(lora, module.gate_up_proj.shape[0])
     return paths
 
 

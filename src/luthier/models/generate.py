@@ -53,6 +53,12 @@ def clear_lead(best: Tensor, dtype: torch.dtype) -> Tensor:
     return (best[:, 0] - best[:, 1] - ROUNDING * step).clamp(min=0.0)
 
 
+def text_config(model: Any) -> Any:
+    """The configuration of a model's language part: its own, or what a model that sees holds inside."""
+    found = getattr(model.config, "get_text_config", None)
+    return model.config if found is None else found()
+
+
 class TorchGenerator:
     """A `Generator` over a model in this process.
 
@@ -81,7 +87,7 @@ class TorchGenerator:
         self.device = next(model.parameters()).device
         head = head_of(model)
         self.head: Head | None = head if head is not None and head_is_right(model, head) else None
-        config = model.config
+        config = text_config(model)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         window = getattr(config, "sliding_window", None)
         if window is not None and getattr(config, "layer_types", None) is None:
@@ -153,7 +159,7 @@ class TorchGenerator:
         """How many of the left rows to answer at once, their length with the answer being at most length."""
         most = self.batch_size
         if most is None:
-            config = self.model.config
+            config = text_config(self.model)
             heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
             width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             size = next(self.model.parameters()).element_size()
@@ -208,7 +214,7 @@ class TorchGenerator:
         if prefix < WORTHWHILE_PREFIX:
             prefix = 0
         if self.plain:
-            cache = roomy_cache(self.model.config.num_hidden_layers, rows=rows, capacity=capacity)
+            cache = roomy_cache(text_config(self.model).num_hidden_layers, rows=rows, capacity=capacity)
         else:
             from transformers import DynamicCache
 

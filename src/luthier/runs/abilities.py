@@ -24,6 +24,8 @@ SHORTEST = 512
 
 def probed(work: Work) -> bool:
     """Whether the run's purpose is one of models that write text, and the recipe asks for the probe."""
+    if work.recipe.vision is not None:
+        return False  # its questions are of text, and its scorer is one of models of text
     return work.recipe.evaluation.probe_rows > 0 and spec_of(work.recipe.task).rows == "chats"
 
 

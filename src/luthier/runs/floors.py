@@ -53,7 +53,7 @@ def judge_floors(work: Work, base: Callable[[], Generator]) -> list[EvalResult]:
     try:
         commonest = majority(train)
         found.append(judged(commonest, asked, commonest.label))
-        if choice.shots:
+        if choice.shots and work.recipe.vision is None:  # images of three rows more would fill the context
             shown = few_shot(asked, train, examples=choice.shots, seed=work.recipe.seed)
             found.append(judged(base(), shown, f"base with {choice.shots} examples in the prompt"))
     except UsageError as error:  # too few rows to take answers or examples from

@@ -19,6 +19,7 @@ from luthier.data.preferences import KIND as PAIRS
 from luthier.data.preferences import load_preferences, read_held_out
 from luthier.data.remote import pin
 from luthier.data.rows import rows_for
+from luthier.data.seeing import load_seeing
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.data.versions import record
 from luthier.errors import DoesNotFit, Unsupported
@@ -135,6 +136,9 @@ def longest_row(data: LoadedData) -> int:
 def tokenizer_of(recipe: Recipe, folder: Path, *, now: datetime | None = None) -> FileTokenizer:
     """A model's tokenizer with the chat template that the recipe asks for, or its own."""
     asked = recipe.model.chat_template
+    if recipe.vision is not None:
+        template = None if asked is None else read_template(asked)
+        return load_seeing(folder, max_pixels=recipe.vision.max_pixels, now=now, template=template)
     if asked is None:
         return load_tokenizer(folder, now=now)
     found = load_tokenizer(folder, now=now, template=read_template(asked))
@@ -201,7 +205,11 @@ def read_tests(files: Mapping[str, tuple[str, ...]], recipe: Recipe) -> dict[str
             name: read_held_out(recipe.data, sources, base=base, name=name) for name, sources in files.items()
         }
     if spec_of(recipe.task).rows == "chats":
-        return {name: read_chats(recipe.data, sources, base=base)[0] for name, sources in files.items()}
+        seen = recipe.vision is not None
+        return {
+            name: read_chats(recipe.data, sources, base=base, images=seen)[0]
+            for name, sources in files.items()
+        }
     return {
         name: rows_for(recipe.task, recipe.data, sources, base=base, split=name).rows
         for name, sources in files.items()

@@ -151,7 +151,9 @@ def _papers(work: Work, out: Path, folders: Mapping[str, Path], ggufs: Sequence[
 
 def parity_cases(work: Work, count: int) -> list[PromptCase]:
     """Prompts of the user's held-out rows, then the fixed ones that the model's template and context take."""
-    rows = [row for rows in work.data.splits.tests.values() for row in rows][:count]
+    held = [row for rows in work.data.splits.tests.values() for row in rows]
+    # llama.cpp is asked in text: rows with images are held to the trained model in torch alone.
+    rows = [row for row in held if not any(isinstance(m["content"], list) for m in row.messages)][:count]
     own = [PromptCase(f"held-out row {i + 1}", prompt_of(row), row.tools) for i, row in enumerate(rows)]
     room = (work.tokenizer.max_length or 2**31) - PARITY_TOKENS
     cases = [*own, *fixed_cases(work.tokenizer)]
@@ -175,13 +177,13 @@ def _ggufs(
         say=lambda words: work.board.event("note", text=f"  {words}"),
         progress=work.board.progress("ship", "quantising"),
     )
-    judge = QualityJudge(work, export.quality_rows)
+    judge = QualityJudge(work, 0 if work.recipe.vision is not None else export.quality_rows)
     checked = [judge(_checked(work, artifact, expected)) for artifact in made]
     return [*checked, *_projector(work, merged)]
 
 
 def _projector(work: Work, merged: Path) -> list[Artifact]:
-    """The vision projector of a model that sees; it is the base's own, as texts alone were trained on."""
+    """The vision projector of a model that sees: with what was trained of it, else the base's own."""
     try:
         made = export_projector(
             merged,

@@ -17,6 +17,8 @@ class LengthProfile(Record):
     """Tokens a validation row."""
     inputs: float = 1.0
     """Texts (or pairs read together) of a training row, in the mean: two and more for pairs and rankings."""
+    patches: int = 0
+    """Patches that a vision tower reads for the training row with the most of them."""
     prompts: Lengths | None = None
     """Tokens of the held-out prompts that will be answered, over all test splits."""
     answers: Lengths | None = None

@@ -49,6 +49,7 @@ class TokenRow:
     """One rendered row.
 
     ids: [tokens] int32. trained: [tokens] bool, true where the token itself is a target of the loss.
+    images: files of its images, in the order of their tokens.
     """
 
     ids: NDArray[np.int32]
@@ -56,6 +57,7 @@ class TokenRow:
     file: str
     line: int
     id: str
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

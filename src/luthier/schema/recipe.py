@@ -100,6 +100,17 @@ class PreferenceChoice(Record):
     """dpo: weight of the chosen answer's cross-entropy beside the pairs (orpo has it in full)."""
 
 
+class VisionChoice(Record):
+    """How a model that sees is tuned on chats with images (LoRA on its language part)."""
+
+    tower: Literal["frozen", "adapters"] = "frozen"
+    """Whether the vision tower's linear layers get adapters too."""
+    projector: bool = False
+    """Whether what joins tower and language part is trained, with all its weights."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Images with more pixels are made smaller, which saves tokens; what the model itself reads if None."""
+
+
 class FromScratch(Record):
     """A model that begins with random weights: which shape, which size, which tokenizer."""
 
@@ -541,6 +552,8 @@ class Recipe(Record):
     """Settings of the purpose reranking."""
     preference: PreferenceChoice | None = None
     """Tune a chat on pairs of a better and a worse answer; the task stays chat."""
+    vision: VisionChoice | None = None
+    """Tune a chat on rows with images; the task stays chat."""
     evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice)
     export: ExportChoice | None = Field(default_factory=ExportChoice)
     classification: ClassificationChoice | None = None
