@@ -19,7 +19,7 @@ from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import rate_of
-from luthier.sizing.states import paged_bytes
+from luthier.sizing.states import paged_bytes, update_flops
 from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase, resident, training_memory
 
 Device = Literal["cpu", "cuda"]
@@ -112,7 +112,8 @@ def estimate_training(
         log_probs=shape.log_probs,
     )
     rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype, experts=arch.experts is not None)
-    work = flops.total * tokens
+    steps = tokens / max(1.0, (shape.batch_size or shape.micro_batch_size) * length * shape.documents)
+    work = flops.total * tokens + update_flops(arch, shape.optimizer) * steps
     seconds = rate.seconds(work) if rate is not None else None
     found = Estimate(
         phases=phases,

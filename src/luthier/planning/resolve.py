@@ -13,6 +13,7 @@ from luthier.catalog.purposes import spec_of, tunes_preferences
 from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
+from luthier.planning.levers import check_levers
 from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit, largest_step
 from luthier.planning.together import check_devices
 from luthier.schema.base import Range
@@ -97,6 +98,7 @@ class _Resolver:
         self.given, self.arch, self.hardware, self.profile = recipe, arch, hardware, profile
         self.rates, self.corrections = rates, corrections
         self.device: Device = device_of(hardware)
+        check_levers(recipe)
         check_devices(recipe, hardware, self.device)
         self.devices = recipe.training.devices
         self.sources = dict(recipe.sources)
@@ -267,6 +269,8 @@ class _Resolver:
                 hint=f"use {-(-whole // unit) * unit} rows, or a micro-batch that divides {whole}",
             )
         batch = whole // self.devices
+        if self.given.training.update_in_backward:
+            micro = batch  # one backward pass is one step
         mode = self.given.training.activation_checkpointing
         packed = bool(self.value("data.packing"))
         mean = min(self.profile.train.total / max(1, self.profile.train.count), length)
@@ -283,6 +287,8 @@ class _Resolver:
             padded=self.spec.answers != "chat",
             compared=self._compared(batch, texts),
             optimizer=self.given.training.optimizer,
+            update_in_backward=self.given.training.update_in_backward,
+            ema=self.given.training.ema is not None,
             background_checkpoints=bool(self.given.training.background_checkpoints),
             log_probs=tunes_preferences(self.given),
             extra_forwards=self._reference_passes(),
@@ -312,7 +318,9 @@ class _Resolver:
     def _copied(self, shape: TrainingShape) -> TrainingShape:
         """Whether the host's memory has room for a copy of what a checkpoint holds."""
         element = BYTES[str(self.value("model.dtype"))]
-        size = checkpoint_bytes(self.arch, self.given.method, shape.optimizer, element=element)
+        size = checkpoint_bytes(
+            self.arch, self.given.method, shape.optimizer, element=element, average=shape.ema
+        )
         copied = shape.model_copy(update={"background_checkpoints": True})
         if self.device == "cpu":
             fits = self._question(1).fits(copied)

@@ -86,6 +86,10 @@ class TrainingShape(Record):
     """Whose states stand beside the trained weights."""
     background_checkpoints: bool = False
     """Whether a copy of what a checkpoint holds stays in the host's memory."""
+    update_in_backward: bool = False
+    """Whether each weight is updated, and its gradient dropped, as soon as the gradient is there."""
+    ema: bool = False
+    """Whether a moving average of the trained weights stands beside them, in fp32."""
     log_probs: bool = False
     """Whether the loss reads the log-probability of each token (pairs of answers), so that logits are made
     again in the backward pass."""

@@ -36,7 +36,7 @@ def on_host(
         waste += KERNELS_FOR_A_LENGTH * min(micro_batches, MOST_LENGTHS)
     copied = 0
     if shape.background_checkpoints:
-        copied = checkpoint_bytes(arch, method, shape.optimizer, element=element)
+        copied = checkpoint_bytes(arch, method, shape.optimizer, element=element, average=shape.ema)
     found = []
     for phase in memory.phases:
         parts: dict[Part, int] = dict(phase.parts)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Method, OptimizerName
-from luthier.sizing.layers import distinct_layers, layer_matrices
+from luthier.sizing.layers import Matrix, distinct_layers, layer_matrices
 from luthier.sizing.parameters import ParameterCount, count_parameters, expert_tensors, target_matrices
 
 LEAST_IN_EIGHT_BITS = 4096
@@ -33,6 +33,10 @@ def moments(arch: Architecture, method: Method, optimizer: OptimizerName, *, wid
     trained = sum(times * size for times, size in trained_tensors(arch, method))
     if optimizer in ("adamw", "adamw-bf16"):
         return 2 * wide * trained
+    if optimizer == "adamw-bf16-kahan":
+        return 3 * wide * trained  # and what rounding has lost
+    if optimizer == "muon":
+        return wide * (2 * trained - sum(times * matrix.weights for times, matrix in muon_matrices(arch)))
     held = 0
     for times, size in trained_tensors(arch, method):
         if size < LEAST_IN_EIGHT_BITS:
@@ -43,16 +47,35 @@ def moments(arch: Architecture, method: Method, optimizer: OptimizerName, *, wid
     return held
 
 
-def checkpoint_bytes(arch: Architecture, method: Method, optimizer: OptimizerName, *, element: int) -> int:
+def muon_matrices(arch: Architecture) -> Iterator[tuple[int, Matrix]]:
+    """(how many, which) of the matrices that Muon updates: those of the layers, each on its own.
+
+    Experts that lie in one tensor are none: AdamW updates them.
+    """
+    for index, times in distinct_layers(arch):
+        yield from ((times, matrix) for matrix in layer_matrices(arch, index) if matrix.copies == 1)
+
+
+def update_flops(arch: Architecture, optimizer: OptimizerName) -> float:
+    """Operations of one update beyond a few a weight: Muon's five iterations, each of three products."""
+    if optimizer != "muon":
+        return 0.0
+    sides = ((times, sorted((m.inputs, m.outputs))) for times, m in muon_matrices(arch))
+    return sum(times * 5.0 * (4 * low * low * high + 2 * low**3) for times, (low, high) in sides)
+
+
+def checkpoint_bytes(
+    arch: Architecture, method: Method, optimizer: OptimizerName, *, element: int, average: bool = False
+) -> int:
     """What a checkpoint holds: the trained weights in full precision, and both moments wherever they lie.
 
-    element: bytes of one of the model's weights.
+    element: bytes of one of the model's weights. average: whether it holds their moving average too.
     """
     trained = sum(times * size for times, size in trained_tensors(arch, method))
     own = element if not isinstance(method, Lora) else (2 if method.adapter_dtype == "bfloat16" else 4)
-    wide = own if optimizer == "adamw-bf16" else 4
+    wide = own if optimizer.startswith("adamw-bf16") else 4
     paged = paged_bytes(arch, method) if optimizer == "paged-adamw-8bit" else 0
-    return trained * wide + moments(arch, method, optimizer, wide=wide) + paged
+    return trained * (wide + 4 * average) + moments(arch, method, optimizer, wide=wide) + paged
 
 
 def paged_bytes(arch: Architecture, method: Method) -> int:
@@ -62,7 +85,11 @@ def paged_bytes(arch: Architecture, method: Method) -> int:
 
 def update_bytes(arch: Architecture, method: Method, optimizer: OptimizerName, *, wide: int) -> int:
     """What the update makes for a moment, a tensor or part of one at a time; fused kernels make nothing."""
-    if optimizer != "adamw-bf16":
+    if optimizer == "muon":
+        # In fp32 with Nesterov's momentum, twice in bf16, and two products of it with itself.
+        matrices = [matrix for _, matrix in muon_matrices(arch)]
+        return max((8 * m.weights + 4 * min(m.inputs, m.outputs) ** 2 for m in matrices), default=0)
+    if not optimizer.startswith("adamw-bf16"):
         return 0
     largest = max(size for _, size in trained_tensors(arch, method))
     return UPDATE_BYTES[wide] * min(largest, UPDATE_NUMBERS)

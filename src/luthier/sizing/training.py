@@ -5,7 +5,7 @@ The tensors are enumerated as the trainer makes them, not fitted. Each formula's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.errors import UsageError
@@ -77,7 +77,7 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
     element = BYTES[dtype]
     if isinstance(method, Full):
         trained = count.backbone
-        masters = kernels.masters and element == 2 and optimizer != "adamw-bf16"
+        masters = kernels.masters and element == 2 and not optimizer.startswith("adamw-bf16")
         size = 4 if masters else element
         states = trained * 4 * masters + moments(arch, method, optimizer, wide=size)
         at_once = trained
@@ -100,7 +100,7 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
         packed = sum(times * matrix.weights for times, matrix in packed_matrices(arch))
         sides = sum(times * (matrix.outputs + matrix.inputs) for times, matrix in packed_matrices(arch))
         weights = (count.total - packed) * element + 2 * packed + 4 * sides
-    masters = size == 2 and kernels.masters and optimizer != "adamw-bf16"
+    masters = size == 2 and kernels.masters and not optimizer.startswith("adamw-bf16")
     wide = 4 if masters else size
     states = adapters * 4 * masters + moments(arch, method, optimizer, wide=wide)
     return Resident(weights, adapters * size, adapters * wide, states, adapters)
@@ -136,7 +136,7 @@ def training_memory(
     lasting: dict[Part, int] = {
         "weights": held.weights,
         "adapters": held.adapters,
-        "optimizer": held.optimizer,
+        "optimizer": held.optimizer + 4 * held.trainable * shape.ema,
         "buffers": shape.tokens * (8 * 8 + 2 * arch.head_dim * element),
         "workspace": 2 * CUBLAS_WORKSPACE[hopper] if cuda else 0,
     }
@@ -170,6 +170,8 @@ class _Moment:
 
     activations: float
     gradients: float
+    if shape.update_in_backward:
+        kernels = replace(kernels, updates_in_backward=True)
     logits: float = 0.0
     workspace: float = 0.0
 
@@ -250,7 +252,9 @@ class _Step:
         self.widened = 2 * h * widest if isinstance(method, QLora) else 0
         self.early = held.gradients if shape.accumulation > 1 else 0
         self.collected = (
-            4 if kernels.masters and element == 2 and shape.optimizer != "adamw-bf16" else element
+            4
+            if kernels.masters and element == 2 and not shape.optimizer.startswith("adamw-bf16")
+            else element
         )
         self.updated = update_bytes(
             arch,

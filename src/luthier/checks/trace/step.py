@@ -50,6 +50,8 @@ def trace_step(request: StepRequest) -> Timeline:
         raise Unsupported(
             "selective checkpointing needs compiled layers", hint="set training.compile: true, or use full"
         )
+    if told := _not_traced(request.shape):
+        raise Unsupported(f"{told} is not traced", hint="leave out --exact: the formula counts it")
     if request.shape.log_probs:
         raise Unsupported(
             "the loss over pairs of answers is not traced", hint="leave out --exact: the formula counts it"
@@ -88,6 +90,15 @@ def trace_step(request: StepRequest) -> Timeline:
         with recorder:
             _optimiser_step(model, head, optimizer, update, batch, recorder, request, number)
     return timeline
+
+
+def _not_traced(shape: TrainingShape) -> str | None:
+    """What of a step stands in the closed forms alone."""
+    if shape.optimizer in ("muon", "adamw-bf16-kahan"):
+        return f"training.optimizer: {shape.optimizer}"
+    if shape.update_in_backward:
+        return "training.update_in_backward"
+    return "training.ema" if shape.ema else None
 
 
 class _Batch:

@@ -1,0 +1,85 @@
+"""What options of a training ask of each other, decided before anything loads."""
+
+from __future__ import annotations
+
+from luthier.catalog.purposes import spec_of
+from luthier.errors import RecipeError, Unsupported
+from luthier.schema.recipe import Full, Recipe
+
+
+def check_levers(recipe: Recipe) -> None:
+    """Refuse options that do not go together, with the reason. Errors: RecipeError, Unsupported."""
+    training, full = recipe.training, isinstance(recipe.method, Full)
+    if training.optimizer == "muon" and not full:
+        raise Unsupported(
+            "Muon makes the update of a whole matrix orthogonal: that says nothing of an adapter's factors",
+            hint="training.optimizer: adamw, or method.name: full",
+        )
+    if training.select == "ema" and training.ema is None:
+        raise RecipeError(
+            "training.select: ema ships an average of the weights, and training.ema keeps none",
+            hint="set training.ema: 0.999, or training.select: best",
+        )
+    if training.neftune_alpha and spec_of(recipe.task).answers != "chat":
+        raise Unsupported(
+            f"noise on embeddings (training.neftune_alpha) is for models that write, not for {recipe.task}",
+            hint="leave training.neftune_alpha out",
+        )
+    if training.update_in_backward:
+        _check_updates(recipe)
+    if training.devices > 1:
+        _check_shared(recipe)
+
+
+def _check_updates(recipe: Recipe) -> None:
+    """Updates in the backward pass: no gradient may be wanted twice."""
+    training, name = recipe.training, "training.update_in_backward"
+    if not isinstance(recipe.method, Full):
+        raise Unsupported(
+            f"{name} saves the gradients of all weights; those of adapters are too few to be worth it",
+            hint=f"leave {name} out, or method.name: full",
+        )
+    if training.max_grad_norm:
+        raise RecipeError(
+            f"{name} drops gradients before their norm is known, and training.max_grad_norm is "
+            f"{training.max_grad_norm:g}",
+            hint=f"set training.max_grad_norm: 0 (no clipping), or leave {name} out",
+        )
+    if training.micro_batch_size is not None and training.batch_size not in (None, training.micro_batch_size):
+        raise RecipeError(
+            f"{name} updates after every micro-batch, and a step has "
+            f"{training.batch_size} rows in micro-batches of {training.micro_batch_size}",
+            hint="give training.batch_size and training.micro_batch_size the same value",
+        )
+    if training.on_spike == "skip":
+        raise RecipeError(
+            f"training.on_spike: skip leaves a step out whose weights {name} has changed by then",
+            hint="training.on_spike: note",
+        )
+    if training.optimizer.endswith("8bit"):
+        raise Unsupported(
+            f"{name} with states in eight bits is not tested", hint="training.optimizer: adamw-bf16"
+        )
+
+
+def _check_shared(recipe: Recipe) -> None:
+    """Several devices."""
+    training = recipe.training
+    alone = "leave training.devices at 1"
+    if training.update_in_backward:
+        raise Unsupported(
+            "training.update_in_backward changes weights before the gradients of all devices are added up",
+            hint=f"{alone}, or leave it out",
+        )
+    sizes = training.parallel.sizes(training.devices) if training.parallel is not None else {}
+    split = [name for name in ("tensor", "context", "pipeline", "expert") if sizes.get(name, 1) > 1]
+    if split and (training.ema is not None or training.neftune_alpha or training.optimizer == "muon"):
+        what = (
+            "training.ema"
+            if training.ema
+            else ("training.neftune_alpha" if training.neftune_alpha else "training.optimizer: muon")
+        )
+        raise Unsupported(
+            f"{what} needs whole weights and sequences, and training.parallel.{split[0]} divides them",
+            hint="leave it out, or share by replicate and shard alone",
+        )
