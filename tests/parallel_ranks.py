@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +13,22 @@ import torch
 
 from families import build
 from luthier.models.lora import adapted, add_lora
+from luthier.planning.division import FAMILIES
 from luthier.schema.recipe import Lora, Parallel
 from luthier.tasks.causal import causal_objective
-from luthier.training.division import Division
+from luthier.tasks.parallel import take_part
+from luthier.training.division import WHOLE, Division
+from luthier.training.layers import Keeping, prepared
+from luthier.training.objective import WholeStep
 from luthier.training.world import World, together
 
 Found = dict[str, Any]
+NAMES = {
+    "gemma2": "Gemma2", "gemma3_text": "Gemma3", "granite": "Granite", "llama": "Llama", "mistral": "Mistral",
+    "mixtral": "Mixtral", "olmo2": "Olmo2", "phi3": "Phi3", "qwen2": "Qwen2", "qwen3": "Qwen3",
+    "qwen3_moe": "Qwen3Moe", "smollm3": "SmolLM3",
+}  # fmt: skip
+"""Model type -> its name in `families`: every family that the planner lets through is computed."""
 LAYOUT = [(40, 30), (50,), (5, 20, 25)]
 """Lengths of the documents in each row: 170 tokens, filled up to 256, with the middle in the fifth one."""
 
@@ -31,21 +41,19 @@ class Case:
     family: str
     method: str
     changes: dict[str, Any] = field(default_factory=dict)
+    keeping: Keeping = "none"
+    """What the backward pass finds kept."""
 
 
 def _cases() -> dict[str, Case]:
-    wanted = {
-        "context": ("Llama", "Mistral", "Qwen3", "Gemma2", "Gemma3", "Mixtral"),
-        "tensor": ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3"),
-        "expert": ("Mixtral", "Qwen3Moe"),
-        "pipeline": ("Llama", "Gemma2", "Gemma3", "Granite", "Mixtral"),
-    }
     found = {
-        f"{side} {family} {method}": Case(side, family, method)
-        for side, families in wanted.items()
-        for family in families
+        f"{side} {kind} {method}": Case(side, NAMES[kind], method)
+        for side, kinds in FAMILIES.items()
+        for kind in sorted(kinds)
         for method in ("full", "lora")
     }
+    for side in ("context", "tensor", "pipeline"):
+        found[f"{side} llama recomputed"] = Case(side, "Llama", "lora", keeping="full")
     odd = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3}
     found["pipeline Llama tied"] = Case("pipeline", "Llama", "full", {"tie_word_embeddings": True})
     found["context Llama 3 heads"] = Case("context", "Llama", "lora", odd)
@@ -90,15 +98,19 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 
 def computed(model: Any, objective: Any, division: Division) -> Found:
-    """Loss, norm and whole gradients after one micro-batch."""
-    loss = objective(model, batch())
-    with objective.scope(model):
-        loss.total.backward()
-    return measured(model, loss.total, division)
-
-
-def measured(model: Any, loss: torch.Tensor, division: Division) -> Found:
-    """Loss, norm and whole gradients after a backward pass."""
+    """Loss, norm of the gradients and whole gradients after one step over the rows."""
+    whole = batch()
+    if isinstance(objective, WholeStep):
+        few = objective.step(model, [whole], 1.0)  # fewer micro-batches than stages
+        torch.testing.assert_close(objective(model, whole).total, few)
+        model.zero_grad()
+        rows = [replaced(whole, slice(row, row + 1)) for row in range(len(LAYOUT))]
+        loss = objective.step(model, rows, 1.0)
+        torch.testing.assert_close(loss, few)
+    else:
+        with objective.scope(model):
+            loss = objective(model, whole).total
+            loss.backward()
     weights = trained(model)
     division.add_up(weights)
     norm = division.norm(weights).item()
@@ -106,72 +118,31 @@ def measured(model: Any, loss: torch.Tensor, division: Division) -> Found:
     return {"loss": loss.item(), "norm": norm, "grads": grads}
 
 
+def replaced(whole: Any, rows: slice) -> Any:
+    return SimpleNamespace(**{name: tensor[rows] for name, tensor in vars(whole).items()})
+
+
 def alone(case: Case) -> Found:
     """What one process computes."""
     model = model_of(case)
-    return computed(model, causal_objective(model), Division())
+    return computed(model, causal_objective(model), WHOLE)
 
 
-def context(world: World, case: Case) -> Found:
-    """The same where each process has a run of the tokens."""
-    from luthier.tasks.context import context_objective
-
+def shared(world: World, case: Case) -> Found:
+    """What this one of two processes computes, and the gradients of both."""
     model = model_of(case)
-    division = Division(world, "context", summed=frozenset(trained(model)))
-    return computed(model, context_objective(causal_objective(model), division.group), division)
-
-
-def tensor(world: World, case: Case) -> Found:
-    """The same where each process has slices of the matrices."""
-    from luthier.models.tensor_parallel import divide_matrices
-
-    model = model_of(case)
-    objective = causal_objective(model)
-    division = Division(world, "tensor")
-    divided = divide_matrices(model, division.group)
-    return computed(model, objective, replace(division, cuts=divided.cuts, summed=frozenset(divided.summed)))
-
-
-def expert(world: World, case: Case) -> Found:
-    """The same where each process has some of the experts."""
-    from luthier.models.expert_parallel import divide_experts
-
-    model = model_of(case)
-    objective = causal_objective(model)
-    division = Division(world, "expert")
-    return computed(model, objective, replace(division, cuts=divide_experts(model, division.group)))
-
-
-def pipeline(world: World, case: Case) -> Found:
-    """The same where each process has some of the layers; each row is a micro-batch."""
-    from luthier.models.stage import keep_stage
-    from luthier.tasks.pipeline import pipeline_objective
-
-    model = model_of(case)
-    plain = causal_objective(model)
-    division = Division(world, "pipeline")
-    stage, twins = keep_stage(model, division.place, 2)
-    objective = pipeline_objective(plain, stage, division.group)
-    whole = batch()
-    few = objective.step(model, [whole], 1.0)  # fewer micro-batches than stages
-    torch.testing.assert_close(objective(model, whole).total, few)
-    model.zero_grad()
-    rows = [SimpleNamespace(**{n: t[i : i + 1] for n, t in vars(whole).items()}) for i in range(len(LAYOUT))]
-    loss = objective.step(model, rows, 1.0)
-    torch.testing.assert_close(loss, few)
-    return measured(model, loss, replace(division, twins=twins))
-
-
-SIDES = {"context": context, "tensor": tensor, "expert": expert, "pipeline": pipeline}
+    objective, division = take_part(model, causal_objective(model), world, world.device)
+    with prepared(model, keeping=case.keeping):
+        return computed(model, objective, division)
 
 
 def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     with together(rank, 2, "cpu", local=rank, address=f"file://{folder / 'meeting'}") as world:
         found = {}
-        for side, run in SIDES.items():
+        for side in FAMILIES:
             part = World(rank, 2, world.device, Parallel(**{side: 2}))
-            found |= {name: run(part, case) for name, case in CASES.items() if case.side == side}
+            found |= {name: shared(part, case) for name, case in CASES.items() if case.side == side}
         torch.save(found, folder / f"{rank}.pt")
 
 

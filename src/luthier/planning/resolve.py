@@ -12,6 +12,7 @@ from luthier.catalog.index import index
 from luthier.catalog.purposes import spec_of, tunes_preferences
 from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
+from luthier.planning.division import check_division, divided_along
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
 from luthier.planning.levers import check_levers
 from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit, largest_step
@@ -100,6 +101,7 @@ class _Resolver:
         self.device: Device = device_of(hardware)
         check_levers(recipe)
         check_devices(recipe, hardware, self.device)
+        check_division(recipe, arch)
         self.devices = recipe.training.devices
         self.sources = dict(recipe.sources)
         self.values: dict[str, Any] = {}
@@ -390,7 +392,9 @@ class _Resolver:
     def _kernels(self, steps: int) -> None:
         """Whether layers are compiled: worth some ten to thirty seconds, once, on a GPU with bf16."""
         selective = self.given.training.activation_checkpointing == "selective"
-        if compiles(self.device, str(self.value("model.dtype")), steps):
+        if (side := divided_along(self.given)) is not None:
+            self.derive("training.compile", False, f"layers divided by {side} are not compiled")
+        elif compiles(self.device, str(self.value("model.dtype")), steps):
             self.derive("training.compile", True, f"{steps:,} steps are worth the half minute it takes")
         elif selective:
             self.derive("training.compile", True, "selective checkpointing needs compiled layers")
