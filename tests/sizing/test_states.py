@@ -11,7 +11,7 @@ from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, OptimizerName
 from luthier.sizing import states
 from luthier.sizing.parameters import count_parameters, lora_parameters
-from luthier.sizing.states import moments, paged_bytes, trained_tensors, update_bytes
+from luthier.sizing.states import checkpoint_bytes, moments, paged_bytes, trained_tensors, update_bytes
 from luthier.sizing.training import training_memory
 
 ARCH = Architecture(
@@ -140,3 +140,58 @@ def test_a_reference_and_chunks_take_time() -> None:
     assert 1.4 < dpo / pairs < 1.55
     assert seconds(compared=64) > 1.3 * plain
     assert seconds(compared=64, batch_size=2) == plain
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-bf16", "adamw-bf16-kahan", "muon"])
+def test_states_are_as_large_as_those_of_the_optimiser(optimizer: OptimizerName) -> None:
+    """Counted on the states that the trainer's own optimiser makes for a model of that shape."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from luthier.schema.recipe import TrainingChoice
+    from luthier.training.optimizer import Optimizer
+
+    arch = ARCH.model_copy(
+        update={"hidden_size": 64, "intermediate_size": 128, "head_dim": 8, "vocab_size": 300}
+    )
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=8, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).bfloat16()
+    made = Optimizer(model, TrainingChoice(optimizer=optimizer, learning_rate=1e-3))
+    for master in made.masters.values():
+        master.grad = torch.ones_like(master)
+    made.step(1e-3)
+    values = [one for state in made.adamw.state.values() for one in state.values()]
+    held = sum(one.numel() * one.element_size() for one in values if torch.is_tensor(one) and one.ndim)
+    wide = 2 if optimizer.startswith("adamw-bf16") else 4
+    assert moments(arch, Full(), optimizer, wide=wide) == held
+    saved = sum(one.numel() * one.element_size() for one in made.weights().values()) + held
+    assert checkpoint_bytes(arch, Full(), optimizer, element=2) == saved
+
+
+def test_an_average_and_updates_in_the_backward_pass() -> None:
+    total = count_parameters(ARCH).total
+    shape = TrainingShape(micro_batch_size=1, sequence_length=8)
+
+    def parts(**changes: object) -> dict[str, int]:
+        changed = shape.model_copy(update=changes)
+        return dict(training_memory(ARCH, Full(), changed, dtype="bfloat16").phases[-1].parts)  # type: ignore[arg-type]
+
+    plain, averaged, at_once = parts(), parts(ema=True), parts(update_in_backward=True)
+    assert averaged["optimizer"] - plain["optimizer"] == 4 * total
+    assert plain["gradients"] == 4 * total
+    assert at_once["gradients"] == 4 * ARCH.vocab_size * ARCH.hidden_size, "the largest one alone"
+
+
+def test_muons_products_are_in_the_time() -> None:
+    """Five iterations of three products; counted for one square matrix by hand."""
+    one = ARCH.model_copy(update={"layers": 1})
+    matrices = {(512, 512): 2, (512, 256): 2, (512, 1024): 3}
+    flops = sum(
+        times * 5 * (2 * 2 * min(a, b) ** 2 * max(a, b) + 2 * min(a, b) ** 3)
+        for (a, b), times in matrices.items()
+    )
+    assert states.update_flops(one, "muon") == flops
+    assert states.update_flops(one, "adamw") == 0

@@ -58,7 +58,7 @@ def plan(
     rank
         Rank of the adapters; a recipe has its own.
     optimizer
-        adamw, adamw-8bit, paged-adamw-8bit or adamw-bf16; a recipe has its own.
+        adamw, adamw-8bit, paged-adamw-8bit, adamw-bf16, adamw-bf16-kahan or muon; a recipe has its own.
     length
         Tokens of the longest row; a recipe's data has its own.
     batch

@@ -29,7 +29,8 @@ CHECKPOINTING = {"none": "nothing", "selective": "all but products (compiled)", 
                  "offload": "whole layers, inputs on the host"}  # fmt: skip
 OVER = {"error": "stop the run", "truncate": "cut them", "drop": "leave them out"}
 OPTIMIZERS = {"adamw": "AdamW", "adamw-8bit": "AdamW, 8 bits", "paged-adamw-8bit": "AdamW, 8 bits, paged",
-              "adamw-bf16": "AdamW, bf16"}  # fmt: skip
+              "adamw-bf16": "AdamW, bf16", "adamw-bf16-kahan": "AdamW, bf16, Kahan",
+              "muon": "Muon"}  # fmt: skip
 PATIENCE = 3
 """Evaluations without a better one after which a run from this page stops, unless it says otherwise."""
 TRIAL = ("training.max_steps=3", "evaluation.max_rows=8", "evaluation.floor_rows=0",

@@ -33,7 +33,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.hyperparameter import Preset
 from luthier.schema.load import dump_recipe, recipe_from
 from luthier.schema.model import Architecture, ModelCard
-from luthier.schema.recipe import Purpose, Recipe
+from luthier.schema.recipe import OptimizerName, Purpose, Recipe
 from luthier.schema.request import MethodName, Request
 from luthier.sizing.gguf import gguf_bytes
 from luthier.studio.services import inspection
@@ -89,7 +89,7 @@ class Wish(BaseModel):
     over: Literal["error", "truncate", "drop"] | None = None
     """What to do with rows longer than the sequence."""
     checkpointing: Literal["none", "selective", "full", "offload"] | None = None
-    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "adamw-bf16"] | None = None
+    optimizer: OptimizerName | None = None
     patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations without a better one."""
     seed: int | None = Field(None, ge=0)

@@ -1,0 +1,55 @@
+"""Options that do not go together are refused before anything loads, with the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luthier.errors import LuthierError, RecipeError, Unsupported
+from luthier.planning.levers import check_levers
+from luthier.schema.recipe import Recipe
+
+FULL = {"method": {"name": "full"}}
+AT_ONCE = {"update_in_backward": True, "max_grad_norm": 0}
+
+
+def recipe(training: dict[str, Any], **sections: Any) -> Recipe:
+    values = {"model": {"id": "m"}, "data": {"train": "t.jsonl"}, "training": training, **sections}
+    return Recipe.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("training", "sections", "kind", "words"),
+    [
+        ({"optimizer": "muon"}, {}, Unsupported, "adapter"),
+        ({"select": "ema"}, {}, RecipeError, "training.ema keeps none"),
+        ({"neftune_alpha": 5}, {"task": "similarity"}, Unsupported, "not for similarity"),
+        ({"update_in_backward": True}, FULL, RecipeError, "max_grad_norm is 1"),
+        (AT_ONCE, {}, Unsupported, "adapters are too few"),
+        (AT_ONCE | {"batch_size": 8, "micro_batch_size": 4}, FULL, RecipeError, "8 rows"),
+        (AT_ONCE | {"on_spike": "skip"}, FULL, RecipeError, "on_spike"),
+        (AT_ONCE | {"optimizer": "paged-adamw-8bit"}, FULL, Unsupported, "not tested"),
+        (AT_ONCE | {"devices": 2}, FULL, Unsupported, "all devices"),
+        ({"ema": 0.9, "devices": 2, "parallel": {"tensor": 2}}, FULL, Unsupported, "parallel.tensor"),
+    ],
+)
+def test_refused_with_a_way_out(
+    training: dict[str, Any], sections: dict[str, Any], kind: type[LuthierError], words: str
+) -> None:
+    with pytest.raises(kind, match=words) as error:
+        check_levers(recipe(training, **sections))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("training", "sections"),
+    [
+        ({"optimizer": "muon", "ema": 0.99, "select": "ema"}, FULL),
+        ({"neftune_alpha": 5.0}, {}),
+        (AT_ONCE | {"batch_size": 8, "micro_batch_size": 8}, FULL),
+        ({"ema": 0.9, "devices": 2}, FULL),
+    ],
+)
+def test_what_goes_together_passes(training: dict[str, Any], sections: dict[str, Any]) -> None:
+    check_levers(recipe(training, **sections))
