@@ -129,6 +129,8 @@ def training_memory(
     Errors: UsageError for a shape of no tokens or beyond the model's positions.
     """
     check_shape(arch, shape)
+    if shape.update_in_backward:
+        kernels = replace(kernels, updates_in_backward=True)
     count = count_parameters(arch)
     held = resident(arch, count, method, dtype, kernels, shape.optimizer)
     element = 4 if kernels.wide_residual else BYTES[dtype]
@@ -170,8 +172,6 @@ class _Moment:
 
     activations: float
     gradients: float
-    if shape.update_in_backward:
-        kernels = replace(kernels, updates_in_backward=True)
     logits: float = 0.0
     workspace: float = 0.0
 
