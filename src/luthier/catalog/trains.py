@@ -7,8 +7,8 @@ from pathlib import Path
 NOT_TRAINED: dict[str, str] = {
     "image": "models that see are tuned by LoRA alone: four-bit bases and full fine-tuning are not done",
 }
-"""Method, goal or feature -> why a recipe of it is refused. The commit that lets the trainer do it deletes its
-line."""
+"""Method, goal or feature -> why a recipe of it is refused. The commit that lets the trainer do it deletes
+its line."""
 
 TASKS: dict[str, str] = {
     "similarity": "similarity",

@@ -28,9 +28,13 @@ CONTEXT = {(7, 5): 141 * MIB, (9, 0): CONTEXT_HOPPER}
 """Bytes outside torch's allocator by compute capability where they were measured (T4: 79 published runs, all
 alike; H100: our own)."""
 CONTEXT_ELSEWHERE = 500 * MIB
+COMMUNICATION = 600 * MIB
+"""Bytes that NCCL takes beside torch where devices exchange weights (prior, not measured)."""
 FORMULA_BAND = 0.05
 """Half-width of the formula's band on a GPU, as a share."""
 HOST_BAND = 0.10
+DIVIDED = "states sharded over"
+"""How the assumption begins that says so."""
 STEPS_TO_COMPILE = 50
 """Fewer optimiser steps than these do not win back the time that compiling takes."""
 
@@ -92,7 +96,7 @@ def estimate_training(
         judged = evaluation_phase(arch, evaluation, held, dtype=dtype, cuda=device == "cuda")
         memory = TrainingMemory((*memory.phases, judged), memory.trainable, memory.total)
     if device == "cuda":
-        phases, tensors, process = _gpu_memory(memory, gpu)
+        phases, tensors, process = _gpu_memory(memory, gpu, together=shape.shard > 1)
     else:
         phases, tensors, process = _host_memory(
             memory,
@@ -134,7 +138,9 @@ def estimate_training(
             *((rate.source,) if rate else ()),
         ),
     )
-    return found if corrections is None else corrections.correct(found, arch, method, shape, dtype)
+    if corrections is None or shape.shard > 1:  # measured were models that one device holds
+        return found
+    return corrections.correct(found, arch, method, shape, dtype)
 
 
 def evaluation_seconds(
@@ -173,6 +179,7 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
         sequence_length=shape.sequence_length,
         batch_size=max(1, shape.batch_size // shape.devices) * shape.texts,
         mean_length=shape.tokens_per_row,
+        shard=shape.shard,
         activation_checkpointing="full" if shape.checkpointing else "none",
         compiled=compiles(device, shape.dtype, shape.steps),
     )
@@ -197,10 +204,12 @@ def _micro_batches(shape: TrainingShape, tokens: int) -> int:
     return max(1, round(tokens / (shape.micro_batch_size * (shape.mean_length or shape.sequence_length))))
 
 
-def _gpu_memory(memory: TrainingMemory, gpu: Accelerator | None) -> tuple[tuple[Phase, ...], Range, Range]:
-    """Phases with the context, tensors and process with their bands."""
+def _gpu_memory(
+    memory: TrainingMemory, gpu: Accelerator | None, *, together: bool
+) -> tuple[tuple[Phase, ...], Range, Range]:
+    """Phases with the context, tensors and process with their bands. together: with others' weights."""
     capability = gpu.compute_capability if gpu is not None else None
-    context = CONTEXT.get(capability or (0, 0), CONTEXT_ELSEWHERE)
+    context = CONTEXT.get(capability or (0, 0), CONTEXT_ELSEWHERE) + COMMUNICATION * together
     peak = memory.peak.total
     phases = tuple(
         Phase(name=phase.name, parts={**phase.parts, "runtime": context}) for phase in memory.phases
@@ -258,7 +267,8 @@ def _paged(arch: Architecture, method: Method, shape: TrainingShape) -> tuple[st
 def _assumptions(
     shape: TrainingShape, device: Device, gpu: Accelerator | None, dtype: str
 ) -> tuple[str, ...]:
-    said = [
+    said = [] if shape.shard == 1 else [f"{DIVIDED} {shape.shard} devices (FSDP2), not measured"]
+    said += [
         f"micro-batches of {shape.micro_batch_size} x {shape.sequence_length:,} tokens, "
         f"the longest row as long as the sequence"
     ]

@@ -14,16 +14,17 @@ from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
 from luthier.planning.division import check_division, divided_along
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
+from luthier.planning.layout import answers_do_not_fit, choose, over_devices
 from luthier.planning.levers import check_levers
-from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit, largest_step
-from luthier.planning.together import check_devices
+from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit
+from luthier.planning.together import check_devices, why_not_divided
 from luthier.schema.base import Range
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.estimate import Estimate, EvaluationShape, TrainingShape
 from luthier.schema.hardware import Hardware
 from luthier.schema.hyperparameter import Condition, Hyperparameter
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Dtype, Lora, Recipe
+from luthier.schema.recipe import Dtype, Lora, Parallel, Recipe
 from luthier.sizing.gguf import gguf_bytes
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import add
@@ -103,6 +104,9 @@ class _Resolver:
         check_devices(recipe, hardware, self.device)
         check_division(recipe, arch)
         self.devices = recipe.training.devices
+        apart = recipe.training.parallel or Parallel()
+        self.shares = self.devices // (apart.tensor * apart.context * apart.pipeline * apart.expert)
+        """Into how many parts the rows of a step are shared out."""
         self.sources = dict(recipe.sources)
         self.values: dict[str, Any] = {}
         self.warnings: list[str] = []
@@ -145,6 +149,8 @@ class _Resolver:
             evaluation = self._fewer(evaluation, question.budget)
             estimate = self._estimate(shape, tokens, evaluation)
         if estimate.process.high > question.budget:
+            if shape.shard > 1 and estimate.peak.name == "evaluate":
+                raise answers_do_not_fit(question, estimate)
             raise does_not_fit(question, shape)
         self._name()
         recipe = self._recipe()
@@ -217,7 +223,7 @@ class _Resolver:
             if self.values["training.batch_size"] > rows:
                 self.values["training.batch_size"] = rows
                 self.sources["training.batch_size"] = f"all {rows} training rows"
-            unit = (training.micro_batch_size or 1) * self.devices
+            unit = (training.micro_batch_size or 1) * self.shares
             if self.values["training.batch_size"] % unit:
                 self.values["training.batch_size"] = -(-self.values["training.batch_size"] // unit) * unit
                 self.sources["training.batch_size"] += f", rounded up to a multiple of {unit}"
@@ -262,15 +268,15 @@ class _Resolver:
         """
         whole = int(self.value("training.batch_size"))
         micro = self.given.training.micro_batch_size
-        unit = (micro or 1) * self.devices
+        unit = (micro or 1) * self.shares
         if whole % unit:
             parts = [] if micro is None else [f"training.micro_batch_size {micro}"]
-            parts += [f"training.devices {self.devices}"] if self.devices > 1 else []
+            parts += [f"training.devices {self.shares}"] if self.shares > 1 else []
             raise RecipeError(
                 f"training.batch_size {whole} is not a multiple of {' times '.join(parts)}",
                 hint=f"use {-(-whole // unit) * unit} rows, or a micro-batch that divides {whole}",
             )
-        batch = whole // self.devices
+        batch = whole // self.shares
         if self.given.training.update_in_backward:
             micro = batch  # one backward pass is one step
         mode = self.given.training.activation_checkpointing
@@ -296,9 +302,16 @@ class _Resolver:
             extra_forwards=self._reference_passes(),
         )
         question = self._question(1)
-        shape = largest_step(
-            question, wanted, micro_fixed=micro is not None, checkpointing_fixed=mode is not None
-        )
+        layout = choose(
+            question, wanted, devices=self.devices, given=self.given.training.parallel,
+            dividable=why_not_divided(self.given) is None,
+            micro_fixed=micro is not None, checkpointing_fixed=mode is not None,
+        )  # fmt: skip
+        shape = layout.shape
+        if self.devices > 1:
+            self.values["training.parallel"] = layout.sizes
+            if self.given.training.parallel is None or self.given.training.parallel.shard is None:
+                self.sources["training.parallel"] = layout.why
         estimate = question.estimate(shape)
         fits = f"{estimate.process.expected / GIB:.1f} of {question.budget / GIB:.1f} GiB"
         self.derive(
@@ -362,6 +375,7 @@ class _Resolver:
             tokens=tokens,
             matrix_rate=self.rates.get(dtype),
             corrections=self.corrections,
+            processes=self.devices // self.given.training.nodes,
         )
 
     def _amount(self, length: int) -> tuple[int, int]:
@@ -392,7 +406,9 @@ class _Resolver:
     def _kernels(self, steps: int) -> None:
         """Whether layers are compiled: worth some ten to thirty seconds, once, on a GPU with bf16."""
         selective = self.given.training.activation_checkpointing == "selective"
-        if (side := divided_along(self.given)) is not None:
+        if self.given.vision is not None:
+            self.derive("training.compile", False, "layers of models that see are not compiled")
+        elif (side := divided_along(self.given)) is not None:
             self.derive("training.compile", False, f"layers divided by {side} are not compiled")
         elif compiles(self.device, str(self.value("model.dtype")), steps):
             self.derive("training.compile", True, f"{steps:,} steps are worth the half minute it takes")
@@ -441,7 +457,7 @@ class _Resolver:
 
     def _estimate(self, shape: TrainingShape, tokens: int, evaluation: EvaluationShape) -> Estimate:
         dtype = str(self.value("model.dtype"))
-        return estimate_training(
+        found = estimate_training(
             self.arch,
             self.given.method,
             shape,
@@ -450,9 +466,11 @@ class _Resolver:
             device=self.device,
             dtype=dtype,
             matrix_rate=self.rates.get(dtype),
-            evaluation=evaluation,
+            # With nothing held out no model answers, and none need be whole on one device.
+            evaluation=evaluation if evaluation.rows or shape.shard == 1 else None,
             corrections=self.corrections,
         )
+        return found if self.devices == 1 else over_devices(found, self.devices, shared=True)
 
     def _name(self) -> None:
         recipe = self.given

@@ -42,11 +42,14 @@ class Question:
     matrix_rate: float | None = None
     corrections: Corrections | None = None
     """What earlier runs on this machine came to."""
+    processes: int = 1
+    """Processes of this machine that train together; on a CPU they share its memory."""
 
     @property
     def budget(self) -> int:
         """Bytes that the process may take."""
-        return memory_budget(self.hardware, self.device)
+        whole = memory_budget(self.hardware, self.device)
+        return whole if self.device == "cuda" else whole // self.processes
 
     def estimate(self, shape: TrainingShape) -> Estimate:
         return estimate_training(
@@ -108,7 +111,7 @@ def largest_step(question: Question, shape: TrainingShape, *, micro_fixed: bool 
     """
     best: tuple[float, TrainingShape] | None = None
     for candidate in _cuts(shape, micro_fixed, checkpointing_fixed):
-        speed = _speed(question, candidate)
+        speed = step_speed(question, candidate)
         if (best is None or speed > best[0]) and question.fits(candidate):
             best = speed, candidate
     if best is None:
@@ -125,7 +128,7 @@ def _cuts(shape: TrainingShape, micro_fixed: bool, checkpointing_fixed: bool) ->
             yield shape.model_copy(update={"micro_batch_size": micro, "activation_checkpointing": mode})
 
 
-def _speed(question: Question, shape: TrainingShape) -> float:
+def step_speed(question: Question, shape: TrainingShape) -> float:
     """Relative speed of a cut. Beyond enough tokens less memory is preferred to a larger micro-batch."""
     tokens = shape.micro_batch_size * (shape.mean_length or shape.sequence_length)
     half, enough = HALF_SPEED_TOKENS[question.device], ENOUGH_TOKENS[question.device]
@@ -172,7 +175,7 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         away = shape.model_copy(update={"activation_checkpointing": "offload"})
         what = "layers' inputs in the host's memory"
         consider(what, "training.activation_checkpointing=offload", question, away, 0)
-    if shape.optimizer == "adamw" and question.device == "cuda":
+    if shape.optimizer == "adamw" and question.device == "cuda" and shape.shard == 1:
         eight = shape.model_copy(update={"optimizer": "adamw-8bit"})
         consider("moments in eight bits", "training.optimizer=adamw-8bit", question, eight, 1)
     if shape.optimizer != "adamw-bf16" and isinstance(question.method, Full) and question.dtype == "bfloat16":
@@ -189,6 +192,10 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         if question.method.rank > 8:
             lower = question.method.model_copy(update={"rank": 8})
             consider("smaller adapters", "method.rank=8", replace(question, method=lower), shape, 1)
+    if shape.shard > 1 and question.device == "cuda":
+        more = shape.model_copy(update={"shard": 2 * shape.shard})
+        what, setting = "twice as many devices for one model", f"training.parallel.shard={more.shard}"
+        consider(what, f"training.devices={more.shard} {setting}", question, more, 0)
     longest = longest_sequence(question, tight, most=shape.sequence_length)
     shorter = longest if longest and longest < shape.sequence_length else shape.sequence_length // 2
     if shorter >= 64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from luthier.errors import Unsupported, UsageError
+from luthier.planning.division import ELEMENTWISE
 from luthier.planning.estimate import Device
 from luthier.schema.hardware import Hardware
 from luthier.schema.recipe import Lora, Recipe
@@ -18,7 +19,12 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
         return
     alone = "leave training.devices at 1"
     if sizes is not None:
-        _refuse_sizes(sizes.sizes(asked))
+        why = why_not_divided(recipe) if sizes.sizes(asked)["shard"] > 1 else None
+        if why is not None:
+            raise Unsupported(
+                f"training.parallel.shard: {why}",
+                hint="leave training.parallel out: each device then holds the whole model",
+            )
     if recipe.task == "similarity":
         raise Unsupported(
             "similarity compares all texts of a batch with each other: they are on one device",
@@ -56,10 +62,21 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
         raise Unsupported(f"several processes share no {device} device", hint=alone)
 
 
-def _refuse_sizes(sizes: dict[str, int]) -> None:
-    for name in ("shard", "tensor", "context", "pipeline", "expert"):
-        if sizes[name] > 1:
-            raise Unsupported(
-                f"training.parallel.{name} {sizes[name]}: devices share a training by replicate alone",
-                hint=f"leave training.parallel.{name} at 1",
-            )
+def why_not_divided(recipe: Recipe) -> str | None:
+    """Why the weights of this training cannot be divided over devices, or None."""
+    training, method = recipe.training, recipe.method
+    if recipe.task not in ("chat", "text-generation"):
+        return f"{recipe.task} is decided with the whole model once it is trained"
+    if recipe.preference is not None:
+        return "pairs of answers are weighed against a model that one device holds"
+    if getattr(recipe, "vision", None) is not None:
+        return "a model that sees is trained with the whole of it on each device"
+    if isinstance(method, Lora) and method.base == "float8":
+        return "weights in float8 lie by columns too, which cannot be divided (method.name: qlora can)"
+    if training.optimizer not in ELEMENTWISE:
+        return f"{training.optimizer} looks at whole weights ({', '.join(ELEMENTWISE)} do not)"
+    if training.update_in_backward:
+        return "an update in the backward pass comes before the gradients of all devices are added up"
+    if training.ema is not None:
+        return "an average of the weights is kept where one device holds them all"
+    return None

@@ -82,14 +82,16 @@ class TrainingShape(Record):
     """Whether rows lie side by side, padded to the longest, with a mask: where a text is read as a whole."""
     compared: int = 0
     """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
+    shard: int = 1
+    """Devices that hold the weights together, each a part of every tensor (FSDP)."""
     optimizer: OptimizerName = "adamw"
     """Whose states stand beside the trained weights."""
-    background_checkpoints: bool = False
-    """Whether a copy of what a checkpoint holds stays in the host's memory."""
     update_in_backward: bool = False
     """Whether each weight is updated, and its gradient dropped, as soon as the gradient is there."""
     ema: bool = False
     """Whether a moving average of the trained weights stands beside them, in fp32."""
+    background_checkpoints: bool = False
+    """Whether a copy of what a checkpoint holds stays in the host's memory."""
     log_probs: bool = False
     """Whether the loss reads the log-probability of each token (pairs of answers), so that logits are made
     again in the backward pass."""

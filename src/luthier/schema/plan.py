@@ -29,6 +29,7 @@ class BatchShape(Fact):
     """Whether activations are recomputed in the backward pass."""
     dtype: Literal["float32", "bfloat16", "float16"]
     devices: int = 1
+    shard: int = 1
     texts: int = 1
     """Texts that each row sends through the model: two of a pair that is compared by its vectors."""
     source: str = ""

@@ -13,7 +13,7 @@ from luthier.schema.estimate import EvaluationShape, Part, Phase, TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, OptimizerName, QLora
 from luthier.sizing.activations import OURS, Kernels, Layer
-from luthier.sizing.layers import distinct_layers
+from luthier.sizing.layers import distinct_layers, layer_matrices
 from luthier.sizing.loss_chunks import chunk_rows
 from luthier.sizing.parameters import (
     ParameterCount,
@@ -106,6 +106,47 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
     return Resident(weights, adapters * size, adapters * wide, states, adapters)
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What a device holds of weights that are divided, beside its own part. Bytes."""
+
+    forward: int
+    """Embeddings, head and last norm, the layer that runs, and the next one."""
+    backward: int
+    """The same with the gradients that are on their way to their owners."""
+
+
+def divided(held: Resident, arch: Architecture, method: Method, shape: TrainingShape, *, dtype: str,
+            kernels: Kernels) -> tuple[Resident, Gathered]:  # fmt: skip
+    """One device's part where so many hold the weights together (`training.sharding`), and what it gathers.
+
+    Trained bf16 weights lie there in fp32 and are their own masters. Gradients are whole, a layer at a time,
+    in the weights' type, and in fp32 while they are added up; those outside the layers wait for the end.
+    """
+    element, count, parts = BYTES[dtype], count_parameters(arch), shape.shard
+    full = isinstance(method, Full)
+    wide = full and kernels.masters and element == 2 and not shape.optimizer.startswith("adamw-bf16")
+    weights, optimizer = held.weights, held.optimizer
+    if wide:
+        weights, optimizer = weights + held.trainable * (4 - element), optimizer - held.trainable * 4
+    outside = count.embedding + count.per_layer_embeddings + count.head + arch.hidden_size
+    each = (held.weights - outside * element) / max(1, count.total - outside)
+    numbers = max(
+        sum(matrix.weights + matrix.biases for matrix in layer_matrices(arch, index))
+        for index, _ in distinct_layers(arch)
+    )
+    layers, root = round(2 * numbers * each), outside * element
+    summed = 4 if wide else element
+    own = Resident(
+        -(-weights // parts), -(-held.adapters // parts), -(-held.gradients // parts),
+        -(-optimizer // parts), held.trainable,
+    )  # fmt: skip
+    if not full:
+        return own, Gathered(root + layers, root + layers)
+    under_way = max(layers + numbers * (element + summed), outside * summed)
+    return own, Gathered(root + layers, 2 * root + under_way)
+
+
 def nf4_bytes(weights: int, double: bool) -> int:
     """Bytes of weights in NF4: half a byte each and one scale a block, fp32 or (double) one byte."""
     blocks = -(-weights // NF4_BLOCK)
@@ -132,7 +173,9 @@ def training_memory(
     if shape.update_in_backward:
         kernels = replace(kernels, updates_in_backward=True)
     count = count_parameters(arch)
-    held = resident(arch, count, method, dtype, kernels, shape.optimizer)
+    held, gathered = resident(arch, count, method, dtype, kernels, shape.optimizer), Gathered(0, 0)
+    if shape.shard > 1:
+        held, gathered = divided(held, arch, method, shape, dtype=dtype, kernels=kernels)
     element = 4 if kernels.wide_residual else BYTES[dtype]
     step = _Step(arch, method, shape, kernels, element, count, held, cuda=cuda)
     lasting: dict[Part, int] = {
@@ -143,12 +186,15 @@ def training_memory(
         "workspace": 2 * CUBLAS_WORKSPACE[hopper] if cuda else 0,
     }
 
-    def phase(name: Literal["forward", "backward", "optimizer"], moments: list[_Moment]) -> Phase:
+    def phase(
+        name: Literal["forward", "backward", "optimizer"], moments: list[_Moment], at_hand: int = 0
+    ) -> Phase:
         highest = max(moments, key=lambda moment: moment.total)
         return Phase(
             name=name,
             parts={
                 **lasting,
+                "buffers": lasting["buffers"] + at_hand,
                 "activations": round(highest.activations),
                 "gradients": round(highest.gradients),
                 "logits": round(highest.logits),
@@ -159,8 +205,8 @@ def training_memory(
     total = count.total + (held.trainable if held.adapters else 0)
     phases = (
         Phase(name="load", parts={"weights": held.weights}),
-        phase("forward", step.forward()),
-        phase("backward", step.backward()),
+        phase("forward", step.forward(), gathered.forward),
+        phase("backward", step.backward(), gathered.backward),
         phase("optimizer", step.update()),
     )
     return TrainingMemory(phases, held.trainable, total)
@@ -239,7 +285,8 @@ class _Step:
             # Adapters of experts in the type that they compute in, kept as they are multiplied with.
             self.kept += expert_parameters(arch, method) * inside * (1 if mode == "none" else 1 / arch.layers)
         self.outside = self.tokens * outside
-        self.embedding = count.embedding
+        self.divided = shape.shard > 1
+        self.embedding = 0 if self.divided else count.embedding  # its gradient counts as gathered
         self.head = arch.vocab_size * h if arch.head else 0
         self.last_norm = kernels.layers != "fused"  # compiled layers leave the one after them as it is
         self.trained = self.tokens * shape.trained_share
@@ -303,7 +350,7 @@ class _Step:
 
     def _head_gradient(self) -> float:
         """The head's gradient while the layers run backward."""
-        if not self.full or self.kernels.updates_in_backward:
+        if not self.full or self.divided or self.kernels.updates_in_backward:
             return 0.0
         if self.arch.tied_embeddings:
             return self.head * self.element

@@ -341,6 +341,12 @@ def _untrained(pair: _Pair, request: Request, hardware: Hardware) -> tuple[str, 
         sharded=is_sharded(pair.estimate),
     )
     found = [] if why is None else [f"{UNTRAINED}: {why}"]
+    weights = pair.estimate.total_parameters * (0.6 if pair.method.name == "qlora" else 2)
+    if why is None and is_sharded(pair.estimate) and weights > budget_of(hardware):
+        found.append(
+            "the GPUs hold it together while it is trained, but no single one holds it to answer held-out "
+            "prompts: data.test_share=0 leaves these out"
+        )
     if any(part.name == "patience" for part in pair.parts) and pair.estimate.seconds is not None:
         found.append(
             f"takes {pair.estimate.seconds.expected / 3600:.0f} h: fewer or shorter rows, --preset quick or "

@@ -41,9 +41,10 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
     for name in ("rank", "alpha", "dropout"):
         if name in settings and name in values:
             sources[f"method.{name}"] = settings[name].source
-    if candidate.batch.devices > 1 and not is_sharded(candidate.estimate):
+    if candidate.batch.devices > 1:
         training["devices"] = candidate.batch.devices
-        sources["training.devices"] = "each of them holds the whole model"
+        divided = is_sharded(candidate.estimate)
+        sources["training.devices"] = "together they hold it" if divided else "each holds the whole model"
     training["sequence_length"] = candidate.batch.sequence_length
     sources["training.sequence_length"] = candidate.batch.source
     sources["model.from_scratch" if scratch else "model.id"] = candidate.evidence.text
@@ -58,6 +59,7 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
             "training": TrainingChoice.model_validate(training).model_dump(exclude_none=True),
             "export": ExportChoice(gguf=gguf if generative else ()).model_dump(),
             "licence": _asked_of_licence(request),
+            "vision": {} if request.reads_images else None,
             "sources": sources,
         }
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from luthier.planning.estimate import device_of
+from luthier.planning.estimate import DIVIDED, device_of
+from luthier.planning.layout import over_devices
 from luthier.planning.solver import memory_budget
-from luthier.schema.base import Range
-from luthier.schema.estimate import Estimate, Part, Phase
+from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import ModelCard
 from luthier.schema.plan import BatchShape
@@ -22,13 +22,6 @@ DEFAULT_ROWS = 1_000
 DEFAULT_LENGTH = {"decoder": 2_048, "encoder": 256}
 LONGEST_DEFAULT = 8_192
 """Rows are not taken to be longer than this without data that says so."""
-
-SHARD_BUFFERS = 2**30
-"""Bytes of communication buffers a device when states are sharded."""
-SCALING = (1.0, 0.8, 0.5)
-"""Share of perfect scaling over several devices: most, expected, least (prior, not measured)."""
-SHARDED: tuple[Part, ...] = ("weights", "gradients", "optimizer", "adapters")
-_DIVIDED = "states sharded over"
 
 
 def budget_of(hardware: Hardware) -> int:
@@ -128,11 +121,11 @@ def fit_shape(
 ) -> tuple[BatchShape, Estimate] | Estimate:
     """The shape, activations recomputed if need be, with its estimate; that estimate alone if none fits."""
     budget = budget_of(hardware)
-    found = _over_devices(estimate(card, method, shape, hardware), shape, budget)
+    found = _over_devices(card, method, shape, hardware, estimate)
     if found.process.high <= budget:
         return shape, found
     tighter = shape.model_copy(update={"checkpointing": True})
-    found = _over_devices(estimate(card, method, tighter, hardware), tighter, budget)
+    found = _over_devices(card, method, tighter, hardware, estimate)
     return (tighter, found) if found.process.high <= budget else found
 
 
@@ -151,68 +144,31 @@ def widen(
         if micro * shape.devices > shape.batch_size:
             continue
         wider = shape.model_copy(update={"micro_batch_size": micro})
-        other = _over_devices(estimate(card, method, wider, hardware), wider, budget)
+        other = _over_devices(card, method, wider, hardware, estimate)
         if other.process.high <= budget:
             return wider, other
     return shape, found
 
 
-def _over_devices(found: Estimate, shape: BatchShape, budget: int) -> Estimate:
-    """Several devices: as it is where one holds it all, else with states sharded (FSDP2)."""
+def _over_devices(
+    card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware, estimate: Estimator
+) -> Estimate:
+    """Several devices: as it is where one holds it all, else divided over as few as fit (FSDP2)."""
+    found = estimate(card, method, shape, hardware)
     if shape.devices == 1:
         return found
-    found = _together(found, shape.devices)
-    return found if found.process.high <= budget else sharded(found, shape.devices)
-
-
-def _together(found: Estimate, devices: int) -> Estimate:
-    """The time of several devices: they wait for each other, which one device's time does not know."""
-    most, expected, least = SCALING
-    band, rate = found.seconds, found.tokens_per_second
-    slower = band and Range(low=band.low / most, expected=band.expected / expected, high=band.high / least)
-    fewer = rate and Range(low=rate.low * least, expected=rate.expected * expected, high=rate.high * most)
-    said = f"{devices} devices reach 50 to 100 % of {devices} times one device's speed: a prior, not measured"
-    return found.model_copy(
-        update={"seconds": slower, "tokens_per_second": fewer, "assumptions": (*found.assumptions, said)}
-    )
+    budget = budget_of(hardware)
+    sizes = [size for size in range(2, shape.devices + 1) if shape.devices % size == 0]
+    for shard in sizes:
+        if found.process.high <= budget:
+            break
+        found = estimate(card, method, shape.model_copy(update={"shard": shard}), hardware)
+    return over_devices(found, shape.devices)
 
 
 def is_sharded(found: Estimate) -> bool:
     """Whether the estimate holds only with the model's states divided over the devices."""
-    return any(words.startswith(_DIVIDED) for words in found.assumptions)
-
-
-def sharded(found: Estimate, devices: int) -> Estimate:
-    """One rank's memory when weights, gradients and optimiser states are divided over the devices.
-
-    Activations, logits and the runtime stay whole on each; buffers gather two blocks at a time.
-    """
-    phases = tuple(
-        Phase(
-            name=phase.name,
-            parts={
-                **{part: size // devices if part in SHARDED else size for part, size in phase.parts.items()},
-                "buffers": phase.parts.get("buffers", 0) + SHARD_BUFFERS,
-            },
-        )
-        for phase in found.phases
-    )
-    share = max(p.total for p in phases) / max(p.total for p in found.phases)
-    return found.model_copy(
-        update={
-            "phases": phases,
-            "tensors": _scaled(found.tensors, share),
-            "process": _scaled(found.process, share),
-            "assumptions": (
-                *found.assumptions,
-                f"{_DIVIDED} {devices} devices (FSDP2), not measured",
-            ),
-        }
-    )
-
-
-def _scaled(band: Range, share: float) -> Range:
-    return Range(low=band.low * share, expected=band.expected * share, high=band.high * share)
+    return any(words.startswith(DIVIDED) for words in found.assumptions)
 
 
 def fit_recipe(card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int) -> tuple[Estimate, int]:

@@ -1,0 +1,154 @@
+"""How several devices share a training: by what fits, and said why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luthier.catalog.index import model_card
+from luthier.errors import DoesNotFit, RecipeError, Unsupported
+from luthier.planning.hypothetical import parse_hardware
+from luthier.planning.resolve import Resolved, resolve
+from luthier.schema.data_profile import LengthProfile
+from luthier.schema.estimate import TrainingShape
+from luthier.schema.recipe import Full, Lora, Method, Parallel, QLora, Recipe
+from luthier.sizing.training import training_memory
+
+ROWS = {"count": 1_000, "total": 1_000_000, "maximum": 2_048}
+
+
+def resolved(
+    model: str,
+    method: str,
+    machine: str,
+    *,
+    prompts: bool = False,
+    task: str = "chat",
+    host: int | None = None,
+    **training: Any,
+) -> Resolved:
+    card = model_card(model)
+    assert card.architecture is not None
+    hardware = parse_hardware(machine)
+    kinds = LengthProfile.model_fields["train"].annotation
+    assert kinds is not None
+    lengths = {name: ROWS.get(name, 1_000) for name in kinds.model_fields}
+    profile = {"train": lengths, "trained_tokens": 500_000, **({"prompts": lengths} if prompts else {})}
+    recipe = {
+        "model": {"id": model},
+        "method": {"name": method},
+        "task": task,
+        "data": {"train": "rows.jsonl"},
+        "training": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-4, **training},
+    }
+    return resolve(
+        Recipe.model_validate(recipe),
+        arch=card.architecture,
+        hardware=hardware if host is None else hardware.model_copy(update={"memory_free": host}),
+        profile=LengthProfile.model_validate(profile),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "machine", "devices", "wanted"),
+    [
+        ("lora", "2xh100", 2, (2, 1)),
+        ("qlora", "4xh100", 4, (4, 1)),
+        ("full", "4xh100", 4, (1, 4)),
+        ("full", "8xh100", 8, (2, 4)),
+        ("full", "8xh200", 8, (4, 2)),
+    ],
+)
+def test_a_model_is_held_whole_where_it_fits_and_by_as_few_devices_as_can(
+    method: str, machine: str, devices: int, wanted: tuple[int, int]
+) -> None:
+    found = resolved("Qwen/Qwen3-8B", method, machine, devices=devices)
+    parallel = found.recipe.training.parallel
+    assert parallel is not None
+    assert (parallel.replicate, parallel.shard) == wanted
+    why = found.recipe.sources["training.parallel"]
+    assert ("holds the whole model" in why) == (wanted[1] == 1)
+    assert "GiB" in why
+
+
+def test_what_the_recipe_says_is_kept() -> None:
+    found = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, parallel={"shard": 2})
+    assert found.recipe.training.parallel == Parallel(replicate=2, shard=2)
+    whole = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, parallel={"replicate": 4})
+    assert whole.recipe.training.parallel == Parallel(replicate=4, shard=1)
+    part, all_of_it = (one.estimate.phases[0].parts["weights"] for one in (found, whole))
+    assert part == -(-all_of_it // 2)
+    again = resolved("Qwen/Qwen3-8B", "lora", "h100")
+    assert again.recipe.training.parallel is None, "one device is no layout"
+
+
+def test_more_devices_take_less_time() -> None:
+    one, two = (resolved("Qwen/Qwen3-8B", "lora", f"{n}xh100", devices=n).estimate.seconds for n in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert 0.5 * one.expected < two.expected < one.expected
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [(Full(), "adamw"), (Full(), "adamw-bf16"), (Lora(), "adamw"), (QLora(), "adamw")],
+)
+def test_states_are_divided_and_layers_are_gathered(method: Method, optimizer: Any) -> None:
+    card = model_card("Qwen/Qwen3-8B")
+    assert card.architecture is not None
+
+    def parts(shard: int) -> dict[str, Any]:
+        shape = TrainingShape(micro_batch_size=1, sequence_length=1024, optimizer=optimizer, shard=shard)
+        memory = training_memory(card.architecture, method, shape, dtype="bfloat16")  # type: ignore[arg-type]
+        return {phase.name: phase.parts for phase in memory.phases}
+
+    one, four, eight = parts(1), parts(4), parts(8)
+    states = ("weights", "adapters", "optimizer")
+    whole = sum(one["optimizer"][name] for name in states)
+    if isinstance(method, Full) and optimizer == "adamw":
+        whole -= 2 * 8_190_735_360  # masters are the weights themselves: no copy of these in bf16
+    assert sum(four["optimizer"][name] for name in states) == pytest.approx(whole / 4, rel=1e-3)
+    for phase in ("forward", "backward"):
+        gathered = four[phase]["buffers"] - one[phase]["buffers"]
+        assert gathered == eight[phase]["buffers"] - one[phase]["buffers"] > 2 * 2 * 151_936 * 4096, phase
+    assert four["optimizer"]["buffers"] == one["optimizer"]["buffers"], "nothing is gathered for an update"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "multi-class-classification"}, "decided with the whole model"),
+        ({"optimizer": "adamw-8bit"}, "looks at whole weights"),
+        ({"ema": 0.99}, "average of the weights"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_with_the_reason(changes: dict[str, Any], said: str) -> None:
+    model = "Qwen/Qwen3-0.6B"
+    with pytest.raises(Unsupported, match=said):
+        resolved(model, "full", "2xh100", devices=2, parallel={"shard": 2}, **changes)
+    kept = resolved(model, "full", "2xh100", devices=2, **changes).recipe.training.parallel
+    assert kept is not None
+    assert kept.shard == 1, "nobody asked for it: each device holds the whole model"
+
+
+def test_sizes_that_do_not_multiply_to_the_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shard 3.*do not multiply to training.devices 4"):
+        resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, parallel={"shard": 3})
+    with pytest.raises(RecipeError, match="not a multiple of"):
+        resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, batch_size=6)
+
+
+def test_a_model_that_no_device_can_hold_to_answer_is_refused_before_it_is_trained() -> None:
+    model = "Llama-3.3-70B-Instruct"
+    with pytest.raises(DoesNotFit, match="one alone answers"):
+        resolved(model, "lora", "8xh100", prompts=True, devices=8)
+    found = resolved(model, "lora", "8xh100", devices=8).recipe.training.parallel
+    assert found is not None
+    assert (found.shard or 1) > 1
+
+
+def test_a_machine_that_cannot_read_the_weights_is_refused() -> None:
+    model = "Llama-3.3-70B-Instruct"
+    with pytest.raises(DoesNotFit, match="before they are divided"):
+        resolved(model, "lora", "8xh200", host=2**36, devices=8, parallel={"shard": 8})
