@@ -13,8 +13,8 @@ from luthier.schema.protocols import Message, Progress, TextTokenizer
 from luthier.schema.results import ParityCheck
 
 UNDECIDED = 0.5
-"""Nats of lead under which a place is not compared: what of a prompt is cached, and how many tokens go through at
-once, moves leads of quantised files by up to 0.4 (SmolLM2-135M in Q4_K_M, a prompt of 527 tokens)."""
+"""Nats of lead under which a place is not compared: what of a prompt is cached, and how many tokens go
+through at once, moves leads of quantised files by up to 0.4 (SmolLM2-135M in Q4_K_M, 527 tokens)."""
 SHOWN = 40
 """Characters of both answers around the first difference."""
 

@@ -28,6 +28,7 @@ def deploy(
     slots: int = 1,
     cache_type: str = "f16",
     hardware: str | None = None,
+    device: str = "auto",
     dry_run: Flag = False,
     json: Flag = False,
 ) -> None:
@@ -52,16 +53,19 @@ def deploy(
         Type of keys and values: f16, q8_0, q4_0...
     hardware
         The target machine in words ("rtx 4090", mac:32GB, cpu:16GB); this one when not given.
+    device
+        Which device of that machine: cpu, gpu:1, or auto for the GPU with most room, else the CPU.
     dry_run
         Say what it would be and write nothing.
     json
         Print one JSON object.
     """
-    from luthier.runs.deploying import Wish, deployments_root
+    from luthier.runs.deploying import Wish, deployments_root, devices
     from luthier.runs.deploying import deploy as make
+    from luthier.runs.devices import listed
     from luthier.runs.registry import resolve
 
-    wish = Wish(to, name, gguf, context, slots, cache_type, hardware)
+    wish = Wish(to, name, gguf, context, slots, cache_type, hardware, device)
     with byte_bar("importing") as progress:
         made = make(
             resolve(run),
@@ -74,6 +78,9 @@ def deploy(
         print_json(made.model_dump(mode="json"))
         return
     _print(made)
+    found = devices(hardware)
+    if len(found) > 1:
+        out().print(f"  devices: {listed(found)}", highlight=False, soft_wrap=True)
     if not dry_run:
         out().print(f"Written: {deployments_root() / made.name}", highlight=False, soft_wrap=True)
 

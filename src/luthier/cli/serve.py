@@ -26,6 +26,7 @@ def serve(
     context: int | None = None,
     slots: int = 4,
     gguf: str | None = None,
+    device: str | None = None,
     adapter: tuple[str, ...] = (),
     live_adapters: Flag = False,
     embedding: Flag = False,
@@ -53,6 +54,8 @@ def serve(
         Requests that each model answers at once.
     gguf
         Which type of a run's GGUF files answers; the smallest when not given.
+    device
+        cpu, gpu:1, or auto (the GPU with most room, else the CPU); llama.cpp's own choice when not given.
     adapter
         NAME=RUN: the adapter of a run, put on one base that all share; may be given again. The base is
         the one .gguf file named, or the runs' own base model, converted once; requests choose by NAME.
@@ -87,7 +90,7 @@ def serve(
         chosen = [choose_adapters(models, adapter, say=say)]
     else:
         chosen = [choose(words, gguf) for words in models or ("latest",)]
-    served, plans = build(chosen, context=context, slots=slots, embedding=embedding)
+    served, plans = build(chosen, context=context, slots=slots, embedding=embedding, device=device)
     if not json:
         for one in chosen:
             _say(one, plans.get(one.name))
@@ -121,7 +124,13 @@ def serve(
         )
 
     wish = ServerWish(
-        models=tuple(models), adapters=tuple(adapter), gguf=gguf, context=context, slots=slots, host=host
+        models=tuple(models),
+        adapters=tuple(adapter),
+        gguf=gguf,
+        context=context,
+        slots=slots,
+        device=device,
+        host=host,
     )
     with announced(wish, served, chosen, plans, url=address, key=rules.api_key) as (note, is_ready):
         gateway = Gateway(served, rules=rules, on_request=note)

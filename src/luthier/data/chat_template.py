@@ -13,8 +13,9 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_BOS = "{{ bos_token if bos_token is defined and bos_token else '' }}"
 PLAIN = (
-    "{{ bos_token if bos_token is defined and bos_token else '' }}{% for message in messages %}"
+    _BOS + "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}\n"
     "{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
@@ -65,6 +66,9 @@ def write_template(tokenizer: FileTokenizer, folder: Path) -> None:
     """Make a template that was asked for part of a saved model, with the token that ends its turns."""
     source = tokenizer.chat_template
     assert source is not None
+    if not tokenizer.special_tokens.get("bos_token"):
+        # llama.cpp takes token 11 for the BOS of a vocabulary without one, and tells templates its text.
+        source = source.replace(_BOS, "")
     write_text(folder / "chat_template.jinja", source)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

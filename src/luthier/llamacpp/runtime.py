@@ -51,6 +51,8 @@ class ServerSettings:
     """CPU threads; None: the physical cores that this process may use."""
     gpu_layers: int = -1
     """Layers on a GPU, where llama.cpp was built for one; -1: all."""
+    gpu: int | None = None
+    """The only GPU that may be used; None: whatever llama.cpp takes."""
     embedding: bool = False
     adapters: tuple[tuple[str, float], ...] = ()
     """GGUF adapters with their scales."""
@@ -144,7 +146,7 @@ class LlamaServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**_PASSIVE, **os.environ, **OFFLINE, "GGML_NO_BACKTRACE": "1"},
+                env={**_PASSIVE, **os.environ, **OFFLINE, "GGML_NO_BACKTRACE": "1", **self._only_gpu()},
                 text=True,
                 # not in the terminal's group: Ctrl-C in a chat stops an answer, not the model
                 start_new_session=True,
@@ -155,6 +157,9 @@ class LlamaServer:
         except BaseException:
             self.close()
             raise
+
+    def _only_gpu(self) -> dict[str, str]:
+        return {} if self.settings.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.settings.gpu)}
 
     def _greet(self, child: subprocess.Popen[str], settings: str) -> None:
         assert child.stdin is not None

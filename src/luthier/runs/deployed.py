@@ -10,6 +10,7 @@ from luthier.evaluation.generation import text_of
 from luthier.files import write_text
 from luthier.runs import registry
 from luthier.runs.deploying import RECORD, deployments_root, find_deployment, remove_deployment
+from luthier.runs.devices import AUTO
 from luthier.runs.endpoints import ask_endpoint, ask_ollama, check_deployed
 from luthier.runs.servers import UP, ServerDirectory, find_server, start_server, stop_server
 from luthier.schema.deployment import Deployment
@@ -49,7 +50,13 @@ def start(name: str, *, port: int = 0) -> ServerDirectory:
             f"{name} runs already at {up.status.url}/v1", hint=f"luthier deployments stop {name}"
         )
     file = deployments_root() / name / one.model
-    wish = ServerWish(models=(f"{name}={file}",), context=one.plan.context, slots=one.plan.slots, port=port)
+    wish = ServerWish(
+        models=(f"{name}={file}",),
+        context=one.plan.context,
+        slots=one.plan.slots,
+        device=None if one.device == AUTO else one.device,
+        port=port,
+    )
     server = start_server(wish)
     _keep(one, server=server.id)
     until = time.monotonic() + PATIENCE

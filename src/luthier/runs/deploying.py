@@ -22,6 +22,7 @@ from luthier.llamacpp.runtime import GREEDY, LlamaServer, ServerSettings
 from luthier.planning.audit import audit
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.licence_gate import hold_to_licence
+from luthier.runs.devices import AUTO, CPU, Place, on_device, pick, places, plan_on
 from luthier.runs.directory import RunDirectory, runs_root
 from luthier.runs.endpoints import ask_llama, ask_ollama, check_deployed
 from luthier.runs.shipping import chat_files
@@ -30,7 +31,6 @@ from luthier.schema.deployment import ContextPlan, Deployment, Smoke, Target
 from luthier.schema.hardware import Hardware
 from luthier.schema.protocols import Message, Progress
 from luthier.serving import lmstudio, ollama, scripts
-from luthier.serving.context import plan_context
 from luthier.serving.turns import turns_of
 from luthier.sizing.model_config import architecture_of
 from luthier.sizing.serving import CACHE_BYTES, VLLM_SHARE, CacheType, vllm_pool
@@ -85,6 +85,8 @@ class Wish:
     cache_type: str = "f16"
     hardware: str | None = None
     """Target machine in words; this one when not given."""
+    device: str = AUTO
+    """``cpu``, ``gpu:1``, or auto: the GPU with most room, else the CPU."""
 
 
 def deploy(
@@ -119,6 +121,11 @@ def deploy(
     return _bring_in(made, folder, run, say=say, progress=progress, here=wish.hardware is None)
 
 
+def devices(hardware: str | None) -> list[Place]:
+    """The devices of this machine, or of one in words, with their free memory."""
+    return places(parse_hardware(hardware) if hardware else audit())
+
+
 @dataclass
 class _Made:
     """A deployment that is not on disk yet."""
@@ -131,23 +138,15 @@ class _Made:
     papers: Path | None = None
 
 
-def _free(machine: Hardware) -> tuple[int, str]:
-    """Memory for the model and whose it is: the GPU with most room, else the machine's."""
-    if machine.accelerators:
-        best = max(machine.accelerators, key=lambda gpu: gpu.memory_free)
-        return best.memory_free, best.name
-    return machine.memory_free, machine.processor.name
-
-
 def _gguf(run: RunDirectory, wish: Wish, name: str, machine: Hardware) -> _Made:
     file, system = chat_files(run, wish.gguf)
     artifact = next(a for a in load_artifacts(run) if run.path / a.path == file)
-    free, where = _free(machine)
+    place = pick(machine, wish.device)
     cache: CacheType = wish.cache_type  # type: ignore[assignment]  # held against CACHE_BYTES above
-    plan = plan_context(
+    plan = plan_on(
+        machine,
+        place,
         file,
-        free=free,
-        where=where,
         context=wish.context,
         slots=wish.slots,
         cache_type=cache,
@@ -157,13 +156,14 @@ def _gguf(run: RunDirectory, wish: Wish, name: str, machine: Hardware) -> _Made:
     model = None
     if wish.target in ("ollama", "folder", "bundle"):
         try:
-            model = _ollama_model(run, file, plan, system)
+            model = _ollama_model(run, file, plan, system, on_cpu=_away_from_gpus(machine, place))
         except Unsupported as error:
             if wish.target == "ollama":
                 raise
             notes.append(f"no Modelfile: {error.message}")
     about = f"{name}: {file.name}, tuned from {run.recipe.model.id}; {plan.slots} x {plan.context:,} tokens"
-    words = scripts.llama_server(file.name, plan, alias=name)
+    device = CPU if _away_from_gpus(machine, place) else place.name if wish.device != AUTO else None
+    words = scripts.llama_server(file.name, plan, alias=name, device=device)
     texts = {"llama-server.sh": scripts.start_script(words, about=about)}
     if model is not None:
         texts["Modelfile"] = ollama.modelfile(model)
@@ -183,13 +183,21 @@ def _gguf(run: RunDirectory, wish: Wish, name: str, machine: Hardware) -> _Made:
         kind=artifact.kind,
         base_model=run.recipe.model.id,
         plan=plan,
+        device=place.name,
         created=time.time(),
         notes=tuple(notes),
     )
     return _Made(record, file, texts, model, papers=file.parent)
 
 
-def _ollama_model(run: RunDirectory, file: Path, plan: ContextPlan, system: str | None) -> ollama.OllamaModel:
+def _away_from_gpus(machine: Hardware, place: Place) -> bool:
+    """Whether the CPU was asked for where a runtime would take a GPU."""
+    return place.name == CPU and bool(machine.accelerators)
+
+
+def _ollama_model(
+    run: RunDirectory, file: Path, plan: ContextPlan, system: str | None, *, on_cpu: bool
+) -> ollama.OllamaModel:
     merged = run.path / "artifacts" / "merged"  # carries the base's own tokenizer and settings
     base = merged if merged.is_dir() else Path((run.stage_values("model") or {})["path"])
     tokenizer = load_tokenizer(base)
@@ -208,7 +216,7 @@ def _ollama_model(run: RunDirectory, file: Path, plan: ContextPlan, system: str 
         system=system,
         context=plan.context,
         stops=[tokenizer.token(index) for index in sorted(tokenizer.eos_ids)],
-        settings=ollama.settings_of(settings),
+        settings=ollama.settings_of(settings) | ({"num_gpu": 0} if on_cpu else {}),
         licence=_licence_text(file.parent),
     )
 
@@ -231,8 +239,13 @@ def _vllm(run: RunDirectory, wish: Wish, name: str, machine: Hardware) -> _Made:
         arch.max_positions or 8192, max(8192, run.recipe.training.sequence_length or 0)
     )
     notes, sequences = [], wish.slots
+    device = None
     if machine.accelerators:
-        gpu = max(machine.accelerators, key=lambda one: one.memory_free)
+        place = pick(machine, "gpu" if wish.device == AUTO else wish.device)
+        if place.name == CPU:
+            raise Unsupported("vLLM is planned for GPUs only", hint="use --to llama.cpp for a CPU")
+        gpu = next(one for one in machine.accelerators if one.index == place.index)
+        device = None if wish.device == AUTO else place.name
         pool = vllm_pool(arch, gpu_memory=gpu.memory_total, context=context)
         if pool.tokens < context:
             raise DoesNotFit(
@@ -245,6 +258,7 @@ def _vllm(run: RunDirectory, wish: Wish, name: str, machine: Hardware) -> _Made:
         notes.append("no GPU was found here: the number of requests at once is not sized to one")
     words = scripts.vllm_server("merged", alias=name, context=context, share=VLLM_SHARE, sequences=sequences)
     about = f"{name}: tuned from {run.recipe.model.id}, for vLLM"
+    only = "" if device is None else f"export CUDA_VISIBLE_DEVICES={device.removeprefix('gpu:')}\n"
     record = Deployment(
         name=name,
         target="vllm",
@@ -257,7 +271,7 @@ def _vllm(run: RunDirectory, wish: Wish, name: str, machine: Hardware) -> _Made:
         steps=(f"sh {deployments_root() / name / 'vllm.sh'}",),
         notes=tuple(notes),
     )
-    return _Made(record, merged, {"vllm.sh": scripts.start_script(words, about=about)})
+    return _Made(record, merged, {"vllm.sh": scripts.start_script(words, about=about, before=only)})
 
 
 def _write(made: _Made, name: str) -> Path:
@@ -331,7 +345,7 @@ def _bring_in(
             changes = {"steps": (f"copy {folder} to the other machine and run: sh install.sh",)}
     if here and record.target in ("llama.cpp", "folder", "bundle", "lmstudio") and record.plan is not None:
         say("putting prompts to it in llama.cpp")
-        changes |= tried(run, made.weights, record.plan)
+        changes |= tried(run, made.weights, record.plan, place=pick(audit(), record.device))
     record = record.model_copy(update=changes)
     write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
     return record
@@ -402,12 +416,12 @@ def _into_lmstudio(made: _Made, folder: Path) -> dict[str, object]:
     return {"places": tuple(str(p) for p in places), "steps": (open_it,)}
 
 
-def tried(run: RunDirectory, gguf: Path, plan: ContextPlan) -> dict[str, object]:
+def tried(run: RunDirectory, gguf: Path, plan: ContextPlan, *, place: Place) -> dict[str, object]:
     """One prompt, then those of the parity check, through llama.cpp with the deployment's own settings.
 
     Returns the deployment's ``smoke`` and ``parity``; the latter is None where the run's tokenizer has gone.
     """
-    settings = ServerSettings(context=plan.context, slots=plan.slots)
+    settings = on_device(ServerSettings(context=plan.context, slots=plan.slots), place)
     turn: Message = {"role": "user", "content": PROMPT}
     with LlamaServer(gguf, settings) as server:
         body = {"messages": [turn], "max_tokens": SMOKE_TOKENS, **GREEDY}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from luthier.planning.audit import audit
 from luthier.runs import registry
 from luthier.runs.adapters import adapter_file, base_file, one_base
 from luthier.runs.answer import model_folder
+from luthier.runs.devices import CPU, Place, on_device, pick, plan_on
 from luthier.runs.directory import RunDirectory
 from luthier.runs.process import torch_environment
 from luthier.runs.shipping import chat_files
@@ -27,7 +28,6 @@ from luthier.schema.recipe import ModelChoice
 from luthier.schema.results import TrainResult
 from luthier.serving.adapters import Adapter, LiveAdapters, only_adapter
 from luthier.serving.backends import LlamaBackend
-from luthier.serving.context import plan_context
 from luthier.serving.gateway import Gateway, Served
 from luthier.serving.torch_backend import Kind, TorchBackend
 
@@ -154,11 +154,18 @@ def _adapter_facts(path: Path, own: Sequence[tuple[str, Any]]) -> dict[str, Any]
 
 
 def build(
-    choices: Sequence[Choice], *, context: int | None = None, slots: int = 4, embedding: bool = False
+    choices: Sequence[Choice],
+    *,
+    context: int | None = None,
+    slots: int = 4,
+    embedding: bool = False,
+    device: str | None = None,
 ) -> tuple[dict[str, Served], dict[str, ContextPlan]]:
     """Backends by name, and what each GGUF takes of the memory that those before it leave.
 
-    Errors: UsageError for two models of one name, DoesNotFit with what would fit.
+    device: ``cpu``, ``gpu:1``, ``auto`` (the GPU with most room, else the CPU); where None llama.cpp takes
+    what it was built for and the machine's memory is planned with. Errors: UsageError for two models of one
+    name, DoesNotFit with what would fit.
     """
     names = [name for one in choices for name in one.names]
     if len(set(names)) < len(names):
@@ -166,24 +173,17 @@ def build(
             f"two models would be called {max(names, key=names.count)}", hint="name them: a=RUN1 b=RUN2"
         )
     machine = audit()
-    free = machine.memory_free
+    place = pick(machine, device or CPU)
     served: dict[str, Served] = {}
     plans: dict[str, ContextPlan] = {}
     for one in choices:
         if one.kind != "chat":
             served[one.name] = _torch(one)
             continue
-        plan = plan_context(
-            one.path,
-            free=free,
-            where=machine.processor.name,
-            context=context,
-            slots=slots,
-            trained=one.trained,
-        )
-        free -= plan.total
+        plan = plan_on(machine, place, one.path, context=context, slots=slots, trained=one.trained)
+        place = replace(place, free=place.free - plan.total)
         plans[one.name] = plan
-        served |= _llama(one, plan, embedding=embedding)
+        served |= _llama(one, plan, embedding=embedding, place=None if device is None else place)
     return served, plans
 
 
@@ -201,7 +201,7 @@ def _torch(one: Choice) -> Served:
     return Served(backend, facts=dict(one.facts))
 
 
-def _llama(one: Choice, plan: ContextPlan, *, embedding: bool) -> dict[str, Served]:
+def _llama(one: Choice, plan: ContextPlan, *, embedding: bool, place: Place | None) -> dict[str, Served]:
     settings = ServerSettings(
         context=plan.context,
         slots=plan.slots,
@@ -209,6 +209,8 @@ def _llama(one: Choice, plan: ContextPlan, *, embedding: bool) -> dict[str, Serv
         alias=one.name,
         adapters=tuple((str(path), 1.0) for _, path in one.adapters),
     )
+    if place is not None:
+        settings = on_device(settings, place)
     backend = LlamaBackend(LlamaServer(one.path, settings), weights=file_sha256(one.path))
     facts = {**dict(one.facts), "context": plan.context}
     found = {one.name: Served(backend, only_adapter(None, len(one.adapters)), facts)}

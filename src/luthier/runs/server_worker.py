@@ -159,7 +159,7 @@ def work(server: ServerDirectory) -> int:
             chosen = [choose_adapters(wish.models, wish.adapters, say=say)]
         else:
             chosen = [choose(words, wish.gguf) for words in wish.models]
-        served, plans = build(chosen, context=wish.context, slots=wish.slots)
+        served, plans = build(chosen, context=wish.context, slots=wish.slots, device=wish.device)
         listener = open_port(wish.host, wish.port)
         url = f"http://{wish.host}:{listener.getsockname()[1]}"
         keep(models=describe(served, chosen, plans), url=url)

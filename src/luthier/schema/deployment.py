@@ -60,6 +60,8 @@ class Deployment(Record):
     kind: str
     """``gguf:Q4_K_M``, ``merged``..."""
     base_model: str
+    device: str = "auto"
+    """``cpu`` or ``gpu:1``: what its context was sized for."""
     plan: ContextPlan | None = None
     """None where no context was planned (vLLM does it itself from its own memory)."""
     created: float

@@ -27,6 +27,8 @@ class ServerWish(Record):
     """Tokens of each slot; chosen from memory, model and training where None."""
     slots: int = Field(4, ge=1, le=256)
     """Requests that each model answers at once."""
+    device: str | None = None
+    """``cpu``, ``gpu:1`` or auto; llama.cpp's own choice where None."""
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65_535)
     """0 takes a free one."""

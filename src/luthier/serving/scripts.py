@@ -10,8 +10,16 @@ from string import Template
 from luthier.schema.deployment import ContextPlan
 
 
-def llama_server(file: str, plan: ContextPlan, *, alias: str, port: int = 8080) -> list[str]:
-    """Words of llama.cpp's own server. ``-c`` is the context of all slots together."""
+def llama_server(
+    file: str, plan: ContextPlan, *, alias: str, device: str | None = None, port: int = 8080
+) -> list[str]:
+    """Words of llama.cpp's own server. ``-c`` is the context of all slots together.
+
+    device: ``cpu`` or ``gpu:1``; llama.cpp's own choice where None.
+    """
+    where = [] if device is None else ["--device", "none"]
+    if device is not None and device != "cpu":
+        where = ["--device", f"CUDA{device.removeprefix('gpu:')}"]
     return [
         "llama-server",
         "--model", file,
@@ -20,6 +28,7 @@ def llama_server(file: str, plan: ContextPlan, *, alias: str, port: int = 8080) 
         "--parallel", str(plan.slots),
         "--cache-type-k", plan.cache_type,
         "--cache-type-v", plan.cache_type,
+        *where,
         "--jinja",
         "--host", "127.0.0.1",
         "--port", str(port),
@@ -41,10 +50,10 @@ def vllm_server(
     ]  # fmt: skip
 
 
-def start_script(words: Sequence[str], *, about: str) -> str:
-    """A POSIX script beside the model that starts a server."""
+def start_script(words: Sequence[str], *, about: str, before: str = "") -> str:
+    """A POSIX script beside the model that starts a server. before: whole lines that come first."""
     lines = " \\\n  ".join(_grouped(words))
-    return f'#!/bin/sh\n# {about}\nset -eu\ncd "$(dirname "$0")"\nexec {lines} "$@"\n'
+    return f'#!/bin/sh\n# {about}\nset -eu\ncd "$(dirname "$0")"\n{before}exec {lines} "$@"\n'
 
 
 def _grouped(words: Sequence[str]) -> list[str]:
