@@ -50,7 +50,7 @@ def chat(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from luthier.models.lora import add_lora
     from luthier.schema.recipe import Lora
     from luthier.tasks.causal import causal_objective
-    from luthier.training.loop import OnDevice
+    from luthier.training.objective import OnDevice
 
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     if args.method == "lora":

@@ -105,7 +105,7 @@ def measure(run: tuple[str, Method, int, int, int, str, int]) -> dict[str, Any]:
     import torch
 
     from luthier.tasks.causal import causal_objective
-    from luthier.training.loop import OnDevice
+    from luthier.training.objective import OnDevice
     from luthier.training.optimizer import Optimizer
 
     name, method, micro, length, documents, mode, accumulation = run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.errors import DoesNotFit, RecipeError
+from luthier.errors import DoesNotFit, RecipeError, Unsupported
 from luthier.planning.estimate import kernels_for
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.resolve import Resolved, resolve
@@ -231,6 +231,28 @@ def test_qlora_takes_less_and_layers_are_compiled_on_a_gpu_only() -> None:
     here = resolve(recipe(), arch=SMOL, hardware=LAPTOP, profile=PROFILE)
     assert here.recipe.training.compile is False
     assert here.recipe.sources["training.compile"] == "on a GPU with bf16 only"
+
+
+def test_short_micro_batches_of_small_models_are_launched_at_once() -> None:
+    """Where launching kernels one by one takes longer than computing."""
+    rows = PROFILE.model_copy(update={"train": lengths(20000, 90, 125)})
+
+    def plan(arch: Architecture, hardware: Hardware = H100, **training: object) -> Resolved:
+        asked = recipe(training=TrainingChoice.model_validate({"batch_size": 16} | training))
+        return resolve(asked, arch=arch, hardware=hardware, profile=rows)
+
+    small = plan(SMOL)
+    assert small.recipe.training.cuda_graphs is True
+    assert "to launch them" in small.recipe.sources["training.cuda_graphs"]
+    large = plan(LLAMA_8B, micro_batch_size=16, sequence_length=2048)
+    assert large.recipe.training.cuda_graphs is False
+    assert plan(SMOL, compile=False).recipe.training.cuda_graphs is False
+    assert plan(SMOL, LAPTOP).recipe.training.cuda_graphs is None
+    with pytest.raises(Unsupported, match="CUDA only"):
+        plan(SMOL, LAPTOP, cuda_graphs=True)
+    noisy = recipe(method=Lora(dropout=0.1), training=TrainingChoice(cuda_graphs=True))
+    with pytest.raises(Unsupported, match="noise is drawn"):
+        resolve(noisy, arch=SMOL, hardware=H100, profile=rows)
 
 
 def test_the_plan_is_of_the_layers_as_they_will_run() -> None:

@@ -1,5 +1,8 @@
 """The objective against transformers' own loss, family by family, packed and not."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -36,6 +39,47 @@ def test_packed_loss_and_gradients_are_those_of_each_document_alone(family, way)
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=2e-4, atol=2e-4 * gradient.abs().max().item())
     assert model.config._attn_implementation != "luthier_documents"
+
+
+def test_a_filled_up_batch_has_the_same_loss_and_gradients(family):
+    """What is recorded on a GPU: few shapes, filled up with places that do not count."""
+    model = build(family)
+    objective = replace(causal_objective(model), tensors=True, longest=13)
+    assert objective.recordable
+    packed = batch()
+    expected, _ = one_by_one(model, packed)
+    expected.backward()
+    wanted = gradients(model)
+    ids, positions, ends, sources, targets = objective.fixed(packed)
+    assert ids.shape == positions.shape == (1, 64)
+    assert ends.tolist() == [0, 9, 15, 28, 29, 32, 40, *[64] * 9]
+    assert sources.shape == targets.shape == (64,)
+    total = objective.total(model, ids, positions, ends, sources, targets)
+    with objective.scope(model):
+        total.backward()
+    assert total.item() == pytest.approx(expected.item(), rel=2e-6)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(
+            gradient, wanted[name], rtol=2e-4, atol=2e-4 * wanted[name].abs().max().item()
+        )
+
+
+def test_batches_of_many_lengths_come_in_few_shapes():
+    model = build("Llama")
+    objective = replace(causal_objective(model), tensors=True, longest=4096)
+    shapes = set()
+    for tokens in range(100, 4000, 37):
+        ids = torch.full((1, tokens), 5)
+        row = SimpleNamespace(
+            input_ids=ids,
+            labels=ids,
+            position_ids=torch.arange(tokens)[None],
+            document_ids=torch.ones_like(ids),
+        )
+        made = objective.fixed(row)
+        assert made[0].shape[1] - tokens < max(64, tokens / 8)
+        shapes.add(tuple(one.shape for one in made))
+    assert len(shapes) < 50
 
 
 def test_flattening_drops_padding_and_first_tokens():

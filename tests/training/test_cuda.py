@@ -9,8 +9,9 @@ from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import CausalObjective, causal_objective
 from luthier.training.layers import prepared
-from luthier.training.loop import fit, to_device
+from luthier.training.loop import fit
 from luthier.training.losses import linear_cross_entropy
+from luthier.training.objective import to_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")

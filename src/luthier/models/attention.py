@@ -103,11 +103,15 @@ def document_arguments(
     if not tensors:
         return {"document_lengths": lengths}
     ends = torch.tensor((0, *lengths)).cumsum(0, dtype=torch.int32)
-    return {
-        "document_ends": ends.to(device, non_blocking=True),
-        "document_longest": max(longest or 0, *lengths),
-        "document_kernel": kernel,
-    }
+    return ends_arguments(ends.to(device, non_blocking=True), max(longest or 0, *lengths), kernel)
+
+
+def ends_arguments(ends: Tensor, longest: int, kernel: Kernel) -> dict[str, Any]:
+    """`document_arguments` from the ends themselves: [documents + 1] int32 on the device, 0 first.
+
+    Empty documents may follow the last one. longest: no document is longer.
+    """
+    return {"document_ends": ends, "document_longest": longest, "document_kernel": kernel}
 
 
 def documents_attention(

@@ -14,6 +14,7 @@ from luthier.errors import RecipeError
 from luthier.planning.correction import Corrections
 from luthier.planning.division import check_division, divided_along
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
+from luthier.planning.launching import check_graphs, records
 from luthier.planning.layout import answers_do_not_fit, choose, over_devices
 from luthier.planning.levers import check_levers
 from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit
@@ -136,6 +137,7 @@ class _Resolver:
         tokens, steps = self._amount(together)
         self._kernels(steps)
         shape = self._copied(self._cut(together, texts))
+        self._launches(shape)
         self._intervals(steps)
         evaluation = self._evaluation()
         question = self._question(tokens)
@@ -423,6 +425,14 @@ class _Resolver:
                 "is false",
                 hint="set training.compile: true, or training.activation_checkpointing: full",
             )
+
+    def _launches(self, shape: TrainingShape) -> None:
+        """Whether the kernels of a micro-batch are launched one by one."""
+        compiled = bool(self.value("training.compile"))
+        check_graphs(self.given, self.device, compiled=compiled)
+        if self.device == "cuda":
+            pays, why = records(self.given, self.arch, shape, self.hardware, compiled=compiled)
+            self.derive("training.cuda_graphs", pays, why)
 
     def _evaluation(self) -> EvaluationShape:
         """How many prompts are answered at once."""

@@ -13,14 +13,17 @@ from torch.nn import functional as F
 from luthier.models.attention import (
     attending_to_documents,
     document_arguments,
+    ends_arguments,
     supports_documents,
     varlen_kernel,
     why_not_varlen,
 )
 from luthier.models.heads import Head, head_is_right, head_of
 from luthier.models.varlen import Kernel
-from luthier.training.losses import linear_cross_entropy
+from luthier.training.losses import linear_cross_entropy, picked
 from luthier.training.objective import (
+    IGNORED,
+    ROUND,
     Flat,
     Loss,
     MicroBatch,
@@ -109,6 +112,54 @@ class CausalObjective:
             kernel=self.kernel,
         )
 
+    @property
+    def recordable(self) -> bool:
+        """Whether `fixed` tensors give the loss: one kernel takes all documents, and the head is known."""
+        return self.documents and self.tensors and self.head is not None and self.longest is not None
+
+    def fixed(self, batch: MicroBatch) -> tuple[Tensor, ...]:
+        """A micro-batch as ids, positions, ends of documents, sources and targets of few lengths each.
+
+        Filled up with a document of its own, with empty documents, and with targets that do not count.
+        """
+        flat = flatten(batch)
+        tokens, trained = flat.ids.shape[1], flat.targets.numel()
+        missing = _few(tokens, parts=8, least=ROUND) - tokens
+        lengths = (*flat.lengths, missing) if missing else flat.lengths
+        ends = torch.tensor((0, *lengths)).cumsum(0, dtype=torch.int32)
+        device = flat.ids.device
+        filler = torch.arange(missing, device=device) % (self.longest or 1)
+        spare = _few(trained, parts=4, least=ROUND) - trained
+        return (
+            F.pad(flat.ids, (0, missing)),
+            torch.cat((flat.positions, filler[None]), dim=1),
+            F.pad(ends, (0, _few(len(ends), parts=2, least=16) - len(ends)), value=int(ends[-1])).to(device),
+            # The last token predicts nothing: its state is nobody else's source.
+            F.pad(flat.sources, (0, spare), value=tokens + missing - 1),
+            F.pad(flat.targets, (0, spare), value=IGNORED),
+        )
+
+    def total(self, model: Any, *tensors: Tensor) -> Tensor:
+        """The sum of losses of `fixed` tensors."""
+        ids, positions, ends, sources, targets = tensors
+        assert self.head is not None
+        assert self.longest is not None
+        with self.scope(model):
+            states = model.base_model(
+                input_ids=ids,
+                position_ids=positions,
+                use_cache=False,
+                **ends_arguments(ends, self.longest, self.kernel),
+            ).last_hidden_state[0]
+        return linear_cross_entropy(
+            picked(states, sources),
+            self.head.weight,
+            targets,
+            multiplier=self.head.multiplier,
+            softcap=self.head.softcap,
+            filled=True,
+        )
+
     def log_probs(self, model: Any, flat: Flat) -> Tensor:
         """Log-probability of each trained token, with its graph: [trained] in fp32, in nats."""
         states = self.states(model, flat)
@@ -118,6 +169,12 @@ class CausalObjective:
         return token_log_probs(
             states, head.weight, flat.targets, multiplier=head.multiplier, softcap=head.softcap
         )
+
+
+def _few(count: int, *, parts: int, least: int) -> int:
+    """The next of few numbers from a count on: so many between each power of two and the next."""
+    step = max(least, (1 << max(0, count.bit_length() - 1)) // parts)
+    return max(1, -(-count // step)) * step
 
 
 def _padded(rows: Padded) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from luthier.schema.results import EvalResult, ScoredRow
 from luthier.tasks.base import Rows, Told
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.chat import ChatTask
-from luthier.training.loop import to_device
+from luthier.training.objective import to_device
 
 
 class PlainGenerator(TorchGenerator):

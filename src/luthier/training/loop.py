@@ -26,9 +26,10 @@ from luthier.training.layers import CompileClock, layers_as
 from luthier.training.manifest import CHECKPOINTS, is_whole, step_name, steps
 from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.neftune import noisy
-from luthier.training.objective import MicroBatch, Objective, WholeStep
+from luthier.training.objective import MicroBatch, Objective, WholeStep, to_device
 from luthier.training.optimizer import Optimizer, learning_rate
 from luthier.training.profile import StepProfile
+from luthier.training.recorded import Passes
 from luthier.training.saving import Saver
 from luthier.training.sharding import Through, at_once
 from luthier.training.world import ALONE, World
@@ -55,16 +56,6 @@ class BatchSource(Protocol):
 
 
 @dataclass(frozen=True)
-class OnDevice:
-    """A micro-batch where the model is."""
-
-    input_ids: Tensor
-    labels: Tensor
-    position_ids: Tensor
-    document_ids: Tensor
-
-
-@dataclass(frozen=True)
 class StepFigures:
     """What one optimiser step came to."""
 
@@ -74,17 +65,6 @@ class StepFigures:
     trained_tokens: int
     waited: float
     """Seconds until the batches were there."""
-
-
-def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
-    """The micro-batch where the model is, moved only if it is elsewhere."""
-    if batch.input_ids.device == device:
-        return batch
-    if (move := getattr(batch, "to", None)) is not None:
-        moved: MicroBatch = move(device)
-        return moved
-    parts = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
-    return OnDevice(*(part.to(device, non_blocking=True) for part in parts))
 
 
 def _nobody(_values: Metrics) -> None:
@@ -219,6 +199,15 @@ class _Run:
         self.memory = PhaseWatch(device)
         self.memory.phases["load"] = memory_now(device)
         self.watched = 0
+        alone = not (world.divided or division.side or self.optimizer.in_backward)
+        self.passes = Passes(
+            model,
+            objective,
+            self.optimizer.masters,
+            through=through,
+            record=bool(choice.cuda_graphs) and device.type == "cuda" and alone,
+            say=self.note,
+        )
 
     @property
     def over(self) -> bool:
@@ -385,6 +374,7 @@ class _Run:
         """Add up this process's part of the step's mean loss and its gradients; and its tokens."""
         if self.watched < WATCHED_STEPS:
             self.memory.start()
+        self.passes.begin()
         total = torch.zeros((), device=self.device)
         tokens = 0
         if turns and isinstance(self.objective, WholeStep):
@@ -396,18 +386,15 @@ class _Run:
         for whole, counts in turns:
             for batch in cut(whole, self.position.halvings):
                 tokens += int((batch.document_ids > 0).sum()) * counts
-                found = self.through(self.objective, self.model, to_device(batch, self.device))
-                loss = found.total * (counts / max(weight, 1.0))
-                self._phase("forward")
-                loss.backward()
+                total += self.passes(batch, counts / max(weight, 1.0), lambda: self._phase("forward"))
                 self._phase("backward")
-                total += loss.detach()
-                del loss
+        self.passes.end(settled=self.watched >= WATCHED_STEPS)
         return total, tokens
 
     def _shrink(self, batches: Sequence[MicroBatch]) -> None:
         """Halve what goes through the model at once, and let go of what the step has left behind."""
         held = memory_now(self.device)
+        self.passes.forget("memory ran out")
         self._forget_gradients()
         gc.collect()
         if self.device.type == "cuda":

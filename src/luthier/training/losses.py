@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luthier.sizing.loss_chunks import chunk_rows
+from luthier.training.objective import IGNORED
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -22,7 +23,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917 (autograd passes by place)
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, multiplier: float, softcap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        multiplier: float,
+        softcap: float | None,
+        filled: bool,
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -32,10 +39,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = chunk_rows(weight.shape[0], fused=fused, trains_weight=need_weight)
         for start in range(0, hidden.shape[0], rows):
             part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
+            counts = None
+            if filled:
+                counts = wanted != IGNORED
+                wanted = wanted.clamp(min=0)
             logits = part @ weight.t()
             if fused:
                 grad = logits
-                total += _slope(multiplier, softcap)(logits, wanted)
+                total += _slope(multiplier, softcap)(logits, wanted, counts)
                 _spread(grad, weight, part, grad_hidden, grad_weight, start)
                 continue
             logits = logits.float()
@@ -45,7 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits.div_(softcap).tanh_().mul_(softcap)
             slope = 1 - (logits / softcap).square_() if softcap and (need_hidden or need_weight) else None
             norm = logits.logsumexp(dim=1, keepdim=True)
-            total += (norm - logits.gather(1, wanted)).sum()
+            losses = norm - logits.gather(1, wanted)
+            total += (losses if counts is None else losses * counts).sum()
             if not (need_hidden or need_weight):
                 continue
             grad = logits.sub_(norm).exp_()
@@ -54,6 +66,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad *= slope
             if multiplier != 1:
                 grad *= multiplier
+            if counts is not None:
+                grad *= counts
             _spread(grad.to(weight.dtype), weight, part, grad_hidden, grad_weight, start)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -67,6 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if hidden is None else (hidden * grad).to(hidden.dtype),
             None if weight is None else (weight * grad).to(ctx.weight_dtype),
+            None,
             None,
             None,
             None,
@@ -89,10 +104,13 @@ def _spread(  # noqa: PLR0917 (private)
 
 
 @cache
-def _slope(multiplier: float, softcap: float | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """A kernel that turns 16-bit logits into their gradient in place and returns the sum of the losses."""
+def _slope(multiplier: float, softcap: float | None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """A kernel that turns 16-bit logits into their gradient in place and returns the sum of the losses.
 
-    def slope(logits: Tensor, wanted: Tensor) -> Tensor:
+    Its third argument says which rows count; all where there is none.
+    """
+
+    def slope(logits: Tensor, wanted: Tensor, counts: Tensor | None) -> Tensor:
         values = logits.float() * multiplier
         bent: Tensor | float = 1.0
         if softcap:
@@ -100,20 +118,25 @@ def _slope(multiplier: float, softcap: float | None) -> Callable[[Tensor, Tensor
             bent = 1 - values.square()
             values = values * softcap
         norm = values.logsumexp(dim=1, keepdim=True)
-        total = (norm - values.gather(1, wanted)).sum()
+        losses = norm - values.gather(1, wanted)
         chosen = torch.arange(logits.shape[1], device=logits.device)[None] == wanted
-        logits.copy_(((values - norm).exp() - chosen.float()) * bent * multiplier)
-        return total
+        grad = ((values - norm).exp() - chosen.float()) * bent * multiplier
+        if counts is not None:
+            losses, grad = losses * counts, grad * counts
+        logits.copy_(grad)
+        return losses.sum()
 
     compiled = torch.compile(slope)
 
-    def run(logits: Tensor, wanted: Tensor) -> Tensor:
+    def run(logits: Tensor, wanted: Tensor, counts: Tensor | None) -> Tensor:
         from torch._dynamo import maybe_mark_dynamic  # takes a second to import
 
         mark: Any = maybe_mark_dynamic
         mark(logits, 0)
         mark(wanted, 0)
-        return compiled(logits, wanted)
+        if counts is not None:
+            mark(counts, 0)
+        return compiled(logits, wanted, counts)
 
     return run
 
@@ -125,11 +148,35 @@ def linear_cross_entropy(
     *,
     multiplier: float = 1.0,
     softcap: float | None = None,
+    filled: bool = False,
 ) -> Tensor:
     """Sum over rows of the cross-entropy of ``softcap tanh(multiplier hidden weight' / softcap)``.
 
-    hidden: [rows, width]; weight: [vocab, width]; targets: [rows] of int64. Returns an fp32 scalar,
-    in nats. Memory beside the gradient of hidden: one chunk of logits.
+    hidden: [rows, width]; weight: [vocab, width]; targets: [rows] of int64; filled: some may be -100:
+    these rows do not count. Returns an fp32 scalar, in nats. Memory beside the gradient of hidden: one chunk
+    of logits.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, multiplier, softcap)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, multiplier, softcap, filled)  # type: ignore[no-untyped-call]
     return loss
+
+
+class _Picked(torch.autograd.Function):
+    """Rows of a matrix; backward each row's gradient is put back to its place, without adding anything up."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = states.shape
+        return states.index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.shape).index_copy_(0, places, grads[0]), None
+
+
+def picked(states: Tensor, places: Tensor) -> Tensor:
+    """Rows of states [tokens, width] at the places [rows], each once or with no gradient."""
+    found: Tensor = _Picked.apply(states, places)  # type: ignore[no-untyped-call]
+    return found

@@ -31,6 +31,27 @@ class MicroBatch(Protocol):
     def document_ids(self) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """A micro-batch where the model is."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    document_ids: Tensor
+
+
+def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch where the model is, moved only if it is elsewhere."""
+    if batch.input_ids.device == device:
+        return batch
+    if (move := getattr(batch, "to", None)) is not None:
+        moved: MicroBatch = move(device)
+        return moved
+    parts = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
+    return OnDevice(*(part.to(device, non_blocking=True) for part in parts))
+
+
 class Loss(NamedTuple):
     """total: the sum over trained tokens, with its graph. weight: how many they are."""
 
