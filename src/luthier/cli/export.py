@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -18,6 +19,8 @@ def export(
     merged: Annotated[bool, Parameter(negative="")] = False,
     onnx: Annotated[bool, Parameter(negative="")] = False,
     imatrix: Annotated[bool, Parameter(negative="")] = False,
+    quality_rows: int | None = None,
+    to: Path | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Write a run's adapter, merged weights, GGUF or ONNX files, each checked against the trained model.
@@ -36,13 +39,18 @@ def export(
         A graph for onnxruntime (classification, similarity and reranking).
     imatrix
         Round GGUF types of four bits and less by an importance matrix of training rows.
+    quality_rows
+        Held-out rows on which each GGUF file is judged by the run's own metric: 64, and 0 for none.
+    to
+        Also put what is named into this new folder, with card, licence and SHA256SUMS.
     json
         Print one JSON object.
     """
     from luthier.catalog.purposes import check_supported
     from luthier.cli import story
     from luthier.cli.attend import attend
-    from luthier.cli.console import print_json
+    from luthier.cli.console import out, print_json
+    from luthier.runs.handout import check_place, hand_out, kinds_of
     from luthier.runs.registry import resolve
     from luthier.runs.stages import load_artifacts
     from luthier.schema.load import export_from
@@ -53,7 +61,13 @@ def export(
             "name what to export", hint="for example: luthier export latest --merged --gguf Q4_K_M,Q8_0"
         )
     found = resolve(run)
+    if to is not None:
+        check_place(to)
     wanted = export_from(adapter=adapter, merged=merged, gguf=gguf, onnx=onnx, imatrix=imatrix)
+    if quality_rows is not None:
+        if quality_rows < 0:
+            raise UsageError(f"{quality_rows} rows", hint="use 0 to judge none")
+        wanted = wanted.model_copy(update={"quality_rows": quality_rows})
     check_supported(found.recipe.model_copy(update={"export": wanted}))
     if wanted.gguf:
         from luthier.llamacpp.setup import converter
@@ -63,8 +77,13 @@ def export(
     if code != 0:
         return code
     artifacts = load_artifacts(found)
+    if to is not None:
+        kinds = kinds_of(adapter=adapter, merged=merged, onnx=onnx, gguf=wanted.gguf)
+        hand_out(found, [one for one in artifacts if one.kind in kinds], to)
     if json:
         print_json({"run": found.id, "artifacts": [a.model_dump(mode="json") for a in artifacts]})
     else:
         story.show_artifacts(artifacts, found.path / "artifacts")
+        if to is not None:
+            out().print(f"  and as a whole in {to}", soft_wrap=True, highlight=False)
     return 0
