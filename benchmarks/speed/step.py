@@ -4,9 +4,10 @@
 
 ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro
 (micro-batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs
-(fixed, packed), steps, profile. Each row builds its model unless the row before has the same, trains two
-steps to warm up and then ``steps`` more, and reports the median step. Under torchrun the processes share
-each step's micro-batches.
+(fixed, packed), steps, profile, shard. Each row builds its model unless the row before has the same, trains
+two steps to warm up and then ``steps`` more, and reports the median step. Under torchrun the processes share
+each step's micro-batches; with ``shard=N`` so many of them hold one model together (FSDP2; fewer than all:
+HSDP). `--shard N` before the rows is the same for all of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,16 +33,17 @@ import torch
 from shapes import SHAPES, build, flops
 
 from luthier.models.lora import add_lora
-from luthier.schema.recipe import Lora, TrainingChoice
+from luthier.schema.recipe import Lora, Parallel, TrainingChoice
 from luthier.tasks.causal import causal_objective
 from luthier.training.loop import fit
+from luthier.training.sharding import at_once, divide
 from luthier.training.world import ALONE, World, together
 
 DATASHEET = 989.4e12
 DEFAULTS = {
     "model": "llama-3.1-8b", "method": "lora", "base": "", "tokens": "8192", "micro": "1", "keep": "none",
     "layers": "", "compile": "1", "docs": "fixed", "length": "2048", "steps": "6", "profile": "0",
-    "adapter": "float32", "optimizer": "adamw",
+    "adapter": "float32", "optimizer": "adamw", "shard": "1",
 }  # fmt: skip
 WARM = 2
 
@@ -102,7 +105,13 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         activation_checkpointing=row["keep"], recomputed_layers=int(row["layers"]) if row["layers"] else None,
         compile=bool(int(row["compile"])), optimizer=row["optimizer"],
     )  # fmt: skip
-    objective = causal_objective(model, compiled=bool(choice.compile), longest=int(row["length"]))
+    through, before = at_once, torch.cuda.memory_allocated() if device.startswith("cuda") else 0
+    if world.divided:
+        through = divide(model, world, masters=not row["optimizer"].startswith("adamw-bf16"))
+    with torch.no_grad():
+        objective = through(
+            causal_objective, model, compiled=bool(choice.compile), longest=int(row["length"])
+        )
     events: list[dict[str, Any]] = []
     wanted = WARM + int(row["steps"])
     gc.collect()
@@ -133,7 +142,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         fit(
             model, objective, Source(row, device), [], choice=choice, seed=1, directory=Path(folder),
             recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,
-            world=world,
+            world=world, through=through,
         )  # fmt: skip
     steps = [event for event in events if event["kind"] == "step"][WARM:wanted]
     seconds = statistics.median(event["seconds"] for event in steps)
@@ -144,6 +153,8 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         "step_ms": seconds * 1e3,
         "spread": [round(event["seconds"] * 1e3, 1) for event in steps],
         "devices": world.size,
+        "shard": world.sizes["shard"],
+        "whole_gb": before / 1e9,
         "mfu_datasheet": work / seconds / DATASHEET / world.size,
         "tflops": work / seconds / 1e12,
         "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0,
@@ -232,6 +243,11 @@ def rows(out: Path, given: list[str], device: str, world: World) -> None:
             json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in brief.items()}), flush=True
         )
 
+    shard = "1"
+    if "--shard" in given:
+        place = given.index("--shard")
+        shard = given[place + 1]
+        given = given[:place] + given[place + 2 :]
     packages = {name: version(name) for name in ("torch", "transformers")}
     if device.startswith("cuda") and "nopeak" not in given:
         put({"card": torch.cuda.get_device_name(), "versions": packages, "peak": matrix_peak()})
@@ -239,14 +255,18 @@ def rows(out: Path, given: list[str], device: str, world: World) -> None:
     for text in given:
         if text == "nopeak":
             continue
-        row = DEFAULTS | dict(part.split("=", 1) for part in text.split(","))
+        row = DEFAULTS | {"shard": shard} | dict(part.split("=", 1) for part in text.split(","))
+        apart = int(row["shard"]) > 1
         try:
-            if (row["model"], row["method"], row["base"], row["adapter"]) != last:
+            # What has been divided once stays so: such a row builds its own model.
+            if apart or (row["model"], row["method"], row["base"], row["adapter"]) != last:
                 model = None
                 gc.collect()
                 last = (row["model"], row["method"], row["base"], row["adapter"])
                 model = adapted(row, device)
-            put({"asked": text, **measure(model, row, device, world)})
+            here = replace(world, parallel=Parallel(shard=int(row["shard"])))
+            put({"asked": text, **measure(model, row, device, here)})
+            last = None if apart else last
         except Exception as error:  # the other rows are wanted all the same
             put({"asked": text, "error": f"{type(error).__name__}: {error}"[:1500]})
             if os.environ.get("TRACE"):

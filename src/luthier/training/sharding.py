@@ -27,9 +27,9 @@ LEAST_DIVIDED = 1024
 """Numbers of a packed weight's part that is divided; smaller parts, such as code tables, are held whole."""
 
 
-def at_once(work: Callable[..., Any], *args: Any) -> Any:
+def at_once(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """What every use of a model that one process holds goes through."""
-    return work(*args)
+    return work(*args, **named)
 
 
 class _Whole(nn.Module):
@@ -72,9 +72,9 @@ def divide(model: nn.Module, world: World, *, masters: bool) -> Through:
     _prefetch(whole, layers)
     parts: list[Any] = [whole, *layers]
 
-    def through(work: Callable[..., Any], *args: Any) -> Any:
+    def through(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
         # One closure: FSDP looks into arguments for tensors, and would take a head's weight for an input.
-        found = whole(partial(work, *args))
+        found = whole(partial(work, *args, **named))
         if not torch.is_grad_enabled():
             # No backward pass follows that would let go of what was gathered.
             for part in parts:
