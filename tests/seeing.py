@@ -129,7 +129,7 @@ def _config(family: str, size: int) -> Any:
                 **text, "head_dim": 8, "sliding_window": 16,
                 "layer_types": ["sliding_attention", "full_attention"],
             },
-            vision_config={**vision, "image_size": 32, "patch_size": 8},
+            vision_config={**vision, "image_size": 32, "patch_size": 8, "vision_use_head": False},
             mm_tokens_per_image=4, boi_token_index=4, eoi_token_index=5, image_token_index=6,
         )  # fmt: skip
     kind = transformers.Idefics3Config if family == "idefics3" else transformers.SmolVLMConfig

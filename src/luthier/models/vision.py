@@ -69,7 +69,10 @@ def parts_of(model: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
             f"the parts of {type(model).__name__} are not under names that are known",
             hint="models that are tuned on images: Qwen2-VL to Qwen3-VL, Gemma 3, Idefics3, SmolVLM",
         )
-    return language[0], towers, projectors
+    # One after another where they are a list, which PEFT does not train as one.
+    lists = {one: len(model.get_submodule(one)) for one in projectors if one.endswith("_list")}
+    apart = [f"{one}.{number}" for one, count in lists.items() for number in range(count)]
+    return language[0], towers, tuple(one for one in projectors if one not in lists) + tuple(apart)
 
 
 def below(path: str, parents: Sequence[str]) -> bool:

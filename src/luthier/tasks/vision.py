@@ -65,9 +65,15 @@ class VisionBatch:
         for start in range(0, self.pieces, most):
             rows = slice(start, start + most)
             width = max(1, int((self.document_ids[rows] > 0).sum(1).max()))
-            names = ("input_ids", "labels", "position_ids", "document_ids")
-            tensors = [getattr(self, name)[rows, :width].clone() for name in names]
-            found.append(VisionBatch(*tensors, self.pixels[rows]))
+            found.append(
+                VisionBatch(
+                    self.input_ids[rows, :width].clone(),
+                    self.labels[rows, :width].clone(),
+                    self.position_ids[rows, :width].clone(),
+                    self.document_ids[rows, :width].clone(),
+                    self.pixels[rows],
+                )
+            )
         return found
 
     def to(self, device: torch.device) -> VisionBatch:
