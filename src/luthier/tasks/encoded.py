@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -79,16 +80,15 @@ def reads_segments(model: Any, tokenizer: FileTokenizer) -> bool:
 
 def pad(inputs: Sequence[Encoded], labels: Tensor, *, pad_id: int, segments: bool) -> EncodedBatch:
     """Inputs side by side. segments: whether the model has segment embeddings."""
-    longest = max(len(one) for one in inputs)
-    ids = torch.full((len(inputs), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(inputs), longest), dtype=torch.long)
-    types = torch.zeros((len(inputs), longest), dtype=torch.long) if segments else None
-    for row, one in enumerate(inputs):
-        ids[row, : len(one)] = torch.tensor(one.ids)
-        mask[row, : len(one)] = 1
-        if types is not None:
-            types[row, : len(one)] = torch.tensor(one.types)
-    return EncodedBatch(ids, mask, labels, types)
+    lengths = torch.tensor([len(one) for one in inputs])
+    held = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+
+    def laid(values: Iterable[int], fill: int) -> Tensor:
+        return torch.full(held.shape, fill).masked_scatter_(held, torch.tensor(list(values)))
+
+    ids = laid(chain.from_iterable(one.ids for one in inputs), pad_id)
+    types = laid(chain.from_iterable(one.types for one in inputs), 0) if segments else None
+    return EncodedBatch(ids, held.long(), labels, types)
 
 
 Labels = Callable[[Sequence[int]], Tensor]

@@ -48,6 +48,8 @@ class TextsBatch:
     labels: Tensor
     chunks: tuple[tuple[int, int, int], ...]
     recompute: bool
+    apart: bool = False
+    """Whether no row's positive stands in the batch a second time; else that is looked for."""
 
     @property
     def input_ids(self) -> Tensor:
@@ -147,6 +149,7 @@ class TextBatches(PlannedBatches[tuple[int, ...]]):
             labels,
             chunks_of(lengths, self.texts_at_once, filled=filled_on(self.reader.device)),
             recompute=len(unique) > self.texts_at_once,
+            apart=len({*right, *wrong}) == len(right) + len(wrong),
         )
 
     def _wrong(self, row: Texts, draw: random.Random | None) -> Sequence[int]:
@@ -212,7 +215,7 @@ class VectorObjective:
                     wrong[0] if wrong else None,
                     scale=choice.scale,
                     symmetric=choice.symmetric,
-                    excluded=right_too(batch),
+                    excluded=None if batch.apart else right_too(batch),
                 )
 
 
