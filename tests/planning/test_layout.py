@@ -152,3 +152,16 @@ def test_a_machine_that_cannot_read_the_weights_is_refused() -> None:
     model = "Llama-3.3-70B-Instruct"
     with pytest.raises(DoesNotFit, match="before they are divided"):
         resolved(model, "lora", "8xh200", host=2**36, devices=8, parallel={"shard": 8})
+
+
+@pytest.mark.parametrize("side", ["tensor", "pipeline", "context"])
+def test_parts_along_other_sides_are_counted(side: str) -> None:
+    whole = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, micro_batch_size=1)
+    found = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, micro_batch_size=1, parallel={side: 2})
+    assert found.recipe.training.parallel == Parallel(replicate=2, shard=1, **{side: 2})
+    assert found.recipe.training.compile is False
+    assert f"divided by {side}" in found.recipe.sources["training.compile"]
+    parts = [one.estimate.peak.parts for one in (found, whole)]
+    share = [one["weights"] for one in parts]
+    assert share[0] == (share[1] if side == "context" else -(-share[1] // 2))
+    assert found.estimate.tensors.expected < whole.estimate.tensors.expected

@@ -46,10 +46,12 @@ def choose(
     """
     apart = given or Parallel()
     along = apart.tensor * apart.context * apart.pipeline * apart.expert
-    shares = devices // along
+    shares, parts = devices // along, apart.tensor * apart.pipeline * apart.expert
+    wanted, dividable = _run(wanted, apart.context), dividable and along == 1
     found: list[tuple[float, int, TrainingShape]] = []
     for shard in _shards(apart, shares, dividable):
-        divided = wanted.model_copy(update={"shard": shard})
+        # Counted as if every weight were divided evenly, by whichever of them.
+        divided = wanted.model_copy(update={"shard": shard * parts})
         try:
             step = largest_step(
                 question, divided, micro_fixed=micro_fixed, checkpointing_fixed=checkpointing_fixed
@@ -59,9 +61,9 @@ def choose(
         found.append((step_speed(question, step) * (DIVIDED_SPEED if shard > 1 else 1.0), shard, step))
     if not found:
         most = max(_shards(apart, shares, dividable))
-        raise does_not_fit(question, wanted.model_copy(update={"shard": most}))
+        raise does_not_fit(question, wanted.model_copy(update={"shard": most * parts}))
     _, shard, step = max(found, key=lambda one: (one[0], -one[1]))
-    if shard > 1:
+    if step.shard > 1:
         _check_host(question)
     sizes = apart.model_copy(update={"shard": shard, "replicate": shares // shard}).sizes(devices)
     return Layout(sizes, step, _why(question, step, shares // shard, alone=1 in [one[1] for one in found]))
@@ -88,6 +90,16 @@ def answers_do_not_fit(question: Question, estimate: Estimate) -> DoesNotFit:
         f"prompts: that needs {estimate.process.expected / GIB:.1f} GiB (up to "
         f"{estimate.process.high / GIB:.1f}) of {question.budget / GIB:.1f}",
         hint="method.name: qlora holds it in a quarter; data.test_share=0 without data.test answers nothing",
+    )
+
+
+def _run(shape: TrainingShape, context: int) -> TrainingShape:
+    """The step of a device that has one of so many runs of every sequence's tokens."""
+    if context == 1:
+        return shape
+    mean = shape.mean_length and shape.mean_length / context
+    return shape.model_copy(
+        update={"sequence_length": -(-shape.sequence_length // context), "mean_length": mean}
     )
 
 
