@@ -4,10 +4,10 @@
 
 ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro
 (micro-batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs
-(fixed, packed), steps, profile, shard. Each row builds its model unless the row before has the same, trains
-two steps to warm up and then ``steps`` more, and reports the median step. Under torchrun the processes share
-each step's micro-batches; with ``shard=N`` so many of them hold one model together (FSDP2; fewer than all:
-HSDP). `--shard N` before the rows is the same for all of them.
+(fixed, packed), steps, profile, graphs (launches recorded), warm (steps not timed), shard. Each row builds its
+model unless the row before has the same, trains two steps to warm up and then ``steps`` more, and reports the
+median step. Under torchrun the processes share each step's micro-batches; with ``shard=N`` so many of them
+hold one model together (FSDP2; fewer than all: HSDP). `--shard N` before the rows is the same for all of them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ DEFAULTS = {
     "model": "llama-3.1-8b", "method": "lora", "base": "", "tokens": "8192", "micro": "1", "keep": "none",
     "layers": "", "compile": "1", "docs": "fixed", "length": "2048", "steps": "6", "profile": "0",
     "adapter": "float32", "optimizer": "adamw", "shard": "1",
+    "graphs": "0", "warm": "",
 }  # fmt: skip
-WARM = 2
+WARM, SETTLED = 2, 8
+"""Steps that are not timed; where launches are recorded the first four are watched, then one is recorded."""
 
 
 class EnoughError(Exception):
@@ -63,14 +65,20 @@ def lengths_of(row: dict[str, str]) -> list[int]:
     return found
 
 
+def untimed(row: dict[str, str]) -> int:
+    """Steps before the timed ones."""
+    return int(row["warm"]) if row["warm"] else SETTLED if row["graphs"] == "1" else WARM
+
+
 class Source:
     """The same micro-batches at every step; ids differ."""
 
     def __init__(self, row: dict[str, str], device: str) -> None:
         lengths, vocab = lengths_of(row), SHAPES[row["model"]].vocab_size
+        device = "cpu" if row["graphs"] == "1" else device  # where a run's batches come from
         generator = torch.Generator().manual_seed(0)
         self.made = []
-        self.most = WARM + int(row["steps"]) + (row["profile"] == "1")
+        self.most = untimed(row) + int(row["steps"]) + (row["profile"] == "1")
         for _ in range(int(row["micro"])):
             ids = torch.randint(0, vocab, (1, sum(lengths)), generator=generator)
             positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -104,6 +112,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         max_steps=1_000_000, learning_rate=1e-5, evaluate_every=1_000_000, on_spike="off",
         activation_checkpointing=row["keep"], recomputed_layers=int(row["layers"]) if row["layers"] else None,
         compile=bool(int(row["compile"])), optimizer=row["optimizer"],
+        cuda_graphs=row["graphs"] == "1",
     )  # fmt: skip
     through, before = at_once, torch.cuda.memory_allocated() if device.startswith("cuda") else 0
     if world.divided:
@@ -113,7 +122,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
             causal_objective, model, compiled=bool(choice.compile), longest=int(row["length"])
         )
     events: list[dict[str, Any]] = []
-    wanted = WARM + int(row["steps"])
+    wanted = untimed(row) + int(row["steps"])
     gc.collect()
     cuda = device.startswith("cuda")
     if cuda:
@@ -144,7 +153,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
             recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,
             world=world, through=through,
         )  # fmt: skip
-    steps = [event for event in events if event["kind"] == "step"][WARM:wanted]
+    steps = [event for event in events if event["kind"] == "step"][untimed(row) : wanted]
     seconds = statistics.median(event["seconds"] for event in steps)
     lengths = lengths_of(row) * int(row["micro"])
     work = flops(row["model"], lengths, row["method"])
