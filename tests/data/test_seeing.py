@@ -16,6 +16,12 @@ from luthier.errors import DataError, FileProblem, LuthierError, RecipeError
 from luthier.schema.recipe import DataChoice
 from pictures import png
 
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+
+
 SIZES = [(40, 32), (32, 40), (64, 16), (500, 30), (7, 9), (1, 1), (1023, 640), (64, 64), (33, 33), (300, 301)]
 
 

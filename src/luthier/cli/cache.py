@@ -18,6 +18,7 @@ KINDS = {
     "models": "weights converted from a package",
     "hub": "notes on downloads",
     "answers": "answers of judged models",
+    "images": "images that stood in rows as bytes",
     "judgements": "answers of judges",
     "rows": "rendered rows of large data sets",
     "": "the catalogue, read fast",

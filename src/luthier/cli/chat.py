@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from luthier.cli.console import err
+from luthier.errors import UsageError
 
 
 def chat(
@@ -14,6 +16,7 @@ def chat(
     gguf: str | None = None,
     system: str | None = None,
     once: str | None = None,
+    image: tuple[Path, ...] = (),
     max_new_tokens: int = 512,
 ) -> None:
     """Talk to a run's GGUF through llama.cpp.
@@ -30,9 +33,22 @@ def chat(
         System prompt; the training data's own when not given.
     once
         Answer this one message and leave.
+    image
+        An image that the one message asks about: the merged weights answer, in torch; once for each image.
     max_new_tokens
         Longest answer in tokens.
     """
+    if image:
+        if once is None or gguf is not None:
+            raise UsageError(
+                "an image goes with one message, which the merged weights answer",
+                hint='luthier chat RUN --once "What is this?" --image a.png',
+            )
+        from luthier.runs.answer import ask_about
+
+        told = ask_about(run, [once], image, max_new_tokens=max_new_tokens, system=system)
+        sys.stdout.write(f"{told[0]['text']}\n")
+        return
     from luthier.runs.registry import resolve
     from luthier.runs.shipping import chat_files
     from luthier.serving.chat import ChatSession

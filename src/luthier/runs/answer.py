@@ -45,3 +45,30 @@ def model_folder(name: str, answers: Answers) -> Path:
         state = "has no merged weights" if load_artifacts(run) else "has not exported anything yet"
         raise UsageError(f"{run.id} {state}", hint=f"luthier export {run.id} --merged")
     return merged
+
+
+def ask_about(
+    name: str,
+    questions: Sequence[str],
+    images: Sequence[Path],
+    *,
+    max_new_tokens: int,
+    system: str | None = None,
+) -> list[dict[str, Any]]:
+    """Answers of a run or a saved model to questions about images, each about all of them.
+
+    Errors: UsageError for an image that is not there, Unsupported for a model that does not see.
+    """
+    for image in images:
+        if not image.is_file():
+            raise UsageError(
+                f"there is no image {image}", hint="name a PNG, JPEG, WebP, GIF, BMP or TIFF file"
+            )
+    folder = model_folder(name, "chat")
+    most = None
+    if not (Path(name).expanduser() / "config.json").is_file():
+        vision = find_run(name).recipe.vision
+        most = None if vision is None else vision.max_pixels
+    files = [str(image.resolve()) for image in images]
+    settings = {"max_new_tokens": max_new_tokens, "system": system, "max_pixels": most}
+    return ask(folder, "see", [{"text": text, "images": files} for text in questions], settings=settings)

@@ -33,6 +33,10 @@ def answers(kind: str, folder: Path, inputs: list[Any], settings: dict[str, Any]
             from luthier.tasks.generation import continue_texts
 
             return continue_texts(folder, inputs, device=device, **settings)
+        case "see":
+            from luthier.tasks.vision import answer_about
+
+            return answer_about(folder, inputs, device=device, **settings)
         case "embed":
             return _embed(folder, inputs, settings, device)
         case "rerank":
@@ -42,7 +46,9 @@ def answers(kind: str, folder: Path, inputs: list[Any], settings: dict[str, Any]
             scorer = load_saved_reranker(folder, load_tokenizer(folder), device=device)
             return [float(score) for score in scorer.score([(query, text) for query, text in inputs])]
         case _:
-            raise UsageError(f"{kind} is not a kind of answer", hint="classify, generate, embed or rerank")
+            raise UsageError(
+                f"{kind} is not a kind of answer", hint="classify, generate, see, embed or rerank"
+            )
 
 
 def _embed(folder: Path, texts: list[str], settings: dict[str, Any], device: str) -> list[Any]:
