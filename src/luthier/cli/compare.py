@@ -11,6 +11,7 @@ from luthier.errors import UsageError
 
 if TYPE_CHECKING:
     from luthier.evaluation.ranking import Ranked
+    from luthier.evaluation.seeds import Seeded
     from luthier.runs.directory import RunDirectory
     from luthier.schema.results import EvalResult
 
@@ -21,6 +22,9 @@ def compare(
     *runs: str, split: str | None = None, base: Flag = False, judging: Judging = NOBODY, json: Flag = False
 ) -> None:
     """Rank runs that were judged on the same held-out rows: score, distance to the best, time, memory.
+
+    Runs of one recipe that differ in their seed alone count as one, whose interval holds the noise of seeds
+    too.
 
     Parameters
     ----------
@@ -37,7 +41,9 @@ def compare(
     """
     from luthier.cli.console import print_json
     from luthier.evaluation.ranking import rank
+    from luthier.evaluation.seeds import rank_seeds
     from luthier.runs.registry import resolve
+    from luthier.runs.seeds import by_recipe
     from luthier.runs.stages import load_results
 
     if len(runs) < 2:
@@ -59,6 +65,19 @@ def compare(
         columns = {f"base of {first.id}": load_results(first, "baseline")[chosen], **columns}
     if judging.judge is not None:
         _judged(judging, chosen, columns, list(found.values()), json=json)
+        return
+    groups = by_recipe(found)
+    if any(len(names) > 1 for names in groups.values()):
+        told = {name: [columns[one] for one in names] for name, names in groups.items()}
+        if base or len(groups) == 1:
+            first = next(iter(found.values()))
+            told = {f"base of {first.id}": [load_results(first, "baseline")[chosen]], **told}
+        placed = rank_seeds(told)
+        if json:
+            ranking = [one.model_dump(mode="json") for one in placed]
+            print_json({"split": chosen, "seeds": groups, "ranking": ranking})
+        else:
+            _print_seeds(chosen, placed, groups)
         return
     ranked = rank(columns)
     if json:
@@ -112,3 +131,44 @@ def _print(split: str, ranked: list[Ranked], runs: dict[str, RunDirectory]) -> N
     tied = [one.name for one in ranked if one.difference and one.difference.verdict == "inconclusive"]
     if tied:
         out().print(f"  cannot be told from the best on these rows: {', '.join(tied)}", highlight=False)
+
+
+def _print_seeds(split: str, placed: list[Seeded], groups: dict[str, list[str]]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from luthier.cli.console import out
+    from luthier.cli.story import VERDICTS, columns, delta_words, score_words
+
+    def share(value: float, one: Seeded) -> str:
+        return score_words(one.score.model_copy(update={"value": value}))
+
+    first = placed[0]
+    what = f"{first.metric} on {first.score.n} rows of {split}, mean over seeds, best first"
+    out().print(what, highlight=False)
+    table = columns("", "seeds", "mean", "worst, best seed", "to the best", "", numbers=(1, 2, 3), gap=1)
+    for one in placed:
+        verdict = Text("best", style="green")
+        if one.difference is not None:
+            verdict = Text(VERDICTS[one.difference.verdict][0])
+        table.add_row(
+            one.name,
+            str(one.seeds),
+            score_words(one.score),
+            "" if one.seeds == 1 else f"{share(one.lowest, one)}, {share(one.highest, one)}",
+            "" if one.difference is None else delta_words(one.difference, unit=""),
+            verdict,
+        )
+    out().print(Padding(table, (0, 0, 0, 2)))
+    for name, runs in groups.items():
+        if len(runs) > 1:
+            out().print(f"  {name}: {', '.join(runs)}", style="dim", highlight=False, soft_wrap=True)
+    alone = [one.name for one in placed if one.seeds == 1 and one.name in groups]
+    if alone:
+        out().print(
+            f"  one seed alone, so that noise is in no interval: {', '.join(alone)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if any(one.seeds == 2 for one in placed):
+        out().print("  two seeds say little of their spread: three or more narrow the interval")
