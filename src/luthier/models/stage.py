@@ -73,7 +73,8 @@ def keep_stage(model: Any, place: int, count: int) -> tuple[Stage, frozenset[str
     """
     base = model.base_model
     layers: Any = getattr(base, "layers", None)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     known = isinstance(layers, nn.ModuleList) and isinstance(getattr(base, "norm", None), nn.Module)
     if not known or head is None or getattr(base, "embed_tokens", None) is not embedding:
         raise Unsupported(

@@ -105,8 +105,13 @@ def _of_method(recipe: Recipe, side: str) -> Iterator[tuple[str, str]]:
         yield "a stage whose layers are frozen has nothing to train", "training.frozen_layers=0"
     if not isinstance(method, Lora):
         return
-    if side == "tensor" and (isinstance(method, QLora) or method.base is not None):
-        yield "packed weights (qlora, a float8 base) are not cut", "method.name: lora, or pipeline or shard"
+    if method.base is not None:
+        yield (
+            "a model in float8 is not read into the host's memory, where its parts would be taken from",
+            "leave method.base out, or use context",
+        )
+    if side == "tensor" and isinstance(method, QLora):
+        yield "weights in four bits are not cut", "method.name: lora, or pipeline or shard"
     if side == "tensor" and method.dora:
         yield "the norms of DoRA go over whole rows of a weight", "method.dora=false"
     if side == "expert" and method.experts != "none":
