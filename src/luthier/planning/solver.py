@@ -83,11 +83,14 @@ class Change:
     gives_up: int
     helps: bool = False
     """Whether it fits then and does not now."""
+    slower: float = 0.0
+    """Share of the time of a step that it takes more, as far as that is known; the step's work is the same."""
 
     @property
     def told(self) -> str:
         """The change and what it saves."""
-        return f"{self.what} ({self.setting}) saves {self.saves / GIB:.1f} GiB"
+        said = f"{self.what} ({self.setting}) saves {self.saves / GIB:.1f} GiB"
+        return said + (f" and takes about {self.slower:.0%} longer" if self.slower > WORTH_SAYING else "")
 
     @property
     def sentence(self) -> str:
@@ -134,7 +137,11 @@ def step_speed(question: Question, shape: TrainingShape) -> float:
     half, enough = HALF_SPEED_TOKENS[question.device], ENOUGH_TOKENS[question.device]
     busy = min(tokens, enough) / (min(tokens, enough) + half) - max(0.0, tokens - enough) * 1e-6 / enough
     recomputes = shape.activation_checkpointing in ("full", "offload")
-    return busy * (SLOWER_WITH_CHECKPOINTING if recomputes else 1.0)
+    share = SLOWER_WITH_CHECKPOINTING if recomputes else 1.0
+    if shape.recomputed_layers is not None and recomputes:
+        again = min(1.0, shape.recomputed_layers / question.arch.layers)
+        share = 1 / (1 + again * (1 / SLOWER_WITH_CHECKPOINTING - 1))
+    return busy * share
 
 
 def longest_sequence(question: Question, shape: TrainingShape, *, most: int) -> int | None:
@@ -160,7 +167,11 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         saves = round(now - estimate.process.expected)
         if saves > WORTH_SAYING * now:
             fits = estimate.process.high <= other.budget
-            found.append(Change(what, setting, saves, fits, gives_up, helps=fits and not fits_now))
+            slower = 0.0
+            if changed.sequence_length == shape.sequence_length:
+                slower = step_speed(question, shape) / step_speed(other, changed) - 1
+            helps = fits and not fits_now
+            found.append(Change(what, setting, saves, fits, gives_up, helps=helps, slower=slower))
 
     if shape.micro_batch_size > 1:
         smallest = shape.model_copy(update={"micro_batch_size": 1})
@@ -181,6 +192,11 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     if shape.optimizer != "adamw-bf16" and isinstance(question.method, Full) and question.dtype == "bfloat16":
         narrow = shape.model_copy(update={"optimizer": "adamw-bf16"})
         consider("no fp32 masters or moments", "training.optimizer=adamw-bf16", question, narrow, 1)
+    if isinstance(question.method, Full) and shape.accumulation == 1 and not shape.update_in_backward:
+        at_once = shape.model_copy(update={"update_in_backward": True})
+        what = "gradients dropped as soon as they are used, without clipping"
+        setting = "training.update_in_backward=true training.max_grad_norm=0"
+        consider(what, setting, question, at_once, 1)
     if isinstance(question.method, Full):
         lora = replace(question, method=Lora())
         consider("adapters instead of all weights", "method.name=lora", lora, base, 1)
