@@ -146,6 +146,7 @@ def load_splits(
     seen = [getattr(tokenizer, "patches")(row.messages) for row in train.rows] if convert else []  # noqa: B009
     profile = LengthProfile(
         patches=max(seen, default=0),
+        patches_total=sum(seen),
         train=lengths(uncut["train"]),
         trained_tokens=trained,
         validation=lengths(uncut["validation"]) if "validation" in uncut else None,

@@ -21,6 +21,7 @@ from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import rate_of
 from luthier.sizing.states import paged_bytes, update_flops
 from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase, resident, training_memory
+from luthier.sizing.vision import tower_flops
 
 Device = Literal["cpu", "cuda"]
 
@@ -117,7 +118,8 @@ def estimate_training(
     )
     rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype, experts=arch.experts is not None)
     steps = tokens / max(1.0, (shape.batch_size or shape.micro_batch_size) * length * shape.documents)
-    work = flops.total * tokens + update_flops(arch, shape.optimizer) * steps
+    each = flops.total + tower_flops(arch, shape)
+    work = each * tokens + update_flops(arch, shape.optimizer) * steps
     seconds = rate.seconds(work) if rate is not None else None
     found = Estimate(
         phases=phases,

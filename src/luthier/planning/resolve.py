@@ -31,6 +31,7 @@ from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import add
 from luthier.sizing.states import checkpoint_bytes
 from luthier.sizing.training import BYTES
+from luthier.sizing.vision import with_tower
 
 EVALUATIONS = 10
 """Evaluations on the validation rows in one run."""
@@ -98,6 +99,8 @@ class _Resolver:
         if self.spec.answers != "chat":
             # A head over labels or scores stands in for the one over the vocabulary.
             arch = arch.model_copy(update={"head": False, "tied_embeddings": False})
+        if recipe.vision is not None:
+            arch = with_tower(arch, recipe.vision)
         self.given, self.arch, self.hardware, self.profile = recipe, arch, hardware, profile
         self.rates, self.corrections = rates, corrections
         self.device: Device = device_of(hardware)
@@ -291,6 +294,8 @@ class _Resolver:
             documents=max(1, int(length // mean)) if packed else texts,
             mean_length=length if packed else mean,
             trained_share=min(1.0, self.profile.trained_share),
+            patches=self.profile.patches,
+            patches_per_token=self.profile.patches_total / max(1, self.profile.train.total),
             activation_checkpointing=mode or "none",
             recomputed_layers=self.given.training.recomputed_layers,
             compiled=bool(self.value("training.compile")),

@@ -19,6 +19,8 @@ class LengthProfile(Record):
     """Texts (or pairs read together) of a training row, in the mean: two and more for pairs and rankings."""
     patches: int = 0
     """Patches that a vision tower reads for the training row with the most of them."""
+    patches_total: int = 0
+    """Patches of all training rows."""
     prompts: Lengths | None = None
     """Tokens of the held-out prompts that will be answered, over all test splits."""
     answers: Lengths | None = None

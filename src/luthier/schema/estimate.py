@@ -73,6 +73,10 @@ class TrainingShape(Record):
     """Mean tokens of a row, for time; None: as long as the longest."""
     trained_share: float = 1.0
     """Share of tokens that carry loss."""
+    patches: int = 0
+    """Patches that a vision tower reads for the row with the most of them."""
+    patches_per_token: float = 0.0
+    """Patches of all rows over their tokens, for time."""
     activation_checkpointing: Literal["none", "selective", "full", "offload"] = "none"
     recomputed_layers: int | None = None
     """How many layers that holds for; None: all. The others keep everything."""

@@ -60,6 +60,26 @@ class LatentAttention(Fact):
     value_dim: int
 
 
+class Tower(Fact):
+    """The vision tower of a model that sees, and what joins it to the language part."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    patch: int
+    """Numbers of one patch as the tower is given it."""
+    parameters: int = 0
+    """Of the tower alone."""
+    sides: int = 0
+    """Inputs and outputs of all linear layers of the tower, summed."""
+    projector: int = 0
+    """Parameters of what joins tower and language part."""
+    adapted: bool = False
+    """Whether a plan puts adapters on the tower."""
+    joined: bool = False
+    """Whether a plan trains the projector."""
+
+
 class Architecture(Fact):
     """The shape of a text backbone: all that the memory model needs."""
 
@@ -88,6 +108,8 @@ class Architecture(Fact):
     max_positions: int | None = None
     extra_parameters: int = 0
     """Parameters outside the text backbone: vision and audio towers, projectors."""
+    tower: Tower | None = None
+    """Shape of the vision tower, where a saved model says it."""
     head: bool = True
     """Whether there is an output matrix over the vocabulary (tied or not); encoders as shipped have none."""
     causal: bool = True

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from luthier.errors import FileProblem, RecipeError, Unsupported, did_you_mean
 from luthier.schema.model import Architecture, Experts, LayerKind, LinearMixer
 from luthier.sizing.parameters import count_parameters
+from luthier.sizing.vision import tower_of
 
 _KINDS: dict[str, LayerKind] = {
     "full_attention": "full",
@@ -81,7 +82,23 @@ FAMILIES: dict[str, _Family] = {
 }
 """Model types whose layout is known, each checked against transformers' own class in the tests."""
 
-_NESTED = {"gemma3": "gemma3_text", "mistral3": "ministral3", "qwen3_5": "qwen3_5_text"}
+_SEEING: dict[str, _Family] = {
+    "qwen2_vl_text": _Family(qkv_bias=True, output_bias=False),
+    "qwen2_5_vl_text": _Family(qkv_bias=True, output_bias=False),
+    "qwen3_vl_text": _Family(qk_norm="head"),
+}
+"""Language parts that stand in models that see alone."""
+
+_NESTED = {
+    "gemma3": "gemma3_text",
+    "mistral3": "ministral3",
+    "qwen3_5": "qwen3_5_text",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+    "idefics3": "llama",
+    "smolvlm": "llama",
+}
 
 
 def architecture_from_config(
@@ -106,7 +123,7 @@ def architecture_from_config(
             config["tie_word_embeddings"] = tied
         reader = _Reader(config, where)
     name = reader.text("model_type")
-    family = FAMILIES.get(name)
+    family = FAMILIES.get(name) or _SEEING.get(name)
     if vision and total_parameters is None:
         raise Unsupported(
             f"{outer} has vision or audio towers, whose size its config.json does not give",
@@ -141,7 +158,7 @@ def architecture_from_config(
 
 def taken_for_ordinary(arch: Architecture) -> str | None:
     """In words that a saved model's layers are not known here, so that an ordinary decoder's are counted."""
-    if arch.model_type in FAMILIES:
+    if arch.model_type in FAMILIES or arch.model_type in _SEEING:
         return None
     own = f", {arch.other_parameters:,} parameters beside those" if arch.other_parameters else ""
     return (
@@ -169,7 +186,10 @@ def architecture_of(directory: Path) -> Architecture:
     if not isinstance(config, dict):
         raise FileProblem("not a JSON object", file=path)
     total = parameters_on_disk(directory)
-    return architecture_from_config(config, total_parameters=total, where=path)
+    found = architecture_from_config(config, total_parameters=total, where=path)
+    if "vision_config" not in config:
+        return found
+    return found.model_copy(update={"tower": tower_of(config, tensors_on_disk(directory))})
 
 
 def parameters_on_disk(directory: Path) -> int | None:

@@ -153,12 +153,16 @@ def _adapted_widths(arch: Architecture, targets: Literal["all-linear"] | tuple[s
 
 @lru_cache(maxsize=256)
 def expert_tensors(arch: Architecture, method: Lora) -> tuple[tuple[int, int], ...]:
-    """(how many, numbers) of the tensors that a method trains beside linear layers: experts and routers.
+    """(how many, numbers) of what a method trains beside the text's linear layers: experts, routers, towers.
 
     Errors: RecipeError where there are no such experts, Unsupported for a layout without adapters.
     """
+    beside: list[tuple[int, int]] = []
+    if arch.tower is not None:
+        beside += [(1, method.rank * arch.tower.sides)] * arch.tower.adapted
+        beside += [(1, arch.tower.projector)] * arch.tower.joined
     if method.experts == "none" and not method.router:
-        return ()
+        return tuple(beside)
     experts = arch.experts
     if experts is None:
         raise RecipeError(
@@ -180,7 +184,7 @@ def expert_tensors(arch: Architecture, method: Lora) -> tuple[tuple[int, int], .
         found += [(layers, each * side) for side in (h, (2 if arch.gated_mlp else 1) * wide, wide, h)]
     if method.router:
         found.append((layers, experts.total * (h + experts.bias)))
-    return tuple(found)
+    return (*found, *beside)
 
 
 def _chosen(method: Lora, total: int) -> int:
@@ -196,5 +200,5 @@ def _chosen(method: Lora, total: int) -> int:
 
 
 def expert_parameters(arch: Architecture, method: Lora) -> int:
-    """Trained parameters beside linear layers: adapters of experts, and routers."""
+    """Trained parameters beside the text's linear layers: of experts, routers and towers."""
     return sum(times * numbers for times, numbers in expert_tensors(arch, method))

@@ -24,6 +24,7 @@ from luthier.sizing.parameters import (
     target_matrices,
 )
 from luthier.sizing.states import moments, trained_tensors, update_bytes
+from luthier.sizing.vision import tower_memory
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIB = 1 << 20
@@ -285,6 +286,9 @@ class _Step:
             # Adapters of experts in the type that they compute in, kept as they are multiplied with.
             self.kept += expert_parameters(arch, method) * inside * (1 if mode == "none" else 1 / arch.layers)
         self.outside = self.tokens * outside
+        seen, self.looking = tower_memory(arch, shape, inside)
+        self.kept += seen
+        self.outside += seen
         self.divided = shape.shard > 1
         self.embedding = 0 if self.divided else count.embedding  # its gradient counts as gathered
         self.head = arch.vocab_size * h if arch.head else 0
@@ -311,7 +315,8 @@ class _Step:
         )
 
     def forward(self) -> list[_Moment]:
-        return [_Moment(self.kept, self.early, self._loss())]
+        moments = [_Moment(self.kept, self.early, self._loss())]
+        return [_Moment(self.looking, self.early), *moments] if self.looking else moments
 
     def backward(self) -> list[_Moment]:
         """The head's gradient, the last layer, the first layer, and (all weights trained) the embedding."""
