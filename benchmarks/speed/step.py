@@ -4,10 +4,12 @@
 
 ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro
 (micro-batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs
-(fixed, packed), steps, profile, graphs (launches recorded), warm (steps not timed), shard. Each row builds its
-model unless the row before has the same, trains two steps to warm up and then ``steps`` more, and reports the
-median step. Under torchrun the processes share each step's micro-batches; with ``shard=N`` so many of them
-hold one model together (FSDP2; fewer than all: HSDP). `--shard N` before the rows is the same for all of them.
+(fixed, packed), steps, profile, graphs (launches recorded), warm (steps not timed), shard, along. Each
+row builds its model unless the row before has the same, trains two steps to warm up and then ``steps``
+more, and reports the median step. Under torchrun the processes share each step's micro-batches; with
+``shard=N`` so many of them hold one model together (FSDP2; fewer than all: HSDP), with ``along=context``
+(tensor, pipeline, expert) all work on the same micro-batches in that way. `--shard N` before the rows is
+the same for all of them.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from shapes import SHAPES, build, flops
 from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, Parallel, TrainingChoice
 from luthier.tasks.causal import causal_objective
+from luthier.tasks.parallel import take_part
 from luthier.training.loop import fit
 from luthier.training.sharding import at_once, divide
 from luthier.training.world import ALONE, World, together
@@ -43,7 +46,7 @@ DATASHEET = 989.4e12
 DEFAULTS = {
     "model": "llama-3.1-8b", "method": "lora", "base": "", "tokens": "8192", "micro": "1", "keep": "none",
     "layers": "", "compile": "1", "docs": "fixed", "length": "2048", "steps": "6", "profile": "0",
-    "adapter": "float32", "optimizer": "adamw", "shard": "1",
+    "adapter": "float32", "optimizer": "adamw", "shard": "1", "along": "",
     "graphs": "0", "warm": "",
 }  # fmt: skip
 WARM, SETTLED = 2, 8
@@ -121,6 +124,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         objective = through(
             causal_objective, model, compiled=bool(choice.compile), longest=int(row["length"])
         )
+    objective, division = take_part(model, objective, world, torch.device(device))
     events: list[dict[str, Any]] = []
     wanted = untimed(row) + int(row["steps"])
     gc.collect()
@@ -151,7 +155,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         fit(
             model, objective, Source(row, device), [], choice=choice, seed=1, directory=Path(folder),
             recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,
-            world=world, through=through,
+            world=world, through=through, division=division,
         )  # fmt: skip
     steps = [event for event in events if event["kind"] == "step"][untimed(row) : wanted]
     seconds = statistics.median(event["seconds"] for event in steps)
@@ -163,6 +167,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         "spread": [round(event["seconds"] * 1e3, 1) for event in steps],
         "devices": world.size,
         "shard": world.sizes["shard"],
+        "along": row["along"],
         "whole_gb": before / 1e9,
         "mfu_datasheet": work / seconds / DATASHEET / world.size,
         "tflops": work / seconds / 1e12,
@@ -265,7 +270,7 @@ def rows(out: Path, given: list[str], device: str, world: World) -> None:
         if text == "nopeak":
             continue
         row = DEFAULTS | {"shard": shard} | dict(part.split("=", 1) for part in text.split(","))
-        apart = int(row["shard"]) > 1
+        apart = int(row["shard"]) > 1 or bool(row["along"])
         try:
             # What has been divided once stays so: such a row builds its own model.
             if apart or (row["model"], row["method"], row["base"], row["adapter"]) != last:
@@ -273,7 +278,8 @@ def rows(out: Path, given: list[str], device: str, world: World) -> None:
                 gc.collect()
                 last = (row["model"], row["method"], row["base"], row["adapter"])
                 model = adapted(row, device)
-            here = replace(world, parallel=Parallel(shard=int(row["shard"])))
+            sizes = {row["along"]: world.size} if row["along"] else {"shard": int(row["shard"])}
+            here = replace(world, parallel=Parallel(**sizes))
             put({"asked": text, **measure(model, row, device, here)})
             last = None if apart else last
         except Exception as error:  # the other rows are wanted all the same
