@@ -179,6 +179,6 @@ def write_pictures(folder: Path, count: int, *, name: str = "train.jsonl") -> Pa
         file = f"images/{Path(name).stem}-{number}.png"
         size = ((40, 32), (24, 48), (64, 16))[number % 3]
         picture(folder / file, colour, size=size, seed=number)
-        lines.append(json.dumps({"image": file, "question": f"What colour? {number}", "answer": colour}))
+        lines.append(json.dumps({"image": file, "question": "What colour?", "answer": colour}))
     (folder / name).write_text("\n".join(lines) + "\n")
     return folder / name

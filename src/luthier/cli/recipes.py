@@ -109,7 +109,9 @@ def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
     loaded = load_recipe(recipe.path)
     machine = parse_hardware(recipe.hardware)
     found, budget = fit_recipe(_card_of(loaded), loaded, machine, rows=ROWS)
-    why = why_not_trained(loaded.task, loaded.method.name, sharded=is_sharded(found))
+    why = why_not_trained(
+        loaded.task, loaded.method.name, images=loaded.vision is not None, sharded=is_sharded(found)
+    )
     return {
         "name": recipe.name,
         "title": recipe.title,

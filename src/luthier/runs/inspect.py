@@ -9,11 +9,13 @@ from pathlib import Path
 
 from luthier.data.images import reference_problem
 from luthier.data.infill import infill_of
+from luthier.data.load import read_chats
 from luthier.data.messages import RowProblem
 from luthier.data.passes import joins_texts, plain_chat
 from luthier.data.preferences import read_held_out, render_pairs
 from luthier.data.read import read_file
 from luthier.data.render import render_rows
+from luthier.data.seeing import SeeingTokenizer, load_seeing
 from luthier.data.shapes import by_file, several
 from luthier.data.show import show_tokens
 from luthier.data.sources import resolve
@@ -24,7 +26,7 @@ from luthier.runs.model import Say
 from luthier.runs.scratch import bring_model
 from luthier.schema.load import load_recipe, recipe_from
 from luthier.schema.protocols import ChatRow, TokenRow
-from luthier.schema.recipe import DataChoice
+from luthier.schema.recipe import DataChoice, Recipe
 from luthier.schema.rows import ImageReference, PreferenceChat
 
 Piece = tuple[str, int, bool]
@@ -58,6 +60,8 @@ def rendered_rows(
     else:
         recipe = recipe_from({"model": {"id": model}, "data": {"train": str(source)}}, overrides)
     found = bring_model(recipe, say=say)
+    if recipe.vision is not None:
+        return _seen(recipe, load_seeing(found.path, max_pixels=recipe.vision.max_pixels), count)
     tokenizer = load_tokenizer(found.path)
     if recipe.preference is not None:
         return _pairs(recipe.data, tokenizer, count)
@@ -73,6 +77,13 @@ def rendered_rows(
         ShownRow(row, show_tokens(row, tokenizer), images)
         for row, (_, images) in zip(rows, chats, strict=True)
     ]
+
+
+def _seen(recipe: Recipe, tokenizer: SeeingTokenizer, count: int) -> list[ShownRow]:
+    """The first rows with images as a model that sees reads them."""
+    chats = read_chats(recipe.data, recipe.data.train, base=Path("/"), images=True)[0][:count]
+    rows = render_rows(chats, tokenizer, recipe.data.train_on)
+    return [ShownRow(row, show_tokens(row, tokenizer)) for row in rows]
 
 
 def _pairs(data: DataChoice, tokenizer: FileTokenizer, count: int) -> list[ShownRow]:
