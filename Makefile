@@ -74,10 +74,10 @@ workflow: setup-dev tools
 install: setup-dev
 	$(BIN)/python -m pytest -m "install and not slow"
 
-# The studio in Chromium (CHROMIUM=/path/to/it where it is not found); minutes, so not a part of `make test`.
-test-browser: setup-dev
+# The studio in Chromium (CHROMIUM=/path/to/it where it is not found): not a part of `make test`, CI runs both.
+test-browser: setup-dev tools
 	@$(PYTHON) tools/studio_assets.py --axe
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studio/browser -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studio/browser -n $(WORKERS) --dist loadfile -m "not slow"
 
 docs: setup-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

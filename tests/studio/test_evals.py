@@ -5,10 +5,13 @@ import json
 import pytest
 
 from luthier.evaluation.compare import compare
+from luthier.runs.queue import Queue
 from luthier.schema.results import EvalResult, Metric, ScoredRow
 from luthier.studio.services.evals import judged, open_evaluation, row_page
 from luthier.studio.services.slicing import slices_of
 from studio_case import made_run, studio
+from studio_rows import CHATS, lines
+from studio_rows import made as dataset_made
 
 ROWS = 40
 
@@ -126,3 +129,21 @@ def test_slices_are_computed_apart_and_kept(tmp_path, run):
     kept = next((home / "slices").glob("*.json"))
     kept.write_text(json.dumps([]))
     assert slices_of(run, "test", home=home) == []
+
+
+def test_more_rows_are_a_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(Queue, "wake", lambda self: None)
+    judge(made_run(tmp_path, "judged")).save_stage("train", "", {})
+    rows = dataset_made(tmp_path / "studio" / "uploads", "new rows.jsonl", lines(CHATS))
+    with studio(tmp_path) as client:
+        assert "Judge a run on more rows" in client.get("/evals?run=judged").text
+        refused = client.post("/evals", data={"run": "judged", "data": "nothing"})
+        assert refused.status_code == 404
+        begun = client.post("/evals", data={"run": "judged", "data": rows.id})
+        assert begun.status_code == 303, begun.text
+        (job,) = Queue(tmp_path / "runs").jobs()
+        assert job.request.job is not None
+        asked = job.request.job
+        assert (job.kind, asked.name, asked.data) == ("evaluate", "new-rows", (rows.file,))
+        body = {"run": "judged", "data": rows.id, "name": "again"}
+        assert client.post("/api/v1/evals", json=body).status_code == 409, "one job of a run at a time"

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -167,3 +168,20 @@ def test_steps_are_those_of_the_last_export(tmp_path, run):
         ("gguf:Q4_K_M in llama.cpp", 3, 14, False),
     ]
     assert not view.exporting
+
+
+@pytest.mark.timeout(60)
+def test_a_deployment_is_a_job_that_says_why_it_cannot_be(tmp_path, run):
+    with studio(tmp_path) as client:
+        assert client.post(f"/exports/{run.id}/deploy", data={"target": "toaster"}).status_code == 422
+        begun = client.post(f"/exports/{run.id}/deploy", data={"target": "ollama"})
+        assert begun.status_code == 303, begun.text
+        until = time.monotonic() + 50
+        while "being made" in (page := client.get(f"/exports/{run.id}").text):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert "gguf" in page.lower()
+        (found,) = client.get(f"/api/v1/exports/{run.id}/deployments").json()["deployments"]
+    assert found["target"] == "ollama"
+    assert found["command"]["state"] == "failed", "the run of this test has no GGUF file"
+    assert found["command"]["fix"]

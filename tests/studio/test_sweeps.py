@@ -1,14 +1,15 @@
 """Sweeps in the studio: listed, drawn, started from a run's recipe, refused where they cannot be."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
 
 from luthier.runs.process import identity
-from luthier.runs.sweep.folder import SweepFolder, list_sweeps
+from luthier.runs.sweep.folder import WORKER, SweepFolder, list_sweeps
 from luthier.schema.sweep import Axis, SweepChoice, SweepResult, Trial
-from luthier.studio.services.sweeping import WORKER
 from studio_case import made_run, studio
 
 SPACE = (
@@ -107,3 +108,24 @@ def test_a_search_is_a_process_of_its_own(tmp_path):
             assert time.monotonic() < until
             time.sleep(0.2)
     assert "no-model" in page
+
+
+def test_a_sweep_of_a_terminal_is_stopped_from_the_page(tmp_path):
+    folder = made(tmp_path)
+    code = (
+        "import sys, time; from pathlib import Path; from luthier.runs.sweep.folder import SweepFolder\n"
+        f"with SweepFolder(Path({str(folder.path)!r})).held():\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert child.stdout.readline() == b"held\n"
+        with studio(tmp_path) as client:
+            assert "Stop" in client.get("/sweeps/orders-sweep").text
+            assert client.post("/sweeps/orders-sweep/stop").status_code == 303
+        assert child.wait(20) != 0
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()

@@ -88,7 +88,10 @@ def start_worker(
     run.clear("stop")
     run.clear("save")
     # The worker writes its own name here; until then the run counts as waiting, not as lost.
-    run.set_status(run.status.model_copy(update={"state": "queued", "worker": None, "failure": None}))
+    status = run.status
+    on_top = job is not None and job.kind in ("evaluate", "export")
+    was = (status.was or (None if status.state in ACTIVE else status.state)) if on_top else None
+    run.set_status(status.model_copy(update={"state": "queued", "worker": None, "failure": None, "was": was}))
     words = [sys.executable, "-m", "luthier.runs.worker", str(run.path)]
     if job is not None:
         words.append(job.model_dump_json())
@@ -114,9 +117,21 @@ def current_state(run: RunDirectory) -> State:
         return status.state
     lost = run.status  # the worker may have finished between the two looks
     if lost.state in ACTIVE:
-        run.set_status(lost.model_copy(update={"state": "lost"}))
-        return "lost"
+        found: State = lost.was or "lost"
+        failure = lost.failure if lost.was is None else _gone(run)
+        run.set_status(lost.model_copy(update={"state": found, "was": None, "failure": failure}))
+        return found
     return lost.state
+
+
+def _gone(run: RunDirectory) -> Failure:
+    """What is said of a job on top of a finished run whose worker was killed: the run itself stands."""
+    return Failure(
+        kind="TrainingError",
+        message="the worker of this job is gone without a word (killed, or out of memory)",
+        hint=f"ask for it again; its last words: luthier runs logs {run.id}",
+        exit_code=1,
+    )
 
 
 def kill_group(worker: WorkerIdentity) -> None:
@@ -158,11 +173,11 @@ def _wait_for_end(worker: WorkerIdentity | None, seconds: float = 30.0) -> None:
 
 def raise_for_end(run: RunDirectory) -> None:
     """Pass on how a run ended. Errors: RunFailed; TrainingError where it was lost; Interrupted."""
-    state = current_state(run)
+    state, failure = current_state(run), run.status.failure
     go_on = f"luthier train --resume {run.id}"
-    if state == "failed":
+    if state == "failed" or failure is not None:
         unknown = Failure(kind="unknown", message="failed", hint=None, exit_code=1)
-        raise RunFailed(run.status.failure or unknown, run)
+        raise RunFailed(failure or unknown, run)
     if state == "lost":
         raise TrainingError(
             f"the worker of {run.id} is gone without a word (killed, or out of memory)",

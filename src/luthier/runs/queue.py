@@ -347,7 +347,10 @@ class Queue:
                 run.set_status(status.model_copy(update={"state": "lost"}))  # died before its first word
                 state = "lost"
             if state not in ACTIVE:
-                self.change(job.id, state=state, failure=run.status.failure, ended=time.time())
+                failure = run.status.failure
+                if failure is not None:  # also of a job on top of a run that is done
+                    state = "stopped" if failure.kind == "Interrupted" else "failed"
+                self.change(job.id, state=state, failure=failure, ended=time.time())
         self._thin()
 
     def tick(self, machine: Hardware, start: Callable[..., Any] = start_worker) -> bool:

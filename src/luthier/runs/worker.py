@@ -26,7 +26,7 @@ from luthier.runs.directory import RunDirectory
 from luthier.runs.memory import MemoryWatch
 from luthier.runs.process import identity
 from luthier.runs.shortage import ways_out
-from luthier.schema.run import Failure, Job, Stage, Status
+from luthier.schema.run import Failure, Job, Stage, State, Status
 
 HEARTBEAT = 5.0
 """Seconds between signs of life."""
@@ -49,6 +49,7 @@ class Board:
             step=before.step,
             total_steps=before.total_steps,
             correction=before.correction,
+            was=before.was,
         )
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -66,6 +67,23 @@ class Board:
         self._done.set()
         self._thread.join()
         self.set(**changes)
+
+    def interrupted(self) -> Failure | None:
+        """What is kept of a job on top of a finished run that was stopped; None for the run itself."""
+        if self._status.was is None:
+            return None
+        code = Interrupted.exit_code
+        return Failure(
+            kind="Interrupted", message="stopped on request", hint="ask for it again", exit_code=code
+        )
+
+    def end(self, state: State, failure: Failure | None = None) -> None:
+        """The last word of this worker; a run that was finished before is again what it was."""
+        before = self._status.was
+        self.close(
+            state=before if before is not None and failure is not None else state, failure=failure, was=None
+        )
+        self.event("state", state=self._status.state)
 
     def event(self, event: str, **values: Any) -> None:
         """Append to the run's events."""
@@ -134,8 +152,7 @@ def work(path: Path, job: Job | None = None) -> int:
         try:
             execute(run, board, job)
         except Interrupted:
-            board.close(state="stopped")
-            board.event("state", state="stopped")
+            board.end("stopped", board.interrupted())
             return Interrupted.exit_code
         except LuthierError as error:
             hint = error.hint
@@ -162,11 +179,9 @@ def work(path: Path, job: Job | None = None) -> int:
                 exit_code=1,
             )
         else:
-            board.close(state="done")
-            board.event("state", state="done")
+            board.end("done")
             return 0
-        board.close(state="failed", failure=failure)
-        board.event("state", state="failed")
+        board.end("failed", failure)
         return failure.exit_code
 
 

@@ -88,6 +88,9 @@ class Status(Record):
     heartbeat: float | None = None
     """Seconds since the epoch of the worker's last sign of life."""
     failure: Failure | None = None
+    was: State | None = None
+    """How the finished run stood before a job that is done on top of it (an evaluation, an export): the job's
+    failure is kept in ``failure``, the run's state is again what it was."""
     correction: Correction | None = None
     """What the first steps say of the time and memory of the training."""
     seconds: dict[Stage, float] = {}

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from luthier.errors import FileProblem, UsageError, did_you_mean
 from luthier.files import write_text
 from luthier.runs.directory import runs_root
+from luthier.runs.process import identity
 from luthier.schema.load import dump_recipe, load_recipe
 from luthier.schema.recipe import Recipe
+from luthier.schema.run import WorkerIdentity
 from luthier.schema.sweep import SweepChoice, SweepResult
 
-CHOICE, RECIPE, RESULT = "sweep.json", "recipe.yaml", "result.json"
+CHOICE, RECIPE, RESULT, WORKER = "sweep.json", "recipe.yaml", "result.json", "worker.json"
 
 
 class SweepFolder:
@@ -86,9 +88,18 @@ class SweepFolder:
         except Timeout:
             raise UsageError(f"{self.path.name} is being worked on by another process") from None
         try:
+            write_text(self.path / WORKER, identity().model_dump_json() + "\n")
             yield
         finally:
             lock.release()
+
+    @property
+    def worker(self) -> WorkerIdentity | None:
+        """The process that works on it, or was the last to; whether it lives is another question."""
+        try:
+            return WorkerIdentity.model_validate_json((self.path / WORKER).read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            return None
 
 
 def sweeps_root(root: Path | None = None) -> Path:

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import FileResponse
 
+from luthier.schema.deployment import Target
+from luthier.studio.services import deploying
 from luthier.studio.services.exports import export_view, exported, file_of, start_export
 from luthier.studio.services.jobs import view
 from luthier.studio.services.runs import find
@@ -70,6 +72,27 @@ def export(request: Request, run_id: str) -> dict[str, Any]:
         "exporting": found.exporting,
         "failure": found.failure or None,
     }
+
+
+class AskedDeployment(BaseModel):
+    """A run made ready for a runtime."""
+
+    model_config = ConfigDict(extra="forbid")
+    target: Target
+
+
+@router.post("/exports/{run_id}/deployments", status_code=202, responses=REFUSED)
+def deploy(request: Request, run_id: str, asked: AskedDeployment) -> dict[str, Any]:
+    """Begin ``luthier deploy``; a GET of the same address says how it stands."""
+    settings = settings_of(request)
+    return asdict(deploying.start(settings, find(settings, run_id), asked.target))
+
+
+@router.get("/exports/{run_id}/deployments", responses=REFUSED)
+def deployments(request: Request, run_id: str) -> dict[str, Any]:
+    """What was asked for of this run here, and how it stands."""
+    settings = settings_of(request)
+    return {"deployments": [asdict(one) for one in deploying.of_run(settings, find(settings, run_id))]}
 
 
 @router.get("/exports/{run_id}/files/{path:path}", responses=REFUSED)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
+from luthier.errors import LuthierError
 from luthier.runs.directory import RunDirectory
 from luthier.runs.report.words import is_share
-from luthier.studio.problems import NotFound
+from luthier.studio.problems import NotFound, status_of
+from luthier.studio.services.datasets import shelf
 from luthier.studio.services.evals import Against, Only, judged, open_evaluation, plot_of, row_page
+from luthier.studio.services.exports import exportable
+from luthier.studio.services.forms import Form, Sent
+from luthier.studio.services.judging import judge_more
 from luthier.studio.services.runs import find
 from luthier.studio.services.slicing import slices_of
 from luthier.studio.web import render, settings_of
@@ -21,8 +27,41 @@ router = APIRouter()
 @router.get("/evals")
 def evals(request: Request, q: str = "", verdict: str = "") -> Response:
     """Every comparison of every run."""
-    found = judged(settings_of(request).runs, q, verdict)
-    return render(request, "evals.html", {"found": found, "q": q, "verdict": verdict}, page="evals")
+    return _page(request, q, verdict)
+
+
+def _page(
+    request: Request,
+    q: str = "",
+    verdict: str = "",
+    *,
+    form: Form | None = None,
+    error: LuthierError | None = None,
+) -> Response:
+    settings = settings_of(request)
+    form = form or Form({"run": [request.query_params.get("run", "")]})
+    values = {
+        "found": judged(settings.runs, q, verdict),
+        "q": q,
+        "verdict": verdict,
+        "runs": exportable(settings.runs),
+        "sets": shelf(settings.uploads),
+        "form": form,
+        "error": error,
+    }
+    return render(request, "evals.html", values, page="evals", status=status_of(error) if error else 200)
+
+
+@router.post("/evals")
+async def judge(request: Request, form: Sent) -> Response:
+    """Judge a run on more rows; the job's page goes on to the run."""
+    settings = settings_of(request)
+    try:
+        run = await asyncio.to_thread(find, settings, form.one("run"))
+        job = await asyncio.to_thread(judge_more, settings, run, form.one("data"), form.one("name"))
+    except LuthierError as error:
+        return await asyncio.to_thread(_page, request, form=form, error=error)
+    return RedirectResponse(f"/jobs/{job.id}", 303)
 
 
 @router.get("/evals/{name}")

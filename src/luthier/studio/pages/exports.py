@@ -13,6 +13,7 @@ from luthier.errors import LuthierError
 from luthier.runs.deploying import list_deployments
 from luthier.runs.directory import RunDirectory
 from luthier.studio.problems import status_of
+from luthier.studio.services import deploying
 from luthier.studio.services.exports import (
     export_view,
     exportable,
@@ -25,7 +26,6 @@ from luthier.studio.services.runs import find, headings
 from luthier.studio.web import render, settings_of
 
 router = APIRouter()
-TARGETS = ("ollama", "lmstudio", "llama.cpp", "vllm", "bundle")
 
 
 @router.get("/exports")
@@ -55,7 +55,8 @@ def _page(
         "chosen": chosen,
         "error": error,
         "deployments": [one for one in list_deployments() if one.run == run.id],
-        "targets": TARGETS,
+        "targets": deploying.ABOUT,
+        "deploying": deploying.of_run(settings_of(request), run),
     }
     return render(request, "export.html", values, page="exports", status=status_of(error) if error else 200)
 
@@ -70,6 +71,19 @@ async def begin(request: Request, name: str, form: Sent) -> Response:
     except LuthierError as error:
         return await asyncio.to_thread(_page, request, run, chosen=tuple(kinds), error=error)
     return RedirectResponse(f"/exports/{run.id}", 303)
+
+
+@router.post("/exports/{name}/deploy")
+async def deploy(request: Request, name: str, form: Sent) -> Response:
+    """Make the run ready for a runtime."""
+    settings = settings_of(request)
+    run = find(settings, name)
+    try:
+        target = deploying.target_named(form.one("target"))
+        await asyncio.to_thread(deploying.start, settings, run, target)
+    except LuthierError as error:
+        return await asyncio.to_thread(_page, request, run, error=error)
+    return RedirectResponse(f"/exports/{run.id}#use", 303)
 
 
 @router.get("/exports/{name}/files/{path:path}")

@@ -183,7 +183,7 @@ def _cause(run: RunDirectory, state: str, failure: Failure | None) -> str | None
         kept = checkpoints(run)
         saved = f"; step {kept[0].step} is saved" if kept else "; no checkpoint was written yet"
         return f"Its worker is gone without a word (killed, out of memory, or the machine restarted){saved}."
-    return None if failure is None else failure.message
+    return failure.message if failure is not None and state == "failed" else None
 
 
 def _mends(run: RunDirectory, recipe: Recipe, state: str, failure: Failure | None) -> list[Mend]:

@@ -177,7 +177,7 @@ def export_view(settings: StudioSettings, run: RunDirectory) -> ExportView:
     options = _options(run)
     shipped_f16 = any(o.key in ("F16", "BF16") and o.there is not None for o in options)
     scratch = 0 if shipped_f16 else _largest(run, "F16") or 0
-    failure = run.status.failure if state == "failed" and run.status.stage == "ship" else None
+    failure = run.status.failure if run.status.stage == "ship" else None
     return ExportView(
         run=run,
         state=state,

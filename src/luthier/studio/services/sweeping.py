@@ -17,16 +17,14 @@ from luthier.files import write_text
 from luthier.runs.directory import RunDirectory, find_run
 from luthier.runs.process import ACTIVE, alive, current_state, identity, torch_environment
 from luthier.runs.report.charts import Chart
-from luthier.runs.sweep.folder import SweepFolder, find_sweep, list_sweeps, name_for
+from luthier.runs.sweep.folder import WORKER, SweepFolder, find_sweep, list_sweeps, name_for
 from luthier.runs.sweep.page import charts, columns, headline, note_of, ordered, sentences
 from luthier.runs.sweep.space import as_written, edges, split_words
 from luthier.schema.load import load_recipe
-from luthier.schema.run import WorkerIdentity
 from luthier.schema.sweep import SweepChoice, SweepResult, Trial
 from luthier.studio.problems import Conflict, NotFound
 from luthier.studio.settings import StudioSettings
 
-WORKER = "worker.json"
 STATES = {"running": "busy", "done": "ok", "pruned": "warn", "infeasible": "warn", "failed": "bad"}
 MOST_TRIALS = 500
 
@@ -121,18 +119,11 @@ def view_of(folder: SweepFolder) -> SweepView:
 
 def _view(folder: SweepFolder) -> SweepView:
     result = folder.result
-    running = alive(_worker(folder)) or _has_live_trial(folder, result)
+    running = alive(folder.worker) or _has_live_trial(folder, result)
     log = ""
     with contextlib.suppress(FileNotFoundError):
         log = (folder.path / "log.txt").read_bytes()[-8192:].decode("utf-8", "replace")
     return SweepView(folder.path.name, folder.choice, result, running, "\n".join(log.splitlines()[-15:]))
-
-
-def _worker(folder: SweepFolder) -> WorkerIdentity | None:
-    try:
-        return WorkerIdentity.model_validate_json((folder.path / WORKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _has_live_trial(folder: SweepFolder, result: SweepResult | None) -> bool:
@@ -188,13 +179,10 @@ def go_on(settings: StudioSettings, folder: SweepFolder) -> None:
 
 
 def stop_sweep(folder: SweepFolder) -> None:
-    """Ask a sweep that the studio started to stop and keep its work. Errors: Conflict where there is none."""
-    worker = _worker(folder)
+    """Ask a sweep to stop and keep its work, whoever started it. Errors: Conflict where nobody is at it."""
+    worker = folder.worker
     if worker is None or not alive(worker):
-        raise Conflict(
-            f"no process of the studio works on {folder.path.name}",
-            hint="one that was started in a terminal is stopped there, by Ctrl-C",
-        )
+        raise Conflict(f"nobody works on {folder.path.name}", hint="its trials are kept; go on when you like")
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker.pid, signal.SIGINT)
 
