@@ -59,3 +59,12 @@ def test_images_cost_memory_and_time_and_an_adapted_tower_more() -> None:
     assert peak(arch, seen) - peak(arch, shape) == pytest.approx(grown, rel=0.05)
     assert tower_flops(arch, shape) == 0
     assert tower_flops(adapted, seen) == 3 * tower_flops(arch, seen) == 3 * 2 * 300e6 * 4
+
+
+def test_an_exact_trace_of_a_model_that_sees_is_refused() -> None:
+    from luthier.checks.trace.run import trace_training
+    from luthier.errors import Unsupported
+
+    shape = TrainingShape(micro_batch_size=1, sequence_length=64)
+    with pytest.raises(Unsupported, match="models that see are not traced"):
+        trace_training({"model_type": "gemma3", "vision_config": {}}, Lora(), shape)

@@ -43,6 +43,11 @@ def trace_training(
     results, the user's cache folder by default. Errors: Unsupported for what the trace does not
     follow, ToolchainError when the process fails.
     """
+    if "vision_config" in config:
+        raise Unsupported(
+            "models that see are not traced: a vision tower's kernels are not followed",
+            hint="leave out --exact: the formula counts tower and images",
+        )
     layers = int(config["num_hidden_layers"])
     depths = None if whole else shallow_depths(config)
     if depths is not None and (depths[1] >= layers or shape.recomputed_layers is not None):
