@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from luthier.errors import LuthierError, RecipeError, Unsupported
-from luthier.planning.levers import check_levers
+from luthier.planning.hypothetical import parse_hardware
+from luthier.planning.levers import check_levers, check_units
 from luthier.schema.recipe import Recipe
 
 FULL = {"method": {"name": "full"}}
@@ -53,3 +54,12 @@ def test_refused_with_a_way_out(
 )
 def test_what_goes_together_passes(training: dict[str, Any], sections: dict[str, Any]) -> None:
     check_levers(recipe(training, **sections))
+
+
+@pytest.mark.parametrize(("words", "device"), [("A100", "cuda"), ("T4", "cuda"), ("cpu:16GB", "cpu")])
+def test_eight_bit_products_are_refused_on_cards_without_them(words: str, device: str) -> None:
+    asked = recipe({}, method={"name": "lora", "base": "float8"})
+    with pytest.raises(Unsupported, match="float8 needs matrix units"):
+        check_units(asked, parse_hardware(words), device)
+    check_units(asked, parse_hardware("H100"), "cuda")
+    check_units(recipe({}), parse_hardware(words), device)

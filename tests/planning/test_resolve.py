@@ -114,8 +114,9 @@ def test_nothing_is_left_open_and_each_value_has_a_source() -> None:
     open_keys = [
         f"training.{name}"
         for name, value in done.training
-        if value is None and name not in ("max_steps", "patience", "recomputed_layers", "ema")
-    ]  # fmt: skip
+        if value is None
+        and name not in ("max_steps", "patience", "recomputed_layers", "ema", "parallel", "cuda_graphs")
+    ]
     assert open_keys == []
     assert done.model.dtype == "float32"
     assert isinstance(done.method, Lora)
@@ -198,6 +199,11 @@ def test_the_type_follows_the_device() -> None:
     warned = resolve(asked, arch=SMOL, hardware=LAPTOP, profile=PROFILE)
     assert warned.recipe.model.dtype == "bfloat16"
     assert "emulated" in warned.warnings[0]
+    old = parse_hardware("T4")
+    assert resolve(recipe(), arch=SMOL, hardware=old, profile=PROFILE).recipe.model.dtype == "float32"
+    asked_there = resolve(asked, arch=SMOL, hardware=old, profile=PROFILE)
+    assert asked_there.recipe.model.dtype == "bfloat16"
+    assert "emulated there and slower" in asked_there.warnings[0]
 
 
 def test_what_fits_is_solved_and_what_does_not_is_said() -> None:

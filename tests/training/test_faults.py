@@ -315,3 +315,25 @@ def test_training_ends_when_validation_has_long_stopped_falling(
     )
     assert again.steps == result.steps
     assert [event["kind"] for event in after] == ["resumed"]
+
+
+def test_layers_that_cannot_be_compiled_run_as_they_are_and_that_is_said(
+    tiny, make_source, make_documents, *, tmp_path, monkeypatch
+):
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none():
+        raise InvalidCxxCompiler
+
+    rows = make_documents(6)
+    _, plain, _ = train(tiny, make_source(rows), tmp_path / "plain")
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    for keeping, words in (("none", "1.5 times as long"), ("selective", "computed again")):
+        choice = CHOICE.model_copy(update={"compile": True, "activation_checkpointing": keeping})
+        _, model, events = train(tiny, make_source(rows), tmp_path / keeping, choice=choice)
+        (said,) = [event["text"] for event in events if event["kind"] == "note"]
+        assert "no C++ compiler" in said
+        assert words in said
+        for name, weight in weights_of(model).items():
+            torch.testing.assert_close(weight, weights_of(plain)[name])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from luthier.models.varlen import Kernel, kernel_for, varlen_attention
+from luthier.models.varlen import Kernel, faster_kernel, kernel_for, varlen_attention
 
 NAME = "luthier_documents"
 _KINDS = frozenset({"full_attention", "sliding_attention"})
@@ -57,6 +57,19 @@ def _head_width(config: Any) -> int | None:
 def varlen_kernel(model: Any) -> Kernel:
     """The fastest kernel that takes all documents at once, where one can (`why_not_varlen`)."""
     return kernel_for(next(model.parameters()).device, _head_width(model.config))
+
+
+def lacking(model: Any) -> list[str]:
+    """What keeps attention on CUDA in half precision from its fastest kernel here, with what it costs."""
+    weight = next(model.parameters())
+    if not weight.is_cuda or model.dtype not in (torch.bfloat16, torch.float16):
+        return []
+    if not supports_documents(model):
+        return ["rows are padded to the longest, for this family's layers carry state from token to token"]
+    if (why := why_not_varlen(model)) is not None:
+        return [f"attention runs document by document, for {why}: exact, and slower the more there are"]
+    faster = faster_kernel(weight.device, _head_width(model.config))
+    return [] if faster is None else [faster]
 
 
 def register() -> None:

@@ -22,15 +22,29 @@ _FLASH4_WIDTHS = (64, 96, 128)
 
 def kernel_for(device: torch.device, head_dim: int | None) -> Kernel:
     """The fastest kernel that there is for the device."""
-    if device.type != "cuda" or torch.version.hip is not None or head_dim not in _FLASH4_WIDTHS:
-        return "torch"
-    if torch.cuda.get_device_capability(device)[0] not in (9, 10):
+    if not _takes_flash4(device, head_dim):
         return "torch"
     try:
         found = find_spec("flash_attn.cute") is not None and find_spec("cutlass") is not None
     except ImportError:
         found = False
     return "flash4" if found else "torch"
+
+
+def faster_kernel(device: torch.device, head_dim: int | None) -> str | None:
+    """A faster kernel that the device could have and has not, with its command and what that costs."""
+    if kernel_for(device, head_dim) == "flash4" or not _takes_flash4(device, head_dim):
+        return None
+    return (
+        "attention runs in torch's own kernel: flash-attn-4 with nvidia-cutlass-dsl is about twice as fast "
+        "on this card (pip install flash-attn-4 nvidia-cutlass-dsl)"
+    )
+
+
+def _takes_flash4(device: torch.device, head_dim: int | None) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None or head_dim not in _FLASH4_WIDTHS:
+        return False
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def varlen_attention(

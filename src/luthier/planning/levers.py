@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from luthier.catalog.purposes import spec_of
 from luthier.errors import RecipeError, Unsupported
-from luthier.schema.recipe import Full, Recipe
+from luthier.schema.hardware import Hardware
+from luthier.schema.recipe import Full, Lora, Recipe
+
+EIGHT_BITS = (8, 9)
+"""Compute capability from which on matrix units take eight-bit floating point (Ada and Hopper)."""
 
 
 def check_levers(recipe: Recipe) -> None:
@@ -29,6 +33,19 @@ def check_levers(recipe: Recipe) -> None:
         _check_updates(recipe)
     if training.devices > 1:
         _check_shared(recipe)
+
+
+def check_units(recipe: Recipe, hardware: Hardware, device: str) -> None:
+    """Refuse types that the device's matrix units do not take. Errors: Unsupported."""
+    if not isinstance(recipe.method, Lora) or recipe.method.base != "float8":
+        return
+    gpu = hardware.accelerators[0] if device == "cuda" else None
+    if gpu is None or (gpu.compute_capability is not None and gpu.compute_capability < EIGHT_BITS):
+        raise Unsupported(
+            f"method.base: float8 needs matrix units for eight-bit numbers, which "
+            f"{'a CPU' if gpu is None else gpu.name} has not (Ada, Hopper and newer have)",
+            hint="leave method.base out, or use method.name: qlora to save memory",
+        )
 
 
 def _check_updates(recipe: Recipe) -> None:

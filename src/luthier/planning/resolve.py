@@ -16,7 +16,7 @@ from luthier.planning.division import check_division, divided_along
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
 from luthier.planning.launching import check_graphs, records
 from luthier.planning.layout import answers_do_not_fit, choose, over_devices
-from luthier.planning.levers import check_levers
+from luthier.planning.levers import check_levers, check_units
 from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit
 from luthier.planning.together import check_devices, why_not_divided
 from luthier.schema.base import Range
@@ -105,6 +105,7 @@ class _Resolver:
         self.rates, self.corrections = rates, corrections
         self.device: Device = device_of(hardware)
         check_levers(recipe)
+        check_units(recipe, hardware, self.device)
         check_devices(recipe, hardware, self.device)
         check_division(recipe, arch)
         self.devices = recipe.training.devices
@@ -191,9 +192,11 @@ class _Resolver:
                 self.derive("model.dtype", "bfloat16", f"{gpu.name} computes bf16 natively")
             else:
                 self.derive("model.dtype", "float32", f"{gpu.name} has no bf16")
-                self.warnings.append(
-                    f"{gpu.name} has no bf16: fp32 is right everywhere and several times slower than fp16"
-                )
+                if self.value("model.dtype") == "bfloat16":
+                    said = "bf16, which model.dtype asks for, is emulated there and slower than fp32"
+                else:
+                    said = "fp32 is right everywhere and several times slower than fp16"
+                self.warnings.append(f"{gpu.name} has no bf16: {said}")
         else:
             dtype, why = self._host_type()
             self.derive("model.dtype", dtype, why)

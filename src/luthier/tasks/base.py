@@ -20,6 +20,7 @@ import torch
 
 from luthier.data.chat_template import write_template
 from luthier.errors import RecipeError, Unsupported
+from luthier.models.attention import lacking
 from luthier.models.experts import router_paths
 from luthier.models.load import DTYPES, quiet, weights_digest
 from luthier.models.lora import add_lora, save_adapter
@@ -227,6 +228,9 @@ class ModelTask(ABC):
         if self.trained_digest is not None:
             self._load_base()
         digest = self._checkpoint_digest(recipe_digest)
+        if world.first and self.task_type == "CAUSAL_LM":
+            for text in lacking(self.model):
+                on_metrics({"kind": "note", "text": text})
         self.before_training(splits, run_directory, digest, on_metrics)
         source, held_out = self.source(splits), self.held_out(splits)
         full = isinstance(self.recipe.method, Full)

@@ -135,9 +135,35 @@ def prepared(
                     layer.forward = forward
 
 
+def why_not_compiled(device: torch.device) -> str | None:
+    """What is missing to compile layers there, with its command; None where nothing is."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "triton is not there (pip install triton)"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "there is no C++ compiler (apt install g++)"
+    return None
+
+
 def layers_as(choice: TrainingChoice, model: nn.Module, say: Say) -> AbstractContextManager[CompileClock]:
-    """`prepared` as a recipe asks for it. Raises Unsupported where selective is asked of plain layers."""
+    """`prepared` as a recipe asks for it. Raises Unsupported where selective is asked of plain layers.
+
+    Layers that cannot be compiled here run as they are, which is said with what it costs.
+    """
     keeping, compiled = choice.activation_checkpointing or "none", bool(choice.compile)
+    if compiled and (missing := why_not_compiled(next(model.parameters()).device)) is not None:
+        compiled = False
+        instead = ""
+        if keeping == "selective":
+            keeping, instead = "full", ", with whole layers computed again (about a third more)"
+        say(f"layers are not compiled, for {missing}: a step takes up to 1.5 times as long{instead}")
+        return prepared(model, keeping=keeping, recomputed=choice.recomputed_layers, say=say)
     if keeping == "selective" and not compiled:
         raise Unsupported(
             "training.activation_checkpointing: selective needs compiled layers",

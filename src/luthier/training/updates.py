@@ -87,7 +87,8 @@ class MuonAdamW(torch.optim.Optimizer):
         # Both work on this optimiser's own groups and states, which loading replaces.
         self._muon.param_groups = [group for group in self.param_groups if "ns_steps" in group]
         self._adamw.param_groups = [group for group in self.param_groups if "ns_steps" not in group]
-        for inner in (self._muon, self._adamw):
+        both: tuple[Any, ...] = (self._muon, self._adamw)  # torch's Muon is not annotated
+        for inner in both:
             inner.state = self.state
             if inner.param_groups:
                 inner.step()
