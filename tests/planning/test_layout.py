@@ -159,6 +159,11 @@ def test_parts_along_other_sides_are_counted(side: str) -> None:
     whole = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, micro_batch_size=1)
     found = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, micro_batch_size=1, parallel={side: 2})
     assert found.recipe.training.parallel == Parallel(replicate=2, shard=1, **{side: 2})
+    assert found.recipe.sources["training.parallel"].startswith(
+        "each of 4 devices holds the whole model"
+        if side == "context"
+        else "2 devices hold one model together"
+    )
     assert found.recipe.training.compile is False
     assert f"divided by {side}" in found.recipe.sources["training.compile"]
     parts = [one.estimate.peak.parts for one in (found, whole)]

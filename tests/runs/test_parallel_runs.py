@@ -44,7 +44,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ).save_pretrained(mixture)
     assert LlamaForCausalLM.from_pretrained(dense).config.tie_word_embeddings
-    write_recipe(folder, dense, micro_batch_size=1, max_steps=4, evaluate_every=2, checkpoint_every=2)
+    write_recipe(
+        folder, dense, batch_size=2, micro_batch_size=1, max_steps=4, evaluate_every=2, checkpoint_every=2
+    )
     return folder
 
 

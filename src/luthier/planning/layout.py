@@ -66,7 +66,10 @@ def choose(
     if step.shard > 1:
         _check_host(question)
     sizes = apart.model_copy(update={"shard": shard, "replicate": shares // shard}).sizes(devices)
-    return Layout(sizes, step, _why(question, step, shares // shard, alone=1 in [one[1] for one in found]))
+    if parts > 1:
+        return Layout(sizes, step, f"{parts} devices hold one model together, as the recipe says")
+    why = _why(question, step, devices // shard, alone=1 in [one[1] for one in found])
+    return Layout(sizes, step, why)
 
 
 def _check_host(question: Question) -> None:
