@@ -3,10 +3,10 @@
     python benchmarks/levers/measure.py [--steps 12] [--small]
 
 On CUDA a model of Qwen2.5-0.5B's shape in bf16 with micro-batches of 4 x 2,048 tokens, on a CPU one of 29
-million weights in fp32 and 2 x 256 (--small takes that on CUDA too). Weights and rows are random; every option
-trains in a process of its own. One line an option goes into results.jsonl: peak bytes measured (CUDA: allocated
-tensors; CPU: resident set) and predicted by the closed form for each phase, median seconds a step, and for
-checkpoints the median seconds that training stood still for each and that each took to the disk.
+million weights in fp32 and 2 x 256 (--small takes that on CUDA too). Weights and rows are random; every
+option trains in a process of its own. One line an option goes into results.jsonl: peak bytes measured (CUDA:
+allocated tensors; CPU: resident set) and predicted by the closed form for each phase, median seconds a step,
+and for checkpoints the median seconds that training stood still for each and that each took to the disk.
 """
 
 from __future__ import annotations
