@@ -3,7 +3,7 @@
     python benchmarks/export/scratch.py DATA FOLDER
     luthier train FOLDER/scratch-256.yaml
 
-DATA holds clinc150/train.jsonl and clinc150/test.jsonl, packed (.gz) or not. The run's own table of files is the
+DATA holds clinc150/train.jsonl and clinc150/test.jsonl, packed (.gz) or not. The run's own table is the
 result: docs/export.md has one, and scratch.json beside this file the records behind it.
 """
 

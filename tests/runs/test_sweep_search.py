@@ -88,7 +88,6 @@ def workers(base: tuple[Path, Prepared], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("LUTHIER_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(crew, "start_worker", found)
     monkeypatch.setattr(crew, "POLL", 0.0)
-    monkeypatch.setattr(search, "POLL", 0.0)
 
     def quietly(recipe: Recipe, say: object = None) -> Prepared:
         if isinstance(recipe.method, Lora) and recipe.method.rank == 8:

@@ -36,6 +36,10 @@ FLIPS = 9_999
 FEW_UNITS = 20
 """Below so many independent units Student's t interval must lie within the one that is given: the correction
 for skewness needs more of them."""
+ONE_SIDED_ROWS = 100
+"""Below so many units that all moved the same way, those that move the other way may not be among them."""
+RARE = 3
+"""With so few right (or wrong) rows Wilson's limit beside them is too near, and Poisson's may be taken."""
 TOLERANCE = 1e-12
 """Scores nearer than this are equal: what summation order can change."""
 
@@ -82,17 +86,35 @@ def score_interval(
         return float(low), float(high)
     n = len(values)
     if len(units) == n and is_binary(values):
-        effective = float(n)
-    else:
-        count = len(units)
-        variance = float(units.var(ddof=1)) / count if count > 1 else 0.0
-        # A sample without spread says nothing about its spread: then each unit counts once.
-        effective = mean * (1 - mean) / variance if variance > TOLERANCE else float(count)
-        # Few units know their own spread badly; the t quantile says by how much.
-        effective *= (normal_quantile(0.5 + level / 2) / t_quantile(0.5 + level / 2, max(count - 1, 1))) ** 2
-        effective = max(effective, 1e-9)
+        low, high = wilson_interval(values.sum(), float(n), level=level)
+        return _rarely(float(low), float(high), int(values.sum()), n, level=level)
+    count = len(units)
+    variance = float(units.var(ddof=1)) / count if count > 1 else 0.0
+    # A sample without spread says nothing about its spread: then each unit counts once.
+    effective = mean * (1 - mean) / variance if variance > TOLERANCE else float(count)
+    # Few units know their own spread badly; the t quantile says by how much.
+    effective *= (normal_quantile(0.5 + level / 2) / t_quantile(0.5 + level / 2, max(count - 1, 1))) ** 2
+    effective = max(effective, 1e-9)
     low, high = wilson_interval(mean * effective, effective, level=level)
     return float(low), float(high)
+
+
+def _rarely(low: float, high: float, right: int, n: int, *, level: float) -> tuple[float, float]:
+    """Wilson's interval with Poisson's one-sided limit where up to ``RARE`` rows are right, or wrong.
+
+    There Wilson's own covers too seldom (Brown, Cai & DasGupta 2001, Statistical Science 16:101-133, their
+    modified Wilson interval).
+    """
+    from scipy import stats
+
+    def limit(rare: int) -> float:
+        return float(stats.chi2.ppf(1 - level, 2 * rare)) / (2 * n)
+
+    if 1 <= right <= RARE:
+        low = min(low, limit(right))
+    if 1 <= n - right <= RARE:
+        high = max(high, 1 - limit(n - right))
+    return low, high
 
 
 def metric_of(
@@ -166,7 +188,9 @@ def tango_interval(
     return solve(z), solve(-z)
 
 
-def mean_interval(units: ArrayLike, *, level: float = LEVEL) -> tuple[Floats, Floats]:
+def mean_interval(
+    units: ArrayLike, *, level: float = LEVEL, reach: float | None = None
+) -> tuple[Floats, Floats]:
     """Interval for the mean of differences along the last axis: [..., units] -> [...], [...].
 
     A t interval through Hall's cubic transformation, which takes out skewness (Hall 1992, JRSS B
@@ -174,6 +198,10 @@ def mean_interval(units: ArrayLike, *, level: float = LEVEL) -> tuple[Floats, Fl
     farthest from it. They do for graded scores what Bonett & Price's (2012, JEBS 37:479-488) added
     counts do for yes/no scores: with few changed rows the observed spread is too small. Below
     ``FEW_UNITS`` units it is widened to hold Student's t interval too.
+
+    reach: how far a single row can move at all. Where fewer than ``ONE_SIDED_ROWS`` units all moved the same
+    way, the limit on the other side allows for the largest share of units that so many can have missed (with
+    a probability of 2.5 %: 1 - 0.025 ** (1 / n)) to move the other way half as far as that.
     """
     d = np.asarray(units, dtype=np.float64)
     plain = d
@@ -201,6 +229,11 @@ def mean_interval(units: ArrayLike, *, level: float = LEVEL) -> tuple[Floats, Fl
         centred_on = plain.mean(axis=-1)
         half = t_quantile(0.5 + level / 2, count - 1) * plain.std(axis=-1, ddof=1) / math.sqrt(count)
         low, high = np.minimum(low, centred_on - half), np.maximum(high, centred_on + half)
+    if reach is not None and 1 < count < ONE_SIDED_ROWS:
+        missed = reach / 2 * (1 - ((1 - level) / 2) ** (1 / count))
+        middle = plain.mean(axis=-1)
+        low = np.where((plain > TOLERANCE).all(axis=-1), np.minimum(low, middle - missed), low)
+        high = np.where((plain < -TOLERANCE).all(axis=-1), np.maximum(high, middle + missed), high)
     return low, high
 
 
@@ -351,8 +384,8 @@ def paired_interval(pair: PairedScores, *, level: float = LEVEL) -> tuple[float,
         b, c = int((differences > 0).sum()), int((differences < 0).sum())
         low, high = tango_interval(b, c, len(differences), level=level)
         return float(low), float(high)
-    low, high = mean_interval(units, level=level)
     bound = 1.0 if both.min() >= 0 and both.max() <= 1 else math.inf
+    low, high = mean_interval(units, level=level, reach=None if math.isinf(bound) else bound)
     return max(float(low), -bound), min(float(high), bound)
 
 
