@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +16,6 @@ from luthier.runs.model import Say, embedded_revision
 from luthier.runs.prepare import Prepared
 from luthier.runs.stages import load_comparisons, load_estimate, load_results
 from luthier.runs.sweep.crew import (
-    POLL,
     Crew,
     Stopping,
     Working,
@@ -189,26 +187,28 @@ class _Arms:
         self.base_recipe = self.folder.recipe()
         self.arms = arms_of(self.choice, self.base_recipe)
         self.crew = Crew(self.choice.jobs)
+        self.changed = False
         self.queue = [arm for arm in self.arms if not self._done(arm)]
 
     def run(self) -> SweepResult:
         """All arms, or until somebody wants to stop."""
         self._tell()
-        while not self.stopping():
-            self._start_more()
-            if not self.crew.active and not self.queue:
-                break
-            for one in self.crew.active:
-                if one.read():
-                    self._tell()
-            for working, state in self.crew.ended():
-                self._over(working, state)
-                self._tell()
-            if self.crew.active:
-                time.sleep(POLL)
-        else:
-            self.crew.stop()
+        self.crew.follow(
+            start_more=self._start_more,
+            more=lambda: bool(self.queue),
+            fresh=lambda _one, _losses: self._mark(),
+            over=self._over,
+            tell=self._tell_changes,
+            stopping=self.stopping,
+        )
         return self._tell()
+
+    def _mark(self) -> None:
+        self.changed = True
+
+    def _tell_changes(self) -> None:
+        if self.changed:
+            self._tell()
 
     def _id(self, arm: Arm) -> str:
         return f"{self.choice.name}-{arm.number:02d}"
@@ -246,6 +246,7 @@ class _Arms:
             self._tell()
 
     def _over(self, working: Working, state: State) -> None:
+        self.changed = True
         if state == "done":
             return
         if state == "lost" and working.number not in self.restarted:
@@ -259,6 +260,7 @@ class _Arms:
     # -- telling -----------------------------------------------------------------------------
 
     def _tell(self) -> SweepResult:
+        self.changed = False
         judged = self._judged()
         ranked = {one.name: one for one in rank(judged)} if judged else {}
         trials = []

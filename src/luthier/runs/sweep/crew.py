@@ -96,6 +96,35 @@ class Crew:
                 found.append((one, state))
         return found
 
+    def follow(
+        self,
+        *,
+        start_more: Callable[[], None],
+        more: Callable[[], bool],
+        fresh: Callable[[Working, list[tuple[float, float]]], None],
+        over: Callable[[Working, State], None],
+        tell: Callable[[], None],
+        stopping: Stopping,
+    ) -> None:
+        """Start and follow runs until there are no more, or until somebody wants to stop.
+
+        start_more: starts what there is room for. more: whether something waits for room. fresh: told new
+        validation losses of a run. over: told a run that has ended. tell: called after each look.
+        """
+        while not stopping():
+            start_more()
+            if not self.active and not more():
+                return
+            for one in self.active:
+                if losses := one.read():
+                    fresh(one, losses)
+            for working, state in self.ended():
+                over(working, state)
+            tell()
+            if self.active:
+                time.sleep(POLL)
+        self.stop()
+
     def stop(self) -> None:
         """Ask all runs to stop after their step, and wait until they have saved their work."""
         for one in self.active:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,6 @@ from luthier.runs.prepare import Prepared
 from luthier.runs.process import ACTIVE, current_state, raise_for_end
 from luthier.runs.stages import load_comparisons, load_estimate
 from luthier.runs.sweep.crew import (
-    POLL,
     Crew,
     Stopping,
     Working,
@@ -159,19 +157,19 @@ class _Search:
             if known.state == "running":
                 self._take_up(known)
         self._tell()
-        while not self.stopping():
-            self._start_more()
-            if not self.crew.active and self.waiting is None:
-                break
-            for working, state in self._looked():
-                self._over(working, state)
-            if self.changed:
-                self._tell()
-            if self.crew.active:
-                time.sleep(POLL)
-        else:
-            self.crew.stop()
+        self.crew.follow(
+            start_more=self._start_more,
+            more=lambda: self.waiting is not None,
+            fresh=self._losses,
+            over=self._over,
+            tell=self._tell_changes,
+            stopping=self.stopping,
+        )
         return self._tell()
+
+    def _tell_changes(self) -> None:
+        if self.changed:
+            self._tell()
 
     # -- starting ----------------------------------------------------------------------------
 
@@ -263,11 +261,9 @@ class _Search:
 
     # -- following ---------------------------------------------------------------------------
 
-    def _looked(self) -> list[tuple[Working, State]]:
-        for one in self.crew.active:
-            for share, loss in one.read():
-                self._loss(one, share, loss)
-        return self.crew.ended()
+    def _losses(self, one: Working, fresh: list[tuple[float, float]]) -> None:
+        for share, loss in fresh:
+            self._loss(one, share, loss)
 
     def _loss(self, one: Working, share: float, loss: float) -> None:
         self.losses.setdefault(one.number, []).append((share, loss))
