@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from luthier.errors import LuthierError, RecipeError, TrainingError, Unsupported, UsageError
 from luthier.planning.together import check_devices
@@ -70,6 +71,22 @@ def test_two_processes_learn_what_one_does(place: Path, alone: tuple[TrainResult
     assert len(validated[0]) == 2
     assert result.best_step == wanted.best_step
     assert (result.tokens, result.trainable_parameters) == (wanted.tokens, wanted.trainable_parameters)
+
+
+def test_two_processes_that_hold_one_model_together_learn_it_too(
+    place: Path, alone: tuple[TrainResult, Events]
+) -> None:
+    run, events = started(place, "divided", "training.devices=2", "training.parallel.shard=2"), []
+    assert run.recipe.training.parallel is not None
+    assert run.recipe.training.parallel.replicate == 1
+    result = train_together(run, "one", 2, on_metrics=events.append)
+    steps, before = kept(events, "step"), kept(alone[1], "step")
+    assert [event["loss"] for event in steps] == pytest.approx([event["loss"] for event in before], rel=1e-4)
+    assert result.best_step == alone[0].best_step
+    assert result.dtype == "float32"
+    names = load_file(run.path / result.selected_checkpoint / "weights.safetensors")
+    assert {name.rpartition(".")[2] for name in names} == {"lora_A", "lora_B"}
+    assert result.trainable_parameters == sum(weight.numel() for weight in names.values())
 
 
 def test_one_goes_on_where_two_ended_and_a_dead_process_ends_the_other(place: Path) -> None:

@@ -170,7 +170,7 @@ def main() -> None:
     wholes = [(name, "one", None) for name in names]
     shards = [(name, "two", None) for name in names]
     hybrids = [(name, "four", None) for name in names if name in ("llama", "qlora")]
-    copies = [(name, "copies", None) for name in names if name == "rounded"]
+    copies = [(name, "copies", None) for name in names if name in ("llama", "rounded")]
     finish([*start("one", wholes, folder), *start("two", shards, folder)])
     finish(start("four", [*hybrids, *([("lora", "fewer", 1)] if "lora" in names else [])], folder))
     if "lora" in names:

@@ -87,6 +87,7 @@ def assert_same_training(folder: Path, case: str, layout: str) -> None:
 @pytest.mark.parametrize(
     ("case", "layout"),
     [
+        ("llama", "copies"),
         ("llama", "two"),
         ("mixtral", "two"),
         ("lora", "two"),

@@ -102,6 +102,8 @@ def show_plan(recipe: Recipe, estimate: Estimate) -> None:
         value: object = values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {one}" for name, one in value.items() if one not in {None, 1})
         table.add_row(key, Text(str(value), style="bold"), Text(source, style="dim"))
     out().print(Padding(table, (0, 0, 0, 2)))
     show_estimate(estimate)

@@ -320,7 +320,8 @@ class _Resolver:
         shape = layout.shape
         if self.devices > 1:
             self.values["training.parallel"] = layout.sizes
-            if self.given.training.parallel is None or self.given.training.parallel.shard is None:
+            given = self.given.training.parallel
+            if given is None or given.shard is None or given.replicate is None:
                 self.sources["training.parallel"] = layout.why
         estimate = question.estimate(shape)
         fits = f"{estimate.process.expected / GIB:.1f} of {question.budget / GIB:.1f} GiB"

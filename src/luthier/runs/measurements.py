@@ -34,7 +34,7 @@ def shortages_of(run: RunDirectory) -> Iterator[Shortage]:
 
 
 def measurement_of(run: RunDirectory, result: TrainResult) -> Measurement | None:
-    """Predicted beside measured, or None where the run was prepared before shapes were kept."""
+    """Predicted beside measured, or None where no shape was kept or several devices trained."""
     estimate, hardware = load_estimate(run), run.stage("hardware", Hardware)
     planned = run.stage("planned", Planned)
     facts: dict[str, Any] = run.stage_values("model") or {}
@@ -46,6 +46,8 @@ def measurement_of(run: RunDirectory, result: TrainResult) -> Measurement | None
     except LuthierError:
         return None  # the base model has gone from the disk since
     recipe = run.recipe
+    if recipe.training.devices > 1:
+        return None  # what the formula is corrected by is one device's time and memory
     dtype = str(recipe.model.dtype)
     steps = steps_of(run)
     shortages = tuple(shortages_of(run))

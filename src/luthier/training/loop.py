@@ -28,6 +28,7 @@ from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.neftune import noisy
 from luthier.training.objective import MicroBatch, Objective, WholeStep, to_device
 from luthier.training.optimizer import Optimizer, learning_rate
+from luthier.training.overlap import Overlap
 from luthier.training.profile import StepProfile
 from luthier.training.recorded import Passes
 from luthier.training.saving import Saver
@@ -152,6 +153,8 @@ def fit(
         run.saver.close(run.note)
         run.profiled(profile.close(run.position.step))
         run.optimizer.close()
+        if run.overlap is not None:
+            run.overlap.close()
         model.eval()
 
 
@@ -200,6 +203,11 @@ class _Run:
         self.memory.phases["load"] = memory_now(device)
         self.watched = 0
         alone = not (world.divided or division.side or self.optimizer.in_backward)
+        # A layer whose input is on the host runs backward inside another's pass; replayed graphs tell nobody.
+        early = alone and choice.activation_checkpointing != "offload" and not choice.cuda_graphs
+        self.overlap: Overlap | None = None
+        if early and world.shares > 1:
+            self.overlap = Overlap(self.optimizer.model_weights, self.optimizer.masters, world)
         self.passes = Passes(
             model,
             objective,
@@ -331,6 +339,8 @@ class _Run:
         while True:
             draws = Draws.now(self.device)
             loss, tokens = torch.zeros((), device=self.device), 0
+            if self.overlap is not None:
+                self.overlap.begin()
             try:
                 loss, tokens = self._accumulate(turns, weight)
                 out = False
@@ -344,11 +354,13 @@ class _Run:
                     raise self._too_much(batches) from None
                 out = True
             # Out of the block: the error's traceback holds the tensors that did not fit.
+            if self.overlap is not None:
+                self.overlap.end()
             if not self.world.most(int(out)):
                 break
             self._shrink(batches)
             draws.put_back(self.device)
-        if self.world.size > 1 and not self.world.divided:
+        if self.world.size > 1 and not self.world.divided and self.overlap is None:
             self._add_up()
         norm = self.optimizer.clip()
         total, count = self.world.total(loss.item(), tokens)
@@ -383,11 +395,13 @@ class _Run:
             total = self.objective.step(self.model, batches, max(weight, 1.0))
             self._phase("backward")
             return total, tokens
-        for whole, counts in turns:
-            for batch in cut(whole, self.position.halvings):
-                tokens += int((batch.document_ids > 0).sum()) * counts
-                total += self.passes(batch, counts / max(weight, 1.0), lambda: self._phase("forward"))
-                self._phase("backward")
+        pieces = [(piece, counts) for whole, counts in turns for piece in cut(whole, self.position.halvings)]
+        for place, (batch, counts) in enumerate(pieces, 1):
+            tokens += int((batch.document_ids > 0).sum()) * counts
+            if self.overlap is not None and place == len(pieces):
+                self.overlap.arm()
+            total += self.passes(batch, counts / max(weight, 1.0), lambda: self._phase("forward"))
+            self._phase("backward")
         self.passes.end(settled=self.watched >= WATCHED_STEPS)
         return total, tokens
 

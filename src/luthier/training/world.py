@@ -166,14 +166,17 @@ ALONE = World()
 
 def add_over(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
     """Add tensors up over a group (None: over all), in place; of the same shapes and types everywhere."""
-    for bucket in _buckets(tensors):
+    for bucket in buckets(tensors):
+        if len(bucket) == 1 and bucket[0].is_contiguous():
+            dist.all_reduce(bucket[0], group=group)
+            continue
         flat = torch.cat([one.reshape(-1) for one in bucket])
         dist.all_reduce(flat, group=group)
         parts = torch.split(flat, [one.numel() for one in bucket])
         torch._foreach_copy_(list(bucket), [p.view_as(b) for p, b in zip(parts, bucket, strict=True)])
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one type in groups of about `BUCKET` numbers, in order."""
     held: list[Tensor] = []
     for tensor in tensors:
