@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,13 +81,26 @@ def below(path: str, parents: Sequence[str]) -> bool:
     return any(path == one or path.startswith(one + ".") for one in parents)
 
 
-def image_processor(directory: Path) -> Any:
-    """The model's own image processor, over Pillow. Errors: FileProblem."""
-    with quiet():
-        from transformers import AutoImageProcessor
+_PROCESSORS = {
+    "qwen": ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+    "gemma3": ("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil"),
+    "idefics3": ("idefics3.image_processing_pil_idefics3", "Idefics3ImageProcessorPil"),
+    "smolvlm": ("smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil"),
+}
+"""Model type, or its beginning -> module and class of its processor over Pillow. Named rather than looked up:
+before transformers 5.23 `AutoImageProcessor` cannot be had without torchvision."""
 
+
+def image_processor(directory: Path) -> Any:
+    """The model's own image processor, over Pillow. Errors: FileProblem, Unsupported."""
+    kind = str(check_model_directory(directory).get("model_type"))
+    found = next((one for name, one in _PROCESSORS.items() if kind.startswith(name)), None)
+    if found is None:
+        raise Unsupported(f"{kind} has no image processor that is known here", file=directory)
+    with quiet():
+        made = getattr(import_module(f"transformers.models.{found[0]}"), found[1])
         try:
-            return AutoImageProcessor.from_pretrained(directory, backend="pil", local_files_only=True)
+            return made.from_pretrained(directory, local_files_only=True)
         except Exception as error:
             said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise FileProblem(f"the image processor cannot be loaded: {said}", file=directory) from error
