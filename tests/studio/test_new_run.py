@@ -296,3 +296,12 @@ def test_the_buttons_hand_the_plan_to_the_queue(tmp_path: Path) -> None:
         assert [body["first"] for body in bodies] == [True, False, True]
         trial = recipe_from(bodies[2]["recipe"], bodies[2]["overrides"])
         assert (trial.training.max_steps, trial.name) == (3, f"{recipe.name}-trial")
+
+
+def test_several_gpus_are_a_field_where_there_are_several(tmp_path):
+    with studio(tmp_path) as client:
+        one = client.get("/runs/new?model=Qwen/Qwen3-4B&method=lora&hardware=h100").text
+        two = client.get("/runs/new?model=Qwen/Qwen3-4B&method=lora&hardware=2xh100&devices=2&batch=16").text
+    assert "GPUs together" not in one
+    assert "GPUs together" in two
+    assert "devices: 2" in two

@@ -31,7 +31,6 @@ class Keys:
 
     def to(self, selector: str, *, most: int = 160) -> None:
         """Press Tab until the focus is there."""
-        print("to", selector, self.page.url, flush=True)
         self.page.wait_for_selector(selector, state="attached")
         for _ in range(most):
             if self.page.evaluate("(where) => document.activeElement?.matches(where) ?? false", selector):

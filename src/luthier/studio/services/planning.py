@@ -85,6 +85,8 @@ class Wish(BaseModel):
     learning_rate: float | None = Field(None, gt=0)
     batch: int | None = Field(None, ge=1, le=1_000_000)
     micro: int | None = Field(None, ge=1, le=1_000_000)
+    devices: int | None = Field(None, ge=1, le=4096)
+    """GPUs that train together; one when not given."""
     length: int | None = Field(None, ge=8, le=100_000_000)
     over: Literal["error", "truncate", "drop"] | None = None
     """What to do with rows longer than the sequence."""
@@ -116,6 +118,7 @@ KEYS: dict[str, str] = {
     "learning_rate": "training.learning_rate",
     "batch": "training.batch_size",
     "micro": "training.micro_batch_size",
+    "devices": "training.devices",
     "length": "training.sequence_length",
     "over": "data.over_length",
     "checkpointing": "training.activation_checkpointing",
@@ -155,6 +158,8 @@ class Plan:
     """With every value derived; None where nothing can be said."""
     device: str = ""
     machine: str = ""
+    cards: int = 0
+    """GPUs of the machine."""
     budget: int = 0
     total_memory: int = 0
     """Of the device."""
@@ -396,6 +401,7 @@ def _plan(wish: Wish, uploads: Path, here: Hardware) -> Plan:
         recipe=asked if wish.preset == "balanced" else recipe.model_copy(update={"sources": {}}),
         resolved=found,
         device=found.device,
+        cards=len(machine.accelerators),
         machine=device.name if device is not None else f"{processor.name}, {processor.cores} cores",
         budget=question.budget,
         total_memory=device.memory_total if device is not None else machine.memory_total,
