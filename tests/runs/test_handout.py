@@ -8,6 +8,7 @@ from luthier.errors import FileProblem, UsageError
 from luthier.exporting.files import artifact_of
 from luthier.runs.directory import RunDirectory
 from luthier.runs.handout import hand_out, kinds_of
+from luthier.schema.load import export_from
 from luthier.schema.recipe import DataChoice, ModelChoice, Recipe
 
 
@@ -61,3 +62,8 @@ def test_kinds_by_what_was_asked():
         "gguf:F16",
         "gguf:Q8_0",
     ]
+
+
+def test_no_types_of_gguf_are_none_and_not_an_empty_one():
+    assert export_from(adapter=True, gguf="").gguf == ()
+    assert export_from(gguf="F16, Q8_0,").gguf == ("F16", "Q8_0")

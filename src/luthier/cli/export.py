@@ -19,6 +19,7 @@ def export(
     merged: Annotated[bool, Parameter(negative="")] = False,
     onnx: Annotated[bool, Parameter(negative="")] = False,
     imatrix: Annotated[bool, Parameter(negative="")] = False,
+    gguf_adapter: Annotated[bool, Parameter(negative="")] = False,
     quality_rows: int | None = None,
     to: Path | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -39,6 +40,8 @@ def export(
         A graph for onnxruntime (classification, similarity and reranking).
     imatrix
         Round GGUF types of four bits and less by an importance matrix of training rows.
+    gguf_adapter
+        The adapter as a GGUF file, which llama.cpp puts on the base model's own GGUF (`--lora`).
     quality_rows
         Held-out rows on which each GGUF file is judged by the run's own metric: 64, and 0 for none.
     to
@@ -49,14 +52,17 @@ def export(
     from luthier.catalog.purposes import check_supported
     from luthier.cli import story
     from luthier.cli.attend import attend
-    from luthier.cli.console import out, print_json
+    from luthier.cli.console import err, out, print_json
+    from luthier.exporting.files import artifact_of
+    from luthier.runs.adapters import adapter_file
     from luthier.runs.handout import check_place, hand_out, kinds_of
     from luthier.runs.registry import resolve
     from luthier.runs.stages import load_artifacts
     from luthier.schema.load import export_from
     from luthier.schema.run import Job
 
-    if not (gguf or adapter or merged or onnx):
+    whole = bool(gguf or adapter or merged or onnx)
+    if not (whole or gguf_adapter):
         raise UsageError(
             "name what to export", hint="for example: luthier export latest --merged --gguf Q4_K_M,Q8_0"
         )
@@ -73,13 +79,18 @@ def export(
         from luthier.llamacpp.setup import converter
 
         converter()
-    code = attend(found, Job(kind="export", export=wanted), quiet=True)
+    code = attend(found, Job(kind="export", export=wanted), quiet=True) if whole else 0
     if code != 0:
         return code
     artifacts = load_artifacts(found)
+    kinds = kinds_of(adapter=adapter, merged=merged, onnx=onnx, gguf=wanted.gguf)
+    chosen = [one for one in artifacts if one.kind in kinds]
+    if gguf_adapter:
+        path = adapter_file(found, say=lambda words: err().print(words, style="dim"))
+        chosen.append(artifact_of(path, "adapter:gguf", relative_to=found.path))
+        artifacts = [*artifacts, chosen[-1]]
     if to is not None:
-        kinds = kinds_of(adapter=adapter, merged=merged, onnx=onnx, gguf=wanted.gguf)
-        hand_out(found, [one for one in artifacts if one.kind in kinds], to)
+        hand_out(found, chosen, to)
     if json:
         print_json({"run": found.id, "artifacts": [a.model_dump(mode="json") for a in artifacts]})
     else:

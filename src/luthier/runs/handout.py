@@ -54,7 +54,7 @@ def hand_out(run: RunDirectory, artifacts: Sequence[Artifact], to: Path) -> Path
                 target = scratch / path.relative_to(source.parent)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(path, target)
-        if any(one.kind.startswith("gguf:") for one in artifacts):
+        if any((run.path / one.path).is_file() for one in artifacts):  # folders bring their own
             for path in sorted((run.path / "artifacts").iterdir()):
                 if path.is_file() and (PAPERS.match(path.name) or path.name == CARD):
                     shutil.copyfile(path, scratch / path.name)

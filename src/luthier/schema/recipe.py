@@ -65,7 +65,9 @@ class SimilarityChoice(Record):
     def _sizes(cls, value: object) -> object:
         if isinstance(value, int):
             return (value,)
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class RerankingChoice(Record):
@@ -516,7 +518,9 @@ class ExportChoice(Record):
     @field_validator("gguf", mode="before")
     @classmethod
     def _words(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class LicenceChoice(Record):
