@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from luthier.data.image_tokens import GemmaImages, IdeficsImages, QwenImages, image_tokens
+from luthier.catalog.trains import SEEING, why_not_trained
+from luthier.data.image_tokens import FAMILIES, GemmaImages, IdeficsImages, QwenImages, image_tokens
 from luthier.data.load import read_chats
 from luthier.data.seeing import image_parts
 from luthier.errors import DataError, FileProblem, LuthierError, RecipeError
@@ -77,6 +78,12 @@ def test_layouts_come_from_a_models_own_settings(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava", "vision_config": {}}')
     with pytest.raises(LuthierError, match="llava has its own way with images"):
         image_tokens(tmp_path)
+
+
+def test_what_is_laid_out_is_what_the_advisor_takes_for_trained() -> None:
+    assert set(FAMILIES) == set(SEEING)
+    assert why_not_trained("chat", "lora", images=True, family="gemma3") is None
+    assert "not among the families" in (why_not_trained("chat", "lora", images=True, family="llama4") or "")
 
 
 def read(folder: Path, rows: list[dict[str, Any]], **choice: Any) -> list[Any]:

@@ -10,6 +10,11 @@ NOT_TRAINED: dict[str, str] = {
 """Method, goal or feature -> why a recipe of it is refused. The commit that lets the trainer do it deletes
 its line."""
 
+SEEING = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "gemma3", "idefics3", "smolvlm",
+)  # fmt: skip
+"""Model types that are tuned on images: those whose image tokens ``data.image_tokens`` lays out."""
+
 TASKS: dict[str, str] = {
     "similarity": "similarity",
     "reranking": "reranking",
@@ -20,13 +25,21 @@ TASKS: dict[str, str] = {
 
 
 def why_not_trained(
-    purpose: str, method: str, *, goal: str | None = None, images: bool = False, sharded: bool = False
+    purpose: str,
+    method: str,
+    *,
+    goal: str | None = None,
+    images: bool = False,
+    sharded: bool = False,
+    family: str | None = None,
 ) -> str | None:
-    """Why a run of this sort is refused today, or None."""
+    """Why a run of this sort is refused today, or None. family: the model's type, where it is known."""
     name = TASKS.get(purpose)
     if name is not None and not Path(__file__).parents[1].joinpath("tasks", f"{name}.py").exists():
         return f"{purpose} is not in the trainer yet"
     asked = [method, *([goal] if goal else []), *(["image"] if images and method != "lora" else [])]
+    if images and family is not None and family not in SEEING:
+        return f"{family} is not among the families that are tuned on images ({', '.join(SEEING)})"
     if sharded and name is not None:
         return f"{purpose} is decided with the whole model: its weights cannot be divided over GPUs"
     return next((NOT_TRAINED[word] for word in asked if word in NOT_TRAINED), None)

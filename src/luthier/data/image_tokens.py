@@ -18,7 +18,7 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 IDEFICS = ("idefics3", "smolvlm")
 GEMMA = ("gemma3",)
 FAMILIES = (*QWEN, *GEMMA, *IDEFICS)
-"""Model types whose images are laid out here."""
+"""Model types whose images are laid out here, as `catalog.trains.SEEING` names them."""
 MOST_SIDE = 4_096
 """Idefics3 makes no side of an image longer."""
 MOST_RATIO = 200

@@ -339,6 +339,7 @@ def _untrained(pair: _Pair, request: Request, hardware: Hardware) -> tuple[str, 
         goal=request.goal,
         images=request.reads_images,
         sharded=is_sharded(pair.estimate),
+        family=pair.card.architecture.model_type if pair.card.architecture is not None else None,
     )
     found = [] if why is None else [f"{UNTRAINED}: {why}"]
     weights = pair.estimate.total_parameters * (0.6 if pair.method.name == "qlora" else 2)
