@@ -493,3 +493,9 @@ clip_grad_norm: 0.5
     assert recipe.data.columns == {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}
     with pytest.raises(Unsupported, match="ForwardKLLoss"):
         imported(tmp_path, TORCHTUNE.replace("LinearCrossEntropyLoss", "ForwardKLLoss"))
+
+
+def test_noise_on_embeddings_is_carried(tmp_path: Path) -> None:
+    recipe, report = imported(tmp_path, AXOLOTL + "neftune_noise_alpha: 5\n")
+    assert recipe.training.neftune_alpha == 5
+    assert "neftune_noise_alpha" not in left(report)

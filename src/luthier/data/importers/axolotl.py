@@ -85,7 +85,6 @@ _LEFT = {
     "adam_epsilon": "AdamW's epsilon is 1e-8",
     "lora_model_dir": "a run starts from a base model or from a checkpoint of its own",
     "lora_modules_to_save": "adapters are trained alone",
-    "neftune_noise_alpha": "no noise is added to embeddings",
     "dataset_exact_deduplication": "`luthier data check FILE --fix OUT` leaves copies out",
     "shuffle_merged_datasets": "rows are always shuffled, by seed",
 }  # fmt: skip

@@ -48,7 +48,6 @@ _FACTORY_LEFT = {
     "adapter_name_or_path": "a run starts from a base model or from a checkpoint of its own",
     "additional_target": "adapters are trained alone",
     "loraplus_lr_ratio": "both matrices of an adapter learn at one rate",
-    "neftune_noise_alpha": "no noise is added to embeddings",
     "cache_dir": HOUSE,
     "ignore_pad_token_for_loss": "padding never carries loss",
     "predict_with_generate": "the test split is always answered by generating",

@@ -160,6 +160,7 @@ def trainer_settings(keys: Keys) -> None:
     for theirs, ours in (
         ("weight_decay", "weight_decay"), ("adam_beta1", "beta1"), ("adam_beta2", "beta2"),
         ("max_grad_norm", "max_grad_norm"), ("save_total_limit", "keep_last"),
+        ("neftune_noise_alpha", "neftune_alpha"),
     ):  # fmt: skip
         keys.number(theirs, f"training.{ours}")
     steps(keys, "eval_steps", "save_steps")
