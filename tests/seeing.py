@@ -40,7 +40,7 @@ TEXT = {
     "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3", "idefics3", "smolvlm")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3", "idefics3", "smolvlm")
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (240, 240, 240)}
 
 
@@ -119,6 +119,21 @@ def _config(family: str, size: int) -> Any:
                 "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
                 "patch_size": 8, "spatial_merge_size": 2, "num_position_embeddings": 64,
                 "deepstack_visual_indexes": [0],
+            },
+            image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4,
+        )  # fmt: skip
+    if family == "qwen3_5":
+        rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+                "rope_theta": 10_000.0, "partial_rotary_factor": 1.0}  # fmt: skip
+        return transformers.Qwen3_5Config(
+            text_config={
+                **text, "head_dim": 8, "rope_parameters": rope, "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                "layer_types": ["linear_attention", "full_attention"],
+            },
+            vision_config={
+                "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
+                "patch_size": 8, "spatial_merge_size": 2, "num_position_embeddings": 64,
             },
             image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4,
         )  # fmt: skip

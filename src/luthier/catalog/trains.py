@@ -11,7 +11,7 @@ NOT_TRAINED: dict[str, str] = {
 its line."""
 
 SEEING = (
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "gemma3", "idefics3", "smolvlm",
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "gemma3", "idefics3", "smolvlm",
 )  # fmt: skip
 """Model types that are tuned on images: those whose image tokens ``data.image_tokens`` lays out."""
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from luthier.errors import DataError, FileProblem, RecipeError, Unsupported
 
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 IDEFICS = ("idefics3", "smolvlm")
 GEMMA = ("gemma3",)
 FAMILIES = (*QWEN, *GEMMA, *IDEFICS)
