@@ -1,4 +1,4 @@
-"""What two processes compute together, for tests to hold against one: ``python -m parallel_ranks FOLDER``."""
+"""What two processes compute together, to be held against one: ``python -m parallel_ranks FOLDER KIND``."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def batch() -> Any:
     width = max(map(sum, LAYOUT)) + 2
     ids = torch.randint(3, 90, (len(LAYOUT), width), generator=draw)
     labels = torch.where(torch.rand(ids.shape, generator=draw) < 0.35, -100, ids)
+    labels[2, 8] = ids[2, 8]  # the first token of the second run: predicted from the last one of the first
     positions, documents = torch.zeros_like(ids), torch.zeros_like(ids)
     for index, row in enumerate(LAYOUT):
         start = 0
@@ -101,7 +102,8 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 
 def computed(model: Any, objective: Any, division: Division) -> Found:
     """Loss, norm of the gradients and whole gradients after one step over the rows."""
-    whole = batch()
+    device = next(model.parameters()).device
+    whole = SimpleNamespace(**{name: tensor.to(device) for name, tensor in vars(batch()).items()})
     if isinstance(objective, WholeStep):
         few = objective.step(model, [whole], 1.0)  # fewer micro-batches than stages
         torch.testing.assert_close(objective(model, whole).total, few)
@@ -117,6 +119,7 @@ def computed(model: Any, objective: Any, division: Division) -> Found:
     division.add_up(weights)
     norm = division.norm(weights).item()
     grads = division.whole({name: one.grad for name, one in weights.items() if one.grad is not None})
+    grads = {name: grad.cpu() for name, grad in grads.items()}
     return {"loss": loss.item(), "norm": norm, "grads": grads}
 
 
@@ -132,15 +135,15 @@ def alone(case: Case) -> Found:
 
 def shared(world: World, case: Case) -> Found:
     """What this one of two processes computes, and the gradients of both."""
-    model = model_of(case)
+    model = model_of(case).to(world.device)
     objective, division = take_part(model, causal_objective(model), world, world.device)
     with prepared(model, keeping=case.keeping):
         return computed(model, objective, division)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, kind: str) -> None:
     rank = int(os.environ["RANK"])
-    with together(rank, 2, "cpu", local=rank, address=f"file://{folder / 'meeting'}") as world:
+    with together(rank, 2, kind, local=rank, address=f"file://{folder / 'meeting'}") as world:
         found = {}
         for side in FAMILIES:
             part = World(rank, 2, world.device, Parallel(**{side: 2}))
@@ -150,4 +153,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -21,15 +21,16 @@ pytestmark = [
 NEAR = {"rtol": 2e-4, "atol": 2e-5}
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes computed, by case."""
-    folder = tmp_path_factory.mktemp("together")
+Found = list[dict[str, Any]]
+
+
+def both(folder: Path, kind: str) -> Found:
+    """What each of two processes computed on that kind of device, by case."""
     tests = Path(parallel_ranks.__file__).parent
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "parallel_ranks", str(folder)],
+            [sys.executable, "-m", "parallel_ranks", str(folder), kind],
             env={**surroundings, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -46,16 +47,30 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return both(tmp_path_factory.mktemp("together"), "cpu")
+
+
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_two_processes_compute_what_one_does(name: str, found: list[dict[str, Any]]) -> None:
-    case = CASES[name]
-    wanted = alone(case)
-    for both in found:
-        got = both[name]
-        assert got["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
-        assert got["norm"] == pytest.approx(wanted["norm"], rel=1e-4)
+def test_two_processes_compute_what_one_does(name: str, found: Found) -> None:
+    hold(name, found)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_compute_what_one_process_does(tmp_path: Path) -> None:
+    found = both(tmp_path, "cuda")
+    for name in CASES:
+        hold(name, found)
+
+
+def hold(name: str, found: Found) -> None:
+    wanted = alone(CASES[name])
+    for one in found:
+        assert one[name]["loss"] == pytest.approx(wanted["loss"], rel=1e-5), name
+        assert one[name]["norm"] == pytest.approx(wanted["norm"], rel=1e-4), name
     grads = found[0][name]["grads"]
     assert grads.keys() == wanted["grads"].keys()
     for weight, grad in wanted["grads"].items():
-        torch.testing.assert_close(grads[weight], grad, **NEAR, msg=lambda text, w=weight: f"{w}: {text}")
+        torch.testing.assert_close(grads[weight], grad, **NEAR, msg=lambda t, w=weight: f"{name} {w}: {t}")
     assert max(float(grad.abs().max()) for grad in grads.values()) > 1e-2

@@ -8,8 +8,8 @@ that of FlashAttention-4 where it is installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -72,21 +72,26 @@ def lacking(model: Any) -> list[str]:
     return [] if faster is None else [faster]
 
 
-def register() -> None:
-    """Make the implementation known to transformers under ``NAME``. Harmless when repeated."""
+def register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
+    """Make an implementation without masks known to transformers under a name. Harmless when repeated."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, documents_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, _no_mask)
+
+
+def attending_to_documents(model: Any) -> AbstractContextManager[None]:
+    """Within the block the model expects ``document_arguments`` in its forward call."""
+    return attending(model, NAME, documents_attention)
 
 
 @contextmanager
-def attending_to_documents(model: Any) -> Iterator[None]:
-    """Within the block the model expects ``document_arguments`` in its forward call."""
-    register()
+def attending(model: Any, name: str, attention: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Within the block the model attends by that implementation, known to transformers under the name."""
+    register(name, attention)
     config = model.config
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

@@ -8,8 +8,7 @@ processes have the same work. Heads that do not divide are filled up with heads 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,38 +16,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from luthier.models.attention import documents_attention
+from luthier.models.attention import attending, documents_attention
 from luthier.models.exchange import Group, swapped
 
 NAME = "luthier_context"
 
 
-def register() -> None:
-    """Make the implementation known to transformers under ``NAME``. Harmless when repeated."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+def attending_together(model: Any) -> AbstractContextManager[None]:
+    """Within the block the model expects its own run of tokens and the arguments of the whole row.
 
-    AttentionInterface.register(NAME, context_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Borders come from the lengths: no mask is built."""
-    del args, kwargs
-
-
-@contextmanager
-def attending_together(model: Any) -> Iterator[None]:
-    """Within the block the model expects its own run of tokens, `models.attention.document_arguments` of the
-    whole row, and the group as ``context_group``.
+    These are `models.attention.document_arguments` of the row, and the group as ``context_group``.
     """
-    register()
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attending(model, NAME, context_attention)
 
 
 def context_attention(

@@ -76,7 +76,7 @@ def keep_stage(model: Any, place: int, count: int) -> tuple[Stage, frozenset[str
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     known = isinstance(layers, nn.ModuleList) and isinstance(getattr(base, "norm", None), nn.Module)
-    if not known or head is None or getattr(base, "embed_tokens", None) is not embedding:
+    if not known or head is None or not hasattr(base, "embed_tokens") or base.embed_tokens is not embedding:
         raise Unsupported(
             f"training.parallel.pipeline: {type(model).__name__} is not built of embeddings, layers, norm",
             hint="use training.parallel.shard",
