@@ -33,7 +33,7 @@ CHOICE = TrainingChoice(
     epochs=1, learning_rate=3e-3, batch_size=6, micro_batch_size=2, sequence_length=32, weight_decay=0.1,
     evaluate_every=2, checkpoint_every=1, keep_last=9, activation_checkpointing="none", max_grad_norm=0.5,
 )  # fmt: skip
-STEPS = 3
+FACTS = ("dtype", "trainable_parameters", "total_parameters", "best_step")
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,13 @@ def train(name: str, world: World, folder: Path, *, until: int | None = None) ->
         return "stop" if until is not None and done and done[-1] == until else None
 
     with contextlib.suppress(Interrupted):
-        fit(
+        result = fit(
             model, objective, Source(documents(17), batch_size=6), held_out(), choice=choice, seed=5,
             directory=folder, recipe_digest=name, device=torch.device("cpu"), on_metrics=events.append,
             control=control, resume=True, world=world, through=through,
         )  # fmt: skip
+        facts = {name: getattr(result, name) for name in FACTS}
+        events.append({"kind": "result", **facts})
     if world.size > 1 and not world.divided:
         events.append({"kind": "spread", "spread": spread(model)})
     if world.first:

@@ -79,6 +79,7 @@ def assert_same_training(folder: Path, case: str, layout: str) -> None:
                 assert right["grad_norm"] == pytest.approx(left["grad_norm"], rel=1e-6)
                 assert (right["tokens"], right["trained_tokens"]) == (left["tokens"], left["trained_tokens"])
     assert len(events(one, "step")) == STEPS
+    assert events(one, "result") == events(other, "result")
     for step in (1, STEPS):
         for left, right in zip(saved(one, step), saved(other, step), strict=True):
             assert_near(left, right, 1e-5)

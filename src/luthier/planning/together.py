@@ -69,7 +69,7 @@ def why_not_divided(recipe: Recipe) -> str | None:
         return f"{recipe.task} is decided with the whole model once it is trained"
     if recipe.preference is not None:
         return "pairs of answers are weighed against a model that one device holds"
-    if getattr(recipe, "vision", None) is not None:
+    if recipe.vision is not None:
         return "a model that sees is trained with the whole of it on each device"
     if isinstance(method, Lora) and method.base == "float8":
         return "weights in float8 lie by columns too, which cannot be divided (method.name: qlora can)"

@@ -32,7 +32,7 @@ from luthier.training.overlap import Overlap
 from luthier.training.profile import StepProfile
 from luthier.training.recorded import Passes
 from luthier.training.saving import Saver
-from luthier.training.sharding import Through, at_once
+from luthier.training.sharding import Divided, Through, at_once, parameters_of
 from luthier.training.world import ALONE, World
 
 Metrics = dict[str, str | int | float | bool | None]
@@ -621,7 +621,8 @@ class _Run:
             )
         weights = list(self.model.parameters())
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-        sizes = self.division.sizes or (trained, sum(weight.numel() for weight in weights))
+        sizes = self.division.sizes or (trained, parameters_of(self.model))
+        dtype = self.through.dtype if isinstance(self.through, Divided) else weights[0].dtype
         return TrainResult(
             steps=now.step,
             epochs=now.epoch + now.step_in_epoch / self.train.steps(now.epoch),
@@ -642,7 +643,7 @@ class _Run:
             trainable_parameters=sizes[0],
             total_parameters=sizes[1],
             device=str(self.device),
-            dtype=str(weights[0].dtype).removeprefix("torch."),
+            dtype=str(dtype).removeprefix("torch."),
         )
 
 

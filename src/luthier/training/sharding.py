@@ -47,7 +47,7 @@ class _Whole(nn.Module):
         return run()
 
 
-def divide(model: nn.Module, world: World, *, masters: bool) -> Through:
+def divide(model: nn.Module, world: World, *, masters: bool) -> Divided:
     """Divide the model's weights along shard, in place, layer by layer; only one at a time is whole there.
 
     masters: hold trained weights in fp32 and gather them in their own type, where all of a layer have one;
@@ -62,7 +62,7 @@ def divide(model: nn.Module, world: World, *, masters: bool) -> Through:
             f"{type(model).__name__} marks no layers, so its weights cannot be divided over devices",
             hint="leave training.parallel.shard at 1",
         )
-    mesh = world.side("replicate", "shard")
+    mesh, dtype = world.side("replicate", "shard"), next(model.parameters()).dtype
     assert mesh is not None
     for layer in layers:
         layer.to(world.device)
@@ -70,18 +70,24 @@ def divide(model: nn.Module, world: World, *, masters: bool) -> Through:
     whole = _Whole(model)
     _divide_part(whole, mesh, masters=masters, again=None)
     _prefetch(whole, layers)
-    parts: list[Any] = [whole, *layers]
+    return Divided(whole, layers, dtype)
 
-    def through(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
+
+class Divided:
+    """The way to a model whose weights are divided (`Through`)."""
+
+    def __init__(self, whole: _Whole, layers: list[nn.Module], dtype: torch.dtype) -> None:
+        self.whole, self.dtype = whole, dtype
+        self.parts: list[Any] = [whole, *layers]
+
+    def __call__(self, work: Callable[..., Any], *args: Any, **named: Any) -> Any:
         # One closure: FSDP looks into arguments for tensors, and would take a head's weight for an input.
-        found = whole(partial(work, *args, **named))
+        found = self.whole(partial(work, *args, **named))
         if not torch.is_grad_enabled():
             # No backward pass follows that would let go of what was gathered.
-            for part in parts:
+            for part in self.parts:
                 part.reshard()
         return found
-
-    return through
 
 
 def _divide_part(module: nn.Module, mesh: Any, *, masters: bool, again: bool | None) -> None:
@@ -126,6 +132,17 @@ def _prefetch(whole: Any, layers: list[Any]) -> None:
     for here, after in pairwise(layers):
         here.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([here])
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Numbers in all weights of a model, parts of packed ones not counted, divided or not."""
+    found = {
+        id(weight): weight.numel()
+        for module in model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if name == "weight" or name not in getattr(module, "base_names", ())
+    }
+    return sum(found.values())
 
 
 def is_divided(weight: Tensor) -> bool:
