@@ -32,7 +32,7 @@ from luthier.exporting.gguf import export_gguf  # noqa: E402
 from luthier.llamacpp.runtime import GgufGenerator, LlamaServer, ServerSettings  # noqa: E402
 from luthier.models.generate import TorchGenerator  # noqa: E402
 from luthier.models.load import load_causal  # noqa: E402
-from real_templates import FOLDER, family_of, real_tokenizer  # noqa: E402
+from real_templates import FOLDER, MARKERS, family_of, real_tokenizer  # noqa: E402
 
 TYPES = ("F16", "Q8_0", "Q5_K_M", "Q4_K_M")
 GRANITE = {
@@ -66,16 +66,19 @@ TEMPLATES = {
     "qwen3": "Qwen-Qwen3-0.6B",
     "qwen3_moe": "Qwen3-Coder",
     "mistral": "mistralai-Mistral-Nemo-Instruct-2407",
-    "gemma3": "google-gemma-3-it",
     "smollm3": "HuggingFaceTB-SmolLM3-3B",
     "granite": "ibm-granite-granite-3.3-2B-Instruct",
 }
 """Families whose own template and vocabulary can be had without the Hub."""
+ONLY_TEMPLATES = {"gemma3": "google-gemma-3-it", "phi3": "microsoft-Phi-3.5-mini-instruct"}
+"""Families whose vocabulary the converter wants as SentencePiece's own file: template, made-up vocabulary."""
 
 
 def vocabulary_of(family: str, folder: Path) -> tuple[Any, tuple[int, ...], str]:
     """A tokenizer as transformers wraps it, its end tokens, and whose it is."""
     name = TEMPLATES.get(family)
+    if FOLDER is not None and family in ONLY_TEMPLATES:
+        return only_template(family)
     if FOLDER is None or name is None:
         wrapped = tiny.made_up(tiny.FAMILIES[family][1])
         if family == "qwen2":
@@ -102,6 +105,22 @@ def vocabulary_of(family: str, folder: Path) -> tuple[Any, tuple[int, ...], str]
     )
     ends = tuple(wrapped.convert_tokens_to_ids(list(whose.ends)))
     return wrapped, ends, f"{name}: template and vocabulary" if whose.own else f"{name}: template"
+
+
+def only_template(family: str) -> tuple[Any, tuple[int, ...], str]:
+    """A made-up vocabulary that knows the marks of a maker's template."""
+    name = ONLY_TEMPLATES[family]
+    template = (Path(FOLDER or "") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    own = family_of(name)
+    wrapped = tiny.made_up(tiny.FAMILIES[family][1])
+    bos = "<bos>" if "bos_token" in template else None
+    marks = sorted({*MARKERS.findall(template), *own.ends, *([bos] if bos else [])})
+    wrapped.add_special_tokens({"additional_special_tokens": marks, "eos_token": own.ends[0]})
+    if bos is not None:
+        wrapped.add_special_tokens({"bos_token": bos})
+    wrapped.chat_template = template
+    ends = tuple(wrapped.convert_tokens_to_ids(list(own.ends)))
+    return wrapped, ends, f"{name}: template"
 
 
 def measure(family: str, folder: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ def evaluate(
     *,
     data: tuple[Path, ...] = (),
     against: str | None = None,
+    beside: tuple[str, ...] = (),
     name: str | None = None,
     model: str | None = None,
     gguf: str | None = None,
@@ -60,6 +61,9 @@ def evaluate(
         Rows to judge on (one or more files).
     against
         What it is compared with, named in the same way: the baseline of the comparison.
+    beside
+        For a run on its own splits: something more that answers the same rows and is kept for the report,
+        named as above; may be given again.
     name
         What the split of --data is called; the first file's name when not given.
     model
@@ -119,16 +123,25 @@ def evaluate(
 
     own = [load_own(words) for words in metrics if is_own(words)]
     known = tuple(words for words in metrics if not is_own(words))
-    run = None if against or model or gguf or _no_run(what) else _run(what)
+    alone = not (against or gguf or _no_run(what)) and (model is None or bool(beside))
+    run = _run(what) if alone else None
+    if beside and run is None:
+        raise UsageError("--beside goes with a run", hint="compare two things: --against WHAT --data FILE")
     if run is not None:
         if known:
             raise UsageError(
                 f"{run.id} keeps the metrics that its recipe names",
                 hint="set evaluation.metrics there, or name one of your own: --metrics FILE.py:FUNCTION",
             )
+        if beside and data:
+            raise UsageError(
+                "--beside answers the run's own rows", hint="name it alone: --against WHAT --data F"
+            )
         code, comparisons = _run_comparisons(run, data, name, judging, own, json=json)
         if code != 0:
             return code
+        for other in beside:
+            _column(run, other, model=model if other.startswith("http") else None, json=json)
     else:
         if not data:
             raise UsageError("no rows to judge on", hint="name a file: --data rows.jsonl")
@@ -158,6 +171,22 @@ def evaluate(
         comparisons = _shown(results, judgement, json=json)
     whole = None if data else run
     return _gated(comparisons, min_delta, no_regression=no_regression, run=whole)
+
+
+def _column(run: RunDirectory, what: str, *, model: str | None, json: bool) -> None:
+    """Something more on a run's own rows, shown beside the tuned model and kept for the report."""
+    from luthier.cli import story
+    from luthier.cli.console import err, out, row_bar
+    from luthier.runs.columns import add_column
+
+    def say(words: str) -> None:
+        err().print(words, style="dim", highlight=False)
+
+    with row_bar(what) as progress:
+        found = add_column(run, what, model=model, say=say, progress=progress)
+    if not json:
+        out().print(f"the tuned model against {what}", highlight=False, soft_wrap=True)
+        story.show_comparisons([found])
 
 
 def _gated(

@@ -272,7 +272,7 @@ def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] 
     """Baseline against tuned on every split, with the verdict, and against what costs no training."""
     for comparison in comparisons:
         out().print(Text(f"  {comparison.split}, {comparison.main.delta.n} rows", style="dim"))
-        table = columns("metric", "baseline", "tuned", "difference  [95 % interval]", "verdict", gap=1)
+        table = columns("metric", "baseline", "tuned", "difference  [interval]", "verdict", gap=1)
         for difference in comparison.differences:
             words, colour = VERDICTS[difference.verdict]
             primary = difference.metric == comparison.primary

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.runs.abilities import BASELINE, TUNED, load_abilities, load_probe
+from luthier.runs.columns import load_columns
 from luthier.runs.directory import RunDirectory
 from luthier.runs.judgements import load_judgements
 from luthier.runs.report.context import Command, ReportContext, read_points
@@ -58,7 +59,7 @@ def context_of(run: RunDirectory) -> ReportContext:
         abilities=tuple(load_abilities(run)),
         abilities_before=load_probe(run, BASELINE),
         abilities_after=load_probe(run, TUNED),
-        others=tuple(load_floor_results(run)),
+        others=(*load_floor_results(run), *load_columns(run)),
         judgements=tuple(load_judgements(run)),
         artifacts=tuple(load_artifacts(run)),
         licence=licence_of(facts.get("licence")),
