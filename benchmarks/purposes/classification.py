@@ -156,8 +156,8 @@ def jobs(data: Path, tiny: bool) -> list[Job]:
     many = labels_of(feelings)
     return [
         made("banking77", banking, 252, 2e-4, single(held, labels_of(banking))),
-        made("clinc150", clinc, 300, 2e-4, refusing(asked["validation"], asked["test"], labels_of(clinc))),
-        made("goemotions", feelings[:20_000], 250, 1e-4, several(judged[:half], judged[half:], many)),
+        made("clinc150", clinc, 150, 2e-4, refusing(asked["validation"], asked["test"], labels_of(clinc))),
+        made("goemotions", feelings[:20_000], 150, 1e-4, several(judged[:half], judged[half:], many)),
     ]
 
 

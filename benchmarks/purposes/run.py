@@ -13,11 +13,12 @@ disfl_qa and oasst1_en. Needs luthier, sentence-transformers, datasets, accelera
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import classification
 import generation
 import pairs
-from side_by_side import DEVICE, compare, parser
+from side_by_side import DEVICE, Turn, compare, parser
 
 
 def main() -> None:
@@ -26,15 +27,21 @@ def main() -> None:
     words.add_argument("--encoder", type=Path)
     words.add_argument("--decoder", type=Path)
     asked = words.parse_args()
+    warmed: set[Any] = set()
+    todo = []
     if asked.encoder is not None:
-        jobs = classification.jobs(asked.data, asked.tiny)
-        compare(jobs, classification.ours, classification.theirs, "transformers", asked, model=asked.encoder)
+        found = classification.jobs(asked.data, asked.tiny)
+        todo.append((found, classification.ours, classification.theirs, "transformers", asked.encoder))
         found = pairs.jobs(asked.data, asked.encoder, asked.tiny)
-        compare(found, pairs.ours, pairs.theirs, "sentence-transformers", asked, model=asked.encoder)
+        todo.append((found, pairs.ours, pairs.theirs, "sentence-transformers", asked.encoder))
     if asked.decoder is not None:
         chats = generation.jobs(asked.data, asked.decoder, asked.tiny)
-        dtype = "float32" if DEVICE == "cpu" else "bfloat16"
-        compare(chats, generation.ours, generation.theirs, "trl", asked, model=asked.decoder, dtype=dtype)
+        todo.append((chats, generation.ours, generation.theirs, "trl", asked.decoder))
+    for turn, seed in enumerate(asked.seeds):  # a run that is stopped early has as many seeds of everything
+        for jobs, ours, theirs, other, model in todo:
+            dtype = "bfloat16" if other == "trl" and DEVICE != "cpu" else "float32"
+            one = Turn(seed, turn % 2 == 0, warmed)
+            compare(jobs, ours, theirs, other, asked, turn=one, model=model, dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,15 @@ def about(dtype: str) -> Row:
     return {"device": device, "dtype": dtype, "versions": versions}
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One seed's round. warmed: kinds of work whose kernels and libraries are loaded already."""
+
+    seed: int
+    ours_first: bool
+    warmed: set[Any]
+
+
 def compare(
     jobs: Sequence[Job],
     ours: Arm,
@@ -146,10 +155,11 @@ def compare(
     other: str,
     asked: argparse.Namespace,
     *,
+    turn: Turn,
     model: Path,
     dtype: str = "float32",
 ) -> None:
-    """Train every job by both with every seed, taking turns at going first; one line a training.
+    """Train every job by both with one seed; one line a training.
 
     What the output holds already is left out, so a stopped run goes on where it stood.
     """
@@ -157,37 +167,31 @@ def compare(
     held = asked.out.read_text().splitlines() if asked.out.exists() else []
     done = {key_of(json.loads(line)) for line in held}
     arms = {OURS: ours, other: theirs}
-    warmed = set()
     for job in jobs:
         if asked.jobs is not None and job.name not in asked.jobs:
             continue
-        order = [
-            (seed, name)
-            for turn, seed in enumerate(asked.seeds)
-            for name in (list(arms) if turn % 2 == 0 else list(arms)[::-1])
-        ]
         facts = {"job": job.name, "rows": len(job.rows), "steps": job.steps, "batch": job.batch_size}
-        facts |= {"rate": job.rate, "loss": job.loss}
-        missing = [
-            one for one in order if key_of({**where, **facts, "arm": one[1], "seed": one[0]}) not in done
-        ]
-        if missing and DEVICE != "cpu" and (job.purpose, job.loss) not in warmed:
-            warmed.add((job.purpose, job.loss))  # kernels and libraries load before the clock runs
+        facts |= {"rate": job.rate, "loss": job.loss, "seed": turn.seed, **where}
+        order = list(arms) if turn.ours_first else list(arms)[::-1]
+        missing = [name for name in order if key_of({**facts, "arm": name}) not in done]
+        if asked.minutes is not None and time.perf_counter() - BEGAN > 60 * asked.minutes:
+            if missing:
+                print(f"stopped before {job.name}, seed {turn.seed}: --minutes {asked.minutes:g}")
+            continue
+        if missing and DEVICE != "cpu" and (job.purpose, job.loss) not in turn.warmed:
+            turn.warmed.add((job.purpose, job.loss))  # kernels and libraries load before the clock runs
             for arm in arms.values():
                 with tempfile.TemporaryDirectory() as scratch:
                     arm(replace(job, steps=5), model, 0, Path(scratch) / "model", dtype)
-        if job.judges_base and key_of({**facts, "arm": "base", "seed": 0}) not in done:
-            write(asked.out, {**facts, "arm": "base", "seed": 0, **job.judge(model)})
-        for seed, name in missing:
-            if asked.minutes is not None and time.perf_counter() - BEGAN > 60 * asked.minutes:
-                print(f"stopped before {job.name}, seed {seed} of {name}: --minutes {asked.minutes:g}")
-                return
+        base = {**facts, "arm": "base", "seed": 0}
+        if job.judges_base and key_of(base) not in done:
+            write(asked.out, {**base, **job.judge(model)})
+            done.add(key_of(base))
+        for name in missing:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch) / "model"
-                figures = arms[name](job, model, seed, folder, dtype)
-                write(
-                    asked.out, {**where, **facts, "arm": name, "seed": seed, **figures, **job.judge(folder)}
-                )
+                figures = arms[name](job, model, turn.seed, folder, dtype)
+                write(asked.out, {**facts, "arm": name, **figures, **job.judge(folder)})
 
 
 BEGAN = time.perf_counter()
