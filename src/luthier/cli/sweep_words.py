@@ -35,6 +35,7 @@ def line(trial: Trial, result: SweepResult) -> str:
 
 
 def table_of(result: SweepResult) -> Table:
+    """All trials in the order of their place, with state and note."""
     from rich.text import Text
 
     from luthier.cli.story import columns
@@ -56,6 +57,7 @@ def table_of(result: SweepResult) -> Table:
 
 
 def show(result: SweepResult, *, json: bool) -> None:
+    """The result of a sweep, in the terminal or as one JSON object."""
     from rich.padding import Padding
 
     from luthier.cli import story
@@ -82,6 +84,7 @@ def show(result: SweepResult, *, json: bool) -> None:
 
 
 def list_all(*, json: bool) -> int:
+    """Every sweep that there is; the exit code."""
     from rich.padding import Padding
 
     from luthier.cli.console import out, print_json
@@ -108,6 +111,7 @@ def list_all(*, json: bool) -> int:
 
 
 def show_forecast(choice: SweepChoice, found: Forecast) -> None:
+    """What a sweep would do and take."""
     from luthier.cli.console import duration, err, memory, out
     from luthier.cli.story import grid
     from luthier.runs.sweep.space import as_written
