@@ -1,21 +1,30 @@
 """What a page of the studio weighs and takes, and what a tab costs its server.
 
-``python benchmarks/studio/measure.py [--tabs 20]`` makes a run of 100,000 steps and 200 runs in a scratch
-folder, starts a studio over them and prints a line of JSON for each measurement. Times are of this machine as
-busy as it is: the load stands beside them. Needs Chromium and ``make assets``.
+``python benchmarks/studio/measure.py [--out results/FILE.jsonl]`` makes a run of 100,000 steps and
+200 runs in a scratch folder, starts a studio over them and prints a line of JSON for each measurement. Times
+are of this machine as busy as it is: the load stands beside them. Needs Chromium and ``make assets``, and
+2 GB of disk for the upload.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import platform
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
+from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import httpx2
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
@@ -23,10 +32,16 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 from luthier.runs.directory import RunDirectory  # noqa: E402
 from luthier.runs.process import identity  # noqa: E402
 from luthier.schema.run import Status  # noqa: E402
+from luthier.studio.access import Access  # noqa: E402
+from luthier.version import __version__  # noqa: E402
 from studio_browser import CHROMIUM, FLAGS, Server, logged_in  # noqa: E402
 from studio_case import made_run  # noqa: E402
 
-PAGES = ("/", "/models", "/datasets", "/runs/new", "/runs", "/runs/long", "/evals", "/exports", "/settings")
+PAGES = (
+    "/", "/advise", "/models", "/models/Qwen/Qwen3-8B", "/datasets", "/runs/new", "/runs", "/runs/long",
+    "/runs/run-000?tab=samples", "/sweeps", "/evals", "/compare", "/exports", "/registry", "/serve",
+    "/settings",
+)  # fmt: skip
 STEPS = 100_000
 
 
@@ -127,6 +142,61 @@ def listing(browser: Any, server: Server) -> dict[str, float]:
     return {"median_ms": statistics.median(found), "best_ms": min(found)}
 
 
+def upload(server: Server, size: int) -> dict[str, float]:
+    """One file of so many bytes over the API: what the server's memory grows by while it arrives."""
+    line = json.dumps({"prompt": "x" * 400, "completion": "y" * 80}).encode() + b"\n"
+    block = line * (1 + (1 << 20) // len(line))
+    count = size // len(block)
+    highest, done = [server.memory()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            highest.append(server.memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    headers = {
+        "authorization": f"Bearer {Access(server.folder / 'studio').token()}",
+        "content-length": str(count * len(block)),
+    }
+    body = (block for _ in range(count))
+    answer = httpx2.put(f"{server.url}/api/v1/uploads/big.jsonl", content=body, headers=headers, timeout=900)
+    took = time.perf_counter() - began
+    done.set()
+    watcher.join()
+    answer.raise_for_status()
+    return {"bytes": count * len(block), "grew_by": max(highest) - highest[0], "seconds": took}
+
+
+def restart(browser: Any, server: Server, run: RunDirectory) -> dict[str, float]:
+    """The server killed and started under an open page: until the page shows what was written meanwhile."""
+    page = logged_in(browser, server)
+    page.goto(f"{server.url}/runs/long?tab=log")
+    page.wait_for_timeout(500)
+    server.kill()
+    step = 3 * STEPS
+    run.append("metrics", {"kind": "step", "step": step, "total_steps": 4 * STEPS, "loss": 1.8})
+    began = time.perf_counter()
+    server.start()
+    up = time.perf_counter() - began
+    page.wait_for_function(
+        "(step) => document.querySelector('#t-step').textContent === step", arg=f"{step:,}", timeout=60_000
+    )
+    found = time.perf_counter() - began
+    page.context.close()
+    return {"seconds_until_it_answers": up, "seconds_until_the_page_goes_on": found}
+
+
+def versions() -> dict[str, Any]:
+    """What was measured with."""
+    assert CHROMIUM is not None
+    told = subprocess.run([CHROMIUM, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    names = ("fastapi", "uvicorn", "starlette", "jinja2", "playwright")
+    found = {name: metadata.version(name) for name in names}
+    return {"chromium": told, "python": platform.python_version(), **found, "luthier": __version__}
+
+
 def main() -> None:
     """Measure and print."""
     from playwright.sync_api import sync_playwright
@@ -134,29 +204,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tabs", type=int, default=20)
     parser.add_argument("--pages-only", action="store_true")
+    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play, contextlib.ExitStack() as open_:
+        file = open_.enter_context(asked.out.open("a", encoding="utf-8")) if asked.out else None
+        tell = partial(_tell, file)
         folder = Path(scratch)
         run = fill(folder)
         server = Server(folder)
         server.start()
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
+            tell("versions", versions())
             tell("server_at_start", {"bytes": server.memory()})
             if not asked.pages_only:
                 tell("listing", listing(browser, server))
                 tell("long", long_run(browser, server, run))
                 tell("tabs", tabs(browser, server, asked.tabs))
+                tell("restart", restart(browser, server, run))
             for path in PAGES:
                 tell(path, cold(browser, server, path))
+            if not asked.pages_only:
+                tell("upload", upload(server, 1_000_000_000))
         finally:
             browser.close()
             server.stop()
 
 
-def tell(name: str, values: dict[str, float]) -> None:
+def _tell(file: IO[str] | None, name: str, values: dict[str, Any]) -> None:
     """One line of JSON, with how busy the machine was."""
-    print(json.dumps({"what": name, **values, "load": os.getloadavg()[0]}), flush=True)
+    line = json.dumps({"what": name, **values, "load": round(os.getloadavg()[0], 2)})
+    print(line, flush=True)
+    if file is not None:
+        file.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from luthier.schema.run import Status
 
 R = TypeVar("R", bound=Record)
 Control = Literal["stop", "save"]
-Stream = Literal["metrics", "events"]
+Stream = Literal["metrics", "events", "samples"]
 
 
 def runs_root() -> Path:

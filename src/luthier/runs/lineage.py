@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.errors import CheckpointError, FileProblem, RecipeError, UsageError
 from luthier.runs.directory import RunDirectory, find_run
 from luthier.runs.model import Say
-from luthier.runs.prepare import Prepared, create_run, prepare
 from luthier.schema.load import recipe_from
 from luthier.schema.recipe import Full, Lora, Recipe
 from luthier.schema.run import Changed, Origin
 from luthier.training.manifest import CHECKPOINTS, STATE, adopt, is_whole, step_name, steps
+
+if TYPE_CHECKING:
+    from luthier.runs.prepare import Prepared
 
 FIXED = ("task", "model", "method", "data", "seed", "training.batch_size", "training.micro_batch_size",
          "training.sequence_length", "training.optimizer")  # fmt: skip
@@ -80,6 +82,8 @@ def changes(before: Recipe, after: Recipe) -> dict[str, Changed]:
 def clone(name: str, overrides: Sequence[str], *, say: Say, offline: bool = False) -> tuple[Prepared, Origin]:
     """The recipe of a run, for a new one that begins at the beginning. Errors: as ``prepare``."""
     parent = find_run(name)
+    from luthier.runs.prepare import prepare  # tokenizers and numpy: only where rows are read
+
     prepared = prepare(recipe_of(parent, overrides, keep=False), say=say, offline=offline)
     changed = changes(parent.recipe, prepared.recipe)
     return prepared, Origin(kind="clone", parent=parent.id, path=str(parent.path), changed=changed)
@@ -144,6 +148,8 @@ def _from_checkpoint(
             )
     env: dict[str, Any] = parent.stage_values("env") or {}
     now = datetime.fromisoformat(env["now"]) if "now" in env else None
+    from luthier.runs.prepare import prepare
+
     prepared = prepare(recipe, say=say, offline=offline, now=now)
     known = parent.stage_values("data")
     if known is not None and known["digest"] != prepared.data.report.digest:
@@ -208,6 +214,8 @@ def start_from(
     prepared: Prepared, origin: Origin, *, root: Path | None = None, run_id: str | None = None
 ) -> RunDirectory:
     """Make the new run's directory, with the parent's checkpoint where it goes on from one."""
+    from luthier.runs.prepare import create_run
+
     run = create_run(prepared, root=root, run_id=run_id)
     run.save_stage("origin", "", origin)
     parent = Path(origin.path)

@@ -100,6 +100,9 @@ class Recorder:
 
     def __call__(self, values: Values) -> None:
         match values["kind"]:
+            case "samples":
+                self.run.append("samples", {key: value for key, value in values.items() if key != "kind"})
+                return
             case "step" | "skipped":
                 values = self._step(values)
             case "validation":

@@ -22,12 +22,15 @@ from luthier.models.lora import adapters_off
 from luthier.models.packed import packing_of
 from luthier.schema.protocols import Generator, Progress, Splits
 from luthier.schema.recipe import QLora
-from luthier.schema.results import EvalResult
+from luthier.schema.results import EvalResult, TrainResult
 from luthier.schema.rows import PairTokens
 from luthier.tasks.base import ModelTask, Rows, Told
 from luthier.tasks.batches import RowBatches, validation_batches
 from luthier.tasks.causal import causal_objective
+from luthier.tasks.glimpses import Glimpses
+from luthier.training.loop import Control, Metrics
 from luthier.training.objective import MicroBatch, Objective
+from luthier.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +55,33 @@ class ChatTask(ModelTask):
             trust_remote_code=choice.trust_remote_code,
             # On the way to several devices each layer is packed by its device once it has been read.
             four_bit=method if isinstance(method, QLora) and self.home == self.device else None,
+        )
+
+    def fit(
+        self,
+        splits: Splits,
+        run_directory: Path,
+        *,
+        recipe_digest: str,
+        on_metrics: Callable[[Metrics], None],
+        control: Control | None = None,
+        resume: bool = True,
+        world: World = ALONE,
+    ) -> TrainResult:
+        """As every task; a few held-out prompts are answered at each evaluation (see `tasks.glimpses`)."""
+        if self.trained_digest is not None:
+            self._load_base()
+        if world.size == 1 and not self.recipe.training.compile:
+            most = self.recipe.evaluation.max_new_tokens
+            on_metrics = Glimpses(self.model, self.tokenizer, splits.validation, on_metrics, most=most)
+        return super().fit(
+            splits,
+            run_directory,
+            recipe_digest=recipe_digest,
+            on_metrics=on_metrics,
+            control=control,
+            resume=resume,
+            world=world,
         )
 
     def objective(self) -> Objective:

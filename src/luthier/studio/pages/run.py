@@ -92,7 +92,7 @@ def run(
 def _tab(request: Request, run: RunDirectory, tab: str, recipe: Recipe, against: str) -> dict[str, Any]:
     """What the open tab shows; nothing is read for the others."""
     if tab == "samples":
-        return {"samples": seen.samples(run)}
+        return {"samples": seen.samples(run), "course": seen.course(run)}
     if tab == "batch":
         try:
             return {"rows": seen.batch(run), "refused": None}

@@ -80,5 +80,17 @@ def samples(run: RunDirectory) -> list[dict[str, Any]]:
     return found[:MOST_SAMPLES]
 
 
+def course(run: RunDirectory) -> list[dict[str, Any]]:
+    """Held-out prompts with what the model said at each evaluation: prompt, expected, answers by step."""
+    found: dict[str, dict[str, Any]] = {}
+    for values, _ in run.lines("samples"):
+        for one in values.get("samples", ()):
+            row = found.setdefault(
+                one["row"], {"prompt": one["prompt"], "expected": one["expected"], "said": {}}
+            )
+            row["said"][values["step"]] = one["answer"]  # a step that was done again said it last
+    return [{**row, "said": sorted(row["said"].items(), reverse=True)} for row in found.values()]
+
+
 def _score(result: EvalResult, scores: dict[str, float]) -> float | None:
     return scores.get(result.primary)
