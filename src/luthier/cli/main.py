@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "fit": ("luthier.cli.fit:fit", CHOOSE, "What a model needs to be served with a context."),
     "get": ("luthier.cli.get:get", TUNE, "Fetch a model by name: size and licence first, resumable."),
     "train": ("luthier.cli.train:train", TUNE, "Tune a model by a recipe."),
+    "launch": ("luthier.cli.launch:launch", TUNE, "Train on a cluster: SLURM, SkyPilot, Kubernetes."),
     "sweep": ("luthier.cli.sweep:sweep", TUNE, "Search settings, compare models, score by rows."),
     "data": ("luthier.cli.data:app", TUNE, "Look at, check and profile training data."),
     "evaluate": ("luthier.cli.evaluate:evaluate", SHIP, "Judge base and tuned model on the same rows."),

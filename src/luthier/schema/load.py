@@ -98,6 +98,31 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
+def dump_values(*documents: dict[str, Any]) -> str:
+    """Plain values as YAML, one document each; texts of several lines as they stand."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.scalarstring import LiteralScalarString
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, str) and "\n" in value and all(map(str.isprintable, value.split("\n"))):
+            return LiteralScalarString(value)
+        return value
+
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 4096  # a line that is broken is a line that a shell may misread
+    parts = []
+    for document in documents:
+        stream = io.StringIO()
+        yaml.dump(plain(document), stream)
+        parts.append(stream.getvalue())
+    return "---\n".join(parts)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
