@@ -48,8 +48,8 @@ def kind_of(family: str) -> str:
     return "qwen" if family.startswith("qwen") else "gemma" if family == "gemma3" else "smol"
 
 
-def save_seeing_model(folder: Path, family: str, *, seed: int = 5) -> Path:
-    """A model that sees of a few ten thousand weights, saved as a Hugging Face folder."""
+def save_seeing_model(folder: Path, family: str, *, seed: int = 5, depth: int = 2) -> Path:
+    """A model that sees of a few ten thousand weights, saved as Hugging Face does. depth: of the tower."""
     import torch
     import transformers
 
@@ -57,6 +57,9 @@ def save_seeing_model(folder: Path, family: str, *, seed: int = 5) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     size = _tokenizer(folder, kind)
     config = _config(family, size)
+    for name in ("depth", "num_hidden_layers"):
+        if hasattr(config.vision_config, name):
+            setattr(config.vision_config, name, depth)
     (folder / "preprocessor_config.json").write_text(json.dumps(_processor(family)))
     torch.manual_seed(seed)
     model = transformers.AutoModelForImageTextToText.from_config(config)
@@ -149,7 +152,7 @@ def _config(family: str, size: int) -> Any:
         )  # fmt: skip
     kind = transformers.Idefics3Config if family == "idefics3" else transformers.SmolVLMConfig
     return kind(
-        text_config={**text, "model_type": "llama"},
+        text_config={**text, "model_type": "llama", "architectures": ["VLlama3ForCausalLM"]},
         vision_config={**vision, "image_size": 32, "patch_size": 8},
         scale_factor=2, image_token_id=4, pad_token_id=0,
     )  # fmt: skip

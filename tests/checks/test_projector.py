@@ -10,6 +10,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from luthier.errors import Unsupported
 from luthier.exporting.gguf import export_projector
 from luthier.llamacpp.gguf_file import read_header
+from seeing import save_seeing_model
 
 
 @pytest.fixture
@@ -47,6 +48,16 @@ def test_a_vision_tower_leaves_as_a_projector(seeing, converter):
     assert header.architecture == "clip"
     assert header.get("clip.has_vision_encoder") is True
     assert {"v.blk.1.ln2.weight", "mm.input_projection.weight"} <= {one.name for one in header.tensors}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm"])
+def test_families_that_are_tuned_on_images_have_projectors(tmp_path, converter, family):
+    folder = save_seeing_model(tmp_path / "merged", family, depth=4)
+    made = export_projector(folder, tmp_path, name="tiny", relative_to=tmp_path)
+    header = read_header(tmp_path / made.path)
+    assert header.get("clip.has_vision_encoder") is True
+    assert {one.name for one in header.tensors} >= {"v.blk.3.ln2.weight", "v.blk.0.ln1.weight"}
 
 
 def test_a_model_that_reads_text_has_none(saved, tmp_path, converter):
