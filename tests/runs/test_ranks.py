@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from luthier.errors import LuthierError, RecipeError, TrainingError, Unsupported, UsageError
 from luthier.planning.together import check_devices
 from luthier.runs.directory import RunDirectory
+from luthier.runs.lineage import recipe_of
 from luthier.runs.prepare import create_run, prepare
 from luthier.runs.ranks import train_together
 from luthier.runs.workflow import Inputs
@@ -107,6 +108,21 @@ def test_one_goes_on_where_two_ended_and_a_dead_process_ends_the_other(place: Pa
     assert second[0]["kind"] == "resumed"
     assert second[0]["step"] == 4
     assert kept(second, "step")[-1]["step"] == 8
+
+
+def test_other_devices_are_laid_out_anew(place: Path) -> None:
+    derived = started(place, "laid", "training.devices=2")
+    given = started(place, "given", "training.devices=2", "training.parallel.shard=2")
+    for run in (derived, given):
+        one = recipe_of(run, ("training.devices=1",), keep=True)
+        assert one.training.parallel is None
+        assert not any("parallel" in key for key in one.sources)
+        kept = recipe_of(run, ("training.epochs=9",), keep=True)
+        assert kept.training.parallel == run.recipe.training.parallel
+    again = recipe_of(given, ("training.epochs=9",), keep=False).training.parallel
+    assert again is not None
+    assert (again.replicate, again.shard) == (None, 2)
+    assert recipe_of(derived, ("training.epochs=9",), keep=False).training.parallel is None
 
 
 def ranks() -> list[psutil.Process]:

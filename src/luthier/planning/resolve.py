@@ -321,8 +321,10 @@ class _Resolver:
         if self.devices > 1:
             self.values["training.parallel"] = layout.sizes
             given = self.given.training.parallel
-            if given is None or given.shard is None or given.replicate is None:
+            if given is None or given.shard is None:
                 self.sources["training.parallel"] = layout.why
+            elif given.replicate is None:
+                self.sources["training.parallel.replicate"] = layout.why
         estimate = question.estimate(shape)
         fits = f"{estimate.process.expected / GIB:.1f} of {question.budget / GIB:.1f} GiB"
         self.derive(

@@ -38,6 +38,10 @@ def recipe_of(run: RunDirectory, overrides: Sequence[str], *, keep: bool) -> Rec
         values["sources"] = {}
     elif "training.epochs" in recipe.sources:
         _drop(values, "training.epochs")  # follows from training.max_steps, which may have changed
+    if any(word.startswith("training.devices=") for word in overrides):
+        _drop(values, "training.parallel")  # how these share the training is chosen anew
+        known = values.get("sources", {})
+        values["sources"] = {key: why for key, why in known.items() if "training.parallel" not in key}
     found = recipe_from(values, overrides)
     changed = changes(recipe, found)
     sources = {key: text for key, text in found.sources.items() if key not in changed}
