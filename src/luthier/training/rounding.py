@@ -9,7 +9,8 @@ both moments 2 each, and Kahan's 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -62,12 +63,25 @@ class RoundedAdamW(torch.optim.Optimizer):
         whole = [weight, weight.grad, state["mean"], state["square"]]
         if self.kahan:
             whole.append(state["lost"])
-        # In parts: what an update makes on its way in fp32 is many times a weight's own bytes.
+        done = state["step"]
+        numbers = (
+            1 - first,
+            1 - second,
+            1 - second**done,
+            group["eps"],
+            1 - group["lr"] * group["weight_decay"],
+            -group["lr"] / (1 - first**done),
+        )
         cut = all(tensor.is_contiguous() for tensor in whole)
+        if weight.is_cuda and cut:
+            # One kernel that holds nothing on its way. As tensors: other numbers would be another kernel.
+            _kernel()(*(tensor.view(-1) for tensor in whole), numbers=_on(weight.device, numbers))
+            return
+        # In parts: what an update makes on its way in fp32 is many times a weight's own bytes.
         for start in range(0, weight.numel() if cut else 1, UPDATE_NUMBERS):
             end = start + UPDATE_NUMBERS
             parts = (tensor.view(-1)[start:end] for tensor in whole) if cut else whole
-            _update_part(*parts, step=state["step"], first=first, second=second, group=group)
+            _update_part(*parts, numbers=numbers)
 
 
 def _update_part(
@@ -77,26 +91,40 @@ def _update_part(
     old_square: Tensor,
     lost: Tensor | None = None,
     *,
-    step: int,
-    first: float,
-    second: float,
-    group: dict[str, Any],
+    numbers: Sequence[Any],
 ) -> None:
-    """Update a weight, its moments and what its rounding has lost in place."""
+    """Update a weight, its moments and what its rounding has lost in place.
+
+    numbers: what is new in the mean and in the square, the share of the square that is there by now, eps,
+    what decay leaves, and the rate, negative.
+    """
+    first, second, there, eps, kept, rate = numbers
     grad = grad.float()
-    mean = torch.lerp(old_mean.float(), grad, 1 - first)
-    square = torch.lerp(old_square.float(), grad.square(), 1 - second)
+    before = old_mean.float()
+    mean = before + first * (grad - before)
+    before = old_square.float()
+    square = before + second * (grad.square() - before)
     old_mean.copy_(stochastic(mean, weight.dtype))
     old_square.copy_(stochastic(square, weight.dtype))
-    down = (square / (1 - second**step)).sqrt_().add_(group["eps"])
-    wanted = weight.float() * (1 - group["lr"] * group["weight_decay"])
-    wanted.addcdiv_(mean, down, value=-group["lr"] / (1 - first**step))
+    wanted = weight.float() * kept + rate * (mean / ((square / there).sqrt() + eps))
     if lost is None:
         weight.copy_(stochastic(wanted, weight.dtype))
         return
-    wanted += lost
+    wanted = wanted + lost
     weight.copy_(wanted)
-    lost.copy_(wanted.sub_(weight))
+    lost.copy_(wanted - weight)
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """`_update_part` as one kernel for weights of any size."""
+    return torch.compile(_update_part, dynamic=True)
+
+
+@lru_cache(maxsize=8)
+def _on(device: torch.device, numbers: tuple[float, ...]) -> Sequence[Tensor]:
+    """Numbers on a device: those of a step are the same for all weights of a group."""
+    return torch.tensor(numbers, dtype=torch.float32).to(device, non_blocking=True).unbind()
 
 
 def stochastic(values: Tensor, dtype: torch.dtype) -> Tensor:
