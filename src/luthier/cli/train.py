@@ -30,7 +30,7 @@ def train(
     nodes: int | None = None,
     node_rank: int | None = None,
     rendezvous: str | None = None,
-    run_id: Annotated[str | None, Parameter(name="--run")] = None,
+    run_id: Annotated[str | None, Parameter(name=("--run", "--run-name"))] = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     detach: Annotated[bool, Parameter(negative="")] = False,
     queue: Annotated[bool, Parameter(negative="")] = False,
