@@ -73,7 +73,7 @@ def generate(
             sys.stdout.write(f"{answer['text']}\n")
         return
     folder = model_folder(model, "chat")
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    settings: dict[str, object] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     settings |= {} if suffix is None else {"suffix": suffix}
     found = ask(folder, "generate", inputs, settings=settings)
     if json:

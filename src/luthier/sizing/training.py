@@ -285,7 +285,7 @@ class _Step:
         if isinstance(method, Lora):
             # Adapters of experts in the type that they compute in, kept as they are multiplied with.
             self.kept += expert_parameters(arch, method) * inside * (1 if mode == "none" else 1 / arch.layers)
-        self.outside = self.tokens * outside
+        self.outside = float(self.tokens * outside)
         seen, self.looking = tower_memory(arch, shape, inside)
         self.kept += seen
         self.outside += seen
