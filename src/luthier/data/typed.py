@@ -164,6 +164,10 @@ def _texts_at(row: RawRow, expression: str, *, required: bool) -> list[str]:
             text = document_text(one)
             if text and text.strip():
                 texts.append(text)
+            elif isinstance(value, list):  # an empty cell is a gap of a table; an entry was meant
+                raise _problem(
+                    row, "empty-text", f"a text of the list {part} is empty", "fill it in, or take it out"
+                )
     if required and not texts:
         raise _problem(row, "empty-text", f"there is no text in {expression}")
     return list(dict.fromkeys(texts))
