@@ -1,4 +1,4 @@
-"""What two processes compute together, to be held against one: ``python -m parallel_ranks FOLDER KIND``."""
+"""What two processes compute together, or four: ``python -m parallel_ranks FOLDER cpu`` (cuda, four)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 
 from families import build
 from luthier.models.lora import adapted, add_lora
+from luthier.models.packed import pack_base
 from luthier.planning.division import FAMILIES
-from luthier.schema.recipe import Lora, Parallel
+from luthier.schema.recipe import Lora, Parallel, QLora, TrainingChoice
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.parallel import take_part
 from luthier.training.division import WHOLE, Division
 from luthier.training.layers import Keeping, prepared
+from luthier.training.loop import fit
 from luthier.training.objective import WholeStep
 from luthier.training.world import World, together
 
@@ -29,6 +31,11 @@ NAMES = {
     "qwen3_moe": "Qwen3Moe", "smollm3": "SmolLM3",
 }  # fmt: skip
 """Model type -> its name in `families`: every family that the planner lets through is computed."""
+METHODS = {
+    "lora": Lora(rank=4, dropout=0),
+    "dora": Lora(rank=4, dropout=0, dora=True),
+    "qlora": QLora(rank=4, dropout=0),
+}
 ADAPTED = ("llama", "qwen3", "gemma2", "mixtral")
 """Those that are computed with adapters too, which stand beside matrices of every family alike."""
 LAYOUT = [(40, 30), (50,), (5, 20, 25)]
@@ -54,6 +61,9 @@ def _cases() -> dict[str, Case]:
         for kind in sorted(kinds)
         for method in (("full", "lora") if kind in ADAPTED else ("full",))
     }
+    for side in ("context", "pipeline", "expert"):
+        kind = "mixtral" if side == "expert" else "llama"
+        found |= {f"{side} {kind} {m}": Case(side, NAMES[kind], m) for m in ("dora", "qlora")}
     for side in ("context", "tensor", "pipeline"):
         found[f"{side} llama recomputed"] = Case(side, "Llama", "lora", keeping="full")
     odd = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3}
@@ -88,7 +98,9 @@ def model_of(case: Case) -> Any:
     model = build(case.family, **case.changes)
     if case.method == "full":
         return model.requires_grad_(True).train()
-    add_lora(model, Lora(rank=4, dropout=0), seed=1)
+    method = METHODS[case.method]
+    pack_base(model, method)
+    add_lora(model, method, seed=1)
     draw = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for _, layer in adapted(model):
@@ -141,6 +153,55 @@ def shared(world: World, case: Case) -> Found:
         return computed(model, objective, division)
 
 
+class Rows:
+    """Three micro-batches of one row each, in every step: two processes have two and one of them."""
+
+    def steps(self, epoch: int) -> int:
+        return 4
+
+    def batches(self, epoch: int, step: int) -> list[Any]:
+        whole = batch()
+        return [replaced(whole, slice(row, row + 1)) for row in range(len(LAYOUT))]
+
+    def rows(self, epoch: int, step: int) -> list[str]:
+        return []
+
+
+def fitted(world: World, case: Case, folder: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step of a training, whose checkpoints go below the folder."""
+    model, division, events = model_of(case), WHOLE, []
+    objective: Any = causal_objective(model)
+    if world.size > 1:
+        objective, division = take_part(model, objective, world, world.device)
+    choice = TrainingChoice(
+        max_steps=4, learning_rate=1e-3, evaluate_every=2, checkpoint_every=2, select="last"
+    )
+    fit(
+        model, objective, Rows(), Rows().batches(0, 0), choice=choice, seed=1, directory=folder,
+        recipe_digest="parts", device=world.device, on_metrics=events.append, world=world, division=division,
+    )  # fmt: skip
+    return [(event["loss"], event["grad_norm"]) for event in events if event["kind"] == "step"]
+
+
+FITTED = {
+    "context": Case("context", "Llama", "lora"),
+    "tensor": Case("tensor", "Llama", "full"),
+    "pipeline": Case("pipeline", "Llama", "full", {"tie_word_embeddings": True}),
+    "expert": Case("expert", "Mixtral", "full"),
+}
+
+
+def main_of_four(folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    with together(rank, 4, "cpu", local=rank, address=f"file://{folder / 'meeting'}") as world:
+        for side, case in FITTED.items():
+            (folder / side).mkdir(exist_ok=True)
+            part = World(rank, 4, world.device, Parallel(replicate=2, **{side: 2}))
+            found = fitted(part, case, folder / side)
+            if rank == 0:
+                torch.save(found, folder / f"{side}.pt")
+
+
 def main(folder: Path, kind: str) -> None:
     rank = int(os.environ["RANK"])
     with together(rank, 2, kind, local=rank, address=f"file://{folder / 'meeting'}") as world:
@@ -153,4 +214,7 @@ def main(folder: Path, kind: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2])
+    if sys.argv[2] == "four":
+        main_of_four(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2])

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import parallel_ranks
-from parallel_ranks import CASES, alone
+from luthier.training.world import ALONE
+from parallel_ranks import CASES, FITTED, alone, fitted
 
 pytestmark = [
     pytest.mark.timeout(280),
@@ -24,8 +26,8 @@ NEAR = {"rtol": 2e-4, "atol": 2e-5}
 Found = list[dict[str, Any]]
 
 
-def both(folder: Path, kind: str) -> Found:
-    """What each of two processes computed on that kind of device, by case."""
+def run(folder: Path, kind: str, count: int = 2) -> None:
+    """Run so many processes of `parallel_ranks` to their end."""
     tests = Path(parallel_ranks.__file__).parent
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
     children = [
@@ -36,14 +38,19 @@ def both(folder: Path, kind: str) -> Found:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in (0, 1)
+        for rank in range(count)
     ]
     try:
         words = [child.communicate(timeout=240)[0] for child in children]
     finally:
         for child in children:
             child.kill()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(words)
+    assert [child.returncode for child in children] == [0] * count, "\n".join(words)
+
+
+def both(folder: Path, kind: str) -> Found:
+    """What each of two processes computed on that kind of device, by case."""
+    run(folder, kind)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -62,6 +69,25 @@ def test_two_gpus_compute_what_one_process_does(tmp_path: Path) -> None:
     found = both(tmp_path, "cuda")
     for name in CASES:
         hold(name, found)
+
+
+@pytest.mark.workflow
+def test_groups_of_two_that_share_the_rows_train_what_one_does(tmp_path: Path) -> None:
+    run(tmp_path, "four", 4)
+    for side, case in FITTED.items():
+        wanted = fitted(ALONE, case, tmp_path / "alone" / side)
+        got = torch.load(tmp_path / f"{side}.pt")
+        assert len(got) == 4
+        for one, other in zip(got, wanted, strict=True):
+            assert one == pytest.approx(other, rel=1e-4), side
+        folder = Path("checkpoints") / "step-00000004" / "weights.safetensors"
+        weights = load_file(tmp_path / "alone" / side / folder)
+        found = load_file(tmp_path / side / folder)
+        assert found.keys() == weights.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(
+                found[name], weight, rtol=1e-3, atol=1e-5, msg=lambda t, n=name, s=side: f"{s} {n}: {t}"
+            )
 
 
 def hold(name: str, found: Found) -> None:
