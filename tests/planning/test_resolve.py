@@ -250,7 +250,7 @@ def test_short_micro_batches_of_small_models_are_launched_at_once() -> None:
     small = plan(SMOL)
     assert small.recipe.training.cuda_graphs is True
     assert "to launch them" in small.recipe.sources["training.cuda_graphs"]
-    large = plan(LLAMA_8B, micro_batch_size=16, sequence_length=2048)
+    large = plan(LLAMA_8B, batch_size=64, micro_batch_size=64)
     assert large.recipe.training.cuda_graphs is False
     assert plan(SMOL, compile=False).recipe.training.cuda_graphs is False
     assert plan(SMOL, LAPTOP).recipe.training.cuda_graphs is None
