@@ -32,7 +32,7 @@ from studio_browser import CHROMIUM, FLAGS, Server  # noqa: E402
 DESKTOP, PHONE = (1360, 900), (390, 844)
 SCALE = 0.62
 """Of a picture in the documents: pages are drawn at this scale, so their letters stay sharp."""
-QUALITY = 62
+QUALITY = 30
 GAP, GROUND = 12, (124, 136, 141)
 
 
@@ -63,7 +63,7 @@ def shipped(server: Server) -> str:
     raise SystemExit("no run with a GGUF file")
 
 
-def fill(server: Server, run: str, train: str) -> dict[str, str]:
+def fill(server: Server, run: str, train: str, wanted: list[str]) -> dict[str, str]:
     """Uploads, a version in the registry, a server at work, a run at work: names for the pages' addresses."""
     names = {"run": run}
     for file in sorted((server.folder / "rows").glob("*")):
@@ -74,14 +74,20 @@ def fill(server: Server, run: str, train: str) -> dict[str, str]:
     if train:
         ask(server, "POST", "/api/v1/jobs", {"kind": "train", "source": "clone", "run": train, "first": True})
         ask(server, "POST", "/api/v1/jobs", {"kind": "train", "source": "clone", "run": run, "name": "later"})
-    made = ask(server, "POST", "/api/v1/servers", {"models": [f"orders={run}"], "context": 1024, "slots": 2})
+    if not {"server", "serve"} & set(wanted):
+        return names
+    asked = {"models": [f"orders={run}"], "gguf": "Q4_K_M", "context": 1024, "slots": 2}
+    made = ask(server, "POST", "/api/v1/servers", asked)
     names["server"] = made["id"]
     until("ready", lambda: ask(server, "GET", f"/api/v1/servers/{made['id']}")["state"] != "loading")
     return names
 
 
 def converse(page: Any, server: Server, run: str) -> str:
-    """Ask the base and the tuned model what a held-out row asks; the conversation's path."""
+    """The last conversation; without one, base and tuned model are asked what a held-out row asks."""
+    kept = sorted((server.folder / "studio" / "conversations").glob("*.json"))
+    if kept:
+        return f"/compare/{kept[-1].stem}"
     row = ask(server, "GET", f"/api/v1/evals/{run}/rows?only=improved&size=1")["rows"][0]
     page.goto(f"{server.url}/compare?run={run}")
     page.fill("#prompt", row["prompt"])
@@ -132,13 +138,13 @@ def pages(names: dict[str, str]) -> dict[str, str]:
         "evaluations": "/evals",
         "evaluation": f"/evals/{run}",
         "compare": "/compare",
-        "conversation": names["conversation"],
+        "conversation": names.get("conversation", "/compare/"),
         "exports": "/exports",
         "export": f"/exports/{run}",
         "registry": "/registry",
         "registered": "/registry/orders",
         "serve": "/serve",
-        "server": f"/serve/{names['server']}",
+        "server": f"/serve/{names.get('server', '')}",
         "settings": "/settings",
         "login": "/login",
     }
@@ -171,7 +177,7 @@ def settle(page: Any) -> None:
     page.wait_for_timeout(500)
     page.wait_for_function("() => !document.querySelector('.htmx-request')")
     if page.locator("[data-chart]").count():
-        page.wait_for_selector(".u-wrap canvas")
+        page.wait_for_selector(".u-wrap canvas, [data-none]")
     page.wait_for_timeout(400)
 
 
@@ -205,6 +211,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of pages, by comma")
     asked = parser.parse_args()
     server = Server(asked.folder.absolute())
+    asked.out = asked.out.absolute()
     os.chdir(server.folder)
     server.start()
     os.environ["LUTHIER_SERVERS"] = str(server.folder / "servers")
@@ -212,18 +219,21 @@ def main() -> None:
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            names = fill(server, asked.run or shipped(server), asked.train)
+            everything = list(pages(dict.fromkeys(("run", "others", "failed", "sweep"), "x")))
+            wanted = asked.only.split(",") if asked.only else everything if asked.each else list(IN_DOCUMENTS)
+            names = fill(server, asked.run or shipped(server), asked.train, wanted)
             runs = ask(server, "GET", "/api/v1/runs?limit=200")["runs"]
             names["others"] = ",".join(one["id"] for one in [r for r in runs if r["state"] == "done"][:2])
             names["failed"] = next((one["id"] for one in runs if one["state"] == "failed"), "")
             sweeps = sorted((server.folder / "runs" / "sweeps").glob("*/result.json"))
             names["sweep"] = sweeps[0].parent.name if sweeps else ""
-            first = opened(browser, server, "light", phone=False, scale=1)
-            names["conversation"] = converse(first, server, names["run"])
-            first.context.close()
+            if "conversation" in wanted:
+                first = opened(browser, server, "light", phone=False, scale=1)
+                names["conversation"] = converse(first, server, names["run"])
+                first.context.close()
             if asked.train:
                 names["working"] = working(server)
-            take(browser, server, pages(names), asked)
+            take(browser, server, pages(names), wanted, each=asked.each, out=asked.out.absolute())
         finally:
             for job in ask(server, "GET", "/api/v1/jobs")["jobs"]:
                 ending = "cancel" if job["state"] in ("queued", "preparing") else "stop"
@@ -236,20 +246,21 @@ def main() -> None:
             server.stop()
 
 
-def take(browser: Any, server: Server, found: dict[str, str], asked: argparse.Namespace) -> None:
+def take(
+    browser: Any, server: Server, found: dict[str, str], wanted: list[str], *, each: bool, out: Path
+) -> None:
     """Every page in every look."""
-    wanted = asked.only.split(",") if asked.only else (list(found) if asked.each else list(IN_DOCUMENTS))
     looks = {
         look: opened(
             browser,
             server,
             "dark" if look == "dark" else "light",
             phone=look == "phone",
-            scale=1 if asked.each else SCALE,
+            scale=1 if each else SCALE,
         )
         for look in ("light", "dark", "phone")
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     total = 0
     for name in wanted:
         if name not in found:
@@ -259,12 +270,12 @@ def take(browser: Any, server: Server, found: dict[str, str], asked: argparse.Na
         for look, page in looks.items():
             page.goto(server.url + found[name])
             settle(page)
-            shots.append(page.screenshot(full_page=asked.each))
-            if asked.each:
-                (asked.out / f"{name}-{look}.png").write_bytes(shots[-1])
-        if not asked.each:
+            shots.append(page.screenshot(full_page=each))
+            if each:
+                (out / f"{name}-{look}.png").write_bytes(shots[-1])
+        if not each:
             picture = sheet(shots)
-            (asked.out / f"{name}.webp").write_bytes(picture)
+            (out / f"{name}.webp").write_bytes(picture)
             total += len(picture)
     if total:
         print(f"{len(wanted)} pictures, {total / 1000:.0f} kB", file=sys.stderr)

@@ -193,6 +193,7 @@ def test_a_killed_worker_is_lost_and_resumes(keys: Keys, server: Server) -> None
     assert run.status.worker is not None
     kill_group(run.status.worker)
     page.wait_for_selector("text=gone without a word", timeout=60_000)
+    page.wait_for_selector(".u-wrap canvas")  # the page's scripts listen
     step = run.status.step
     # Resume, by keyboard: it goes on from a checkpoint, not from the beginning.
     keys.press("button.primary[data-api]")
