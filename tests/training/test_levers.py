@@ -247,8 +247,16 @@ def test_kahan_goes_on_after_a_kill(tiny, make_source, make_documents, tmp_path)
 # -- updates in the backward pass ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw-bf16-kahan", "muon"])
-@pytest.mark.parametrize("checkpointing", ["none", "full", "offload"])
+@pytest.mark.parametrize(
+    ("optimizer", "checkpointing"),
+    [
+        ("adamw", "none"),
+        ("adamw", "full"),
+        ("adamw", "offload"),
+        ("adamw-bf16-kahan", "none"),
+        ("muon", "none"),
+    ],
+)
 def test_updating_in_the_backward_pass_is_updating_after_it(
     tiny, make_source, make_documents, *, tmp_path, optimizer, checkpointing
 ):
