@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from luthier.planning.estimate import DIVIDED
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate, Phase
 from luthier.schema.hardware import Hardware
@@ -23,9 +24,10 @@ def rough(card: ModelCard, method: Method, batch: BatchShape, hardware: Hardware
     shape = card.architecture
     width = shape.hidden_size * shape.layers if shape is not None else 100_000
     parts = {
-        "weights": int(total * per),
+        "weights": int(total * per) // batch.shard,
         "activations": int(tokens * width * (2 if batch.checkpointing else 30)),
         "runtime": 500 * 2**20,
+        "buffers": 2**30 * (batch.shard > 1),
     }
     size = sum(parts.values())
     rate = sum(a.bf16_flops or 5e13 for a in hardware.accelerators) * 0.3 or hardware.processor.cores * 2e10
@@ -44,6 +46,7 @@ def rough(card: ModelCard, method: Method, batch: BatchShape, hardware: Hardware
         total_parameters=total,
         flops=work,
         basis="formula",
+        assumptions=(f"{DIVIDED} {batch.shard} devices",) if batch.shard > 1 else (),
     )
 
 
