@@ -110,7 +110,7 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def loaded(trainer: str, method: str, folder: Path) -> tuple[Any, Any]:
+def loaded(trainer: str, method: str, folder: Path, *, checkpointing: bool) -> tuple[Any, Any]:
     """Model and tokenizer as the trainer's documentation loads them."""
     if trainer == "trl":
         from transformers import AutoTokenizer
@@ -125,7 +125,7 @@ def loaded(trainer: str, method: str, folder: Path) -> tuple[Any, Any]:
     if not full:
         model = unsloth.FastLanguageModel.get_peft_model(
             model, r=16, target_modules=TARGETS, lora_alpha=32, lora_dropout=0, bias="none",
-            use_gradient_checkpointing="unsloth", random_state=0,
+            use_gradient_checkpointing="unsloth" if checkpointing else False, random_state=0,
         )  # fmt: skip
     return model, tokenizer
 
@@ -205,12 +205,14 @@ def main() -> None:
         named, _, sizes = word.partition("=")
         method, _, checkpointing = named.partition("+")
         name = MODELS[method]
-        if method != last:
+        if named != last:  # Unsloth decides on checkpointing when it loads
             model = None
             gc.collect()
             torch.cuda.empty_cache()
-            model, tokenizer = loaded(trainer, method, folder_of(name, folders))
-            last = method
+            model, tokenizer = loaded(
+                trainer, method, folder_of(name, folders), checkpointing=bool(checkpointing)
+            )
+            last = named
         for rows in map(int, sizes.split(",")):
             asked = {
                 "peer": trainer,
