@@ -11,8 +11,8 @@ import pytest
 
 from luthier.catalog.trains import SEEING, why_not_trained
 from luthier.data.image_tokens import FAMILIES, GemmaImages, IdeficsImages, QwenImages, image_tokens
+from luthier.data.images import image_parts
 from luthier.data.load import read_chats
-from luthier.data.seeing import image_parts
 from luthier.errors import DataError, FileProblem, LuthierError, RecipeError
 from luthier.schema.recipe import DataChoice
 from pictures import png

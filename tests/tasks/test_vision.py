@@ -226,6 +226,7 @@ def test_fewer_pixels_are_fewer_tokens(models: Path) -> None:
         ({"data": {"over_length": "truncate"}}, "loses a part of an image"),
         ({"training": {"compile": True}}, "not compiled"),
         ({"training": {"devices": 2}}, "one device"),
+        ({"export": {"imatrix": True}}, "taken from rows of text"),
         ({"preference": {}}, "pairs of answers with images"),
     ],
 )

@@ -142,6 +142,9 @@ def _refuse_settings(recipe: Recipe) -> None:
         "training.compile": bool(training.compile) and "layers of models that see are not compiled",
         "training.devices": training.devices > 1
         and "rows with images are trained on one device: sharing their pixels out is not done",
+        "export.imatrix": recipe.export is not None
+        and recipe.export.imatrix
+        and "what drives the layers is taken from rows of text, and these have images",
         "model.trust_remote_code": recipe.model.trust_remote_code
         and "models that see are those that transformers knows itself",
         "model.from_scratch": recipe.model.from_scratch is not None and "there is no tower from scratch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,14 @@ def media_type(content: bytes) -> str:
     if kind is None and content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         kind = "webp"
     return f"image/{kind}" if kind else "application/octet-stream"
+
+
+def image_parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The image parts of a conversation, in order."""
+    return [
+        part
+        for message in messages
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+        if part.get("type") == "image"
+    ]

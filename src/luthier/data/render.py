@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.data.images import image_parts
 from luthier.data.messages import RowProblem
 from luthier.data.turns import Turn, find_turns
 from luthier.errors import DataError, LuthierError
@@ -186,19 +187,9 @@ def _tokens(ready: Sequence[tuple[ChatRow, Rendered]], tokenizer: TextTokenizer)
         full = np.array([*rendered.prefix_ids, *ids], dtype=np.int32)
         if never:
             trained &= ~np.isin(full, never)
-        rows.append(TokenRow(full, trained, row.file, row.line, row.id, _images(row)))
+        images = tuple(part["image"] for part in image_parts(row.messages))
+        rows.append(TokenRow(full, trained, row.file, row.line, row.id, images))
     return rows
-
-
-def _images(row: ChatRow) -> tuple[str, ...]:
-    """Files of the row's images, in order."""
-    return tuple(
-        part["image"]
-        for message in row.messages
-        if isinstance(message.get("content"), list)
-        for part in message["content"]
-        if part.get("type") == "image"
-    )
 
 
 def _covering(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

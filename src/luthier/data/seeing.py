@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.image_tokens import ImageTokens, image_tokens
-from luthier.data.images import image_column, media_type, references, whole
+from luthier.data.images import image_column, image_parts, media_type, references, whole
 from luthier.data.messages import RowProblem, row_id
 from luthier.data.read import RawRow
 from luthier.data.shapes import Shape, to_chat
@@ -184,17 +184,6 @@ def measure(path: Path) -> tuple[int, int]:
         if not whole(head + file.read()):
             raise DataError("is cut short", hint="download or copy it again")
     return width, height
-
-
-def image_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The image parts of a conversation, in order."""
-    return [
-        part
-        for message in messages
-        if isinstance(message.get("content"), list)
-        for part in message["content"]
-        if part.get("type") == "image"
-    ]
 
 
 def load_seeing(

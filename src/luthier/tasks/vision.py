@@ -14,7 +14,8 @@ from torch import Tensor
 from luthier.data.batching import Step
 from luthier.data.collate import collate
 from luthier.data.image_tokens import ImageTokens
-from luthier.data.seeing import SeeingTokenizer, image_parts, load_seeing, measure
+from luthier.data.images import image_parts
+from luthier.data.seeing import SeeingTokenizer, load_seeing, measure
 from luthier.data.store import row_lengths
 from luthier.models.generate import TorchGenerator
 from luthier.models.heads import Head, head_is_right, head_of
