@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.checks.parity import date_told
 from luthier.checks.parity_prompts import PromptCase
+from luthier.errors import UsageError
 from luthier.llamacpp.runtime import Completion, LlamaServer
 from luthier.schema.protocols import Message, Progress, TextTokenizer
 from luthier.schema.results import ParityCheck
@@ -57,9 +58,13 @@ def check_endpoint(
     problems: list[str] = []
     stops = True
     for index, case in enumerate(cases):
-        ids = _prompt(tokenizer, case, file)
-        direct = file.complete(ids, max_new_tokens, top=2)
-        said = ask(case.messages, case.tools, max_new_tokens)
+        try:
+            ids = _prompt(tokenizer, case, file)
+            direct = file.complete(ids, max_new_tokens, top=2)
+            said = ask(case.messages, case.tools, max_new_tokens)
+        except UsageError as error:
+            problems.append(f"{case.name}: {error.message}; probable cause: another vocabulary or template")
+            continue
         told = said.prompt_tokens is not None
         same_prompt = said.prompt_tokens == len(ids)
         sure = _decided(direct)

@@ -76,13 +76,18 @@ def deploy(
         )
     if json:
         print_json(made.model_dump(mode="json"))
-        return
-    _print(made)
-    found = devices(hardware)
-    if len(found) > 1:
-        out().print(f"  devices: {listed(found)}", highlight=False, soft_wrap=True)
-    if not dry_run:
-        out().print(f"Written: {deployments_root() / made.name}", highlight=False, soft_wrap=True)
+    else:
+        _print(made)
+        found = devices(hardware)
+        if len(found) > 1:
+            out().print(f"  devices: {listed(found)}", highlight=False, soft_wrap=True)
+        if not dry_run:
+            out().print(f"Written: {deployments_root() / made.name}", highlight=False, soft_wrap=True)
+    if made.parity is not None and not made.parity.passed:
+        raise ParityError(
+            f"{made.name} does not answer like the file that it is made of: {made.parity.problems[0]}",
+            hint=f"it is kept for a look; luthier deployments rm {made.name}",
+        )
 
 
 def _print(one: Deployment) -> None:

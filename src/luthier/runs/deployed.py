@@ -130,6 +130,10 @@ def check(
         asked = model or (name if server is not None else None)
         with Endpoint(address, text_of=text_of, model=asked, api_key=key) as endpoint:
             found = check_deployed(run, file, plan, ask_endpoint(endpoint), progress=progress)
+    if found is None:
+        raise UsageError(
+            f"no prompt of {one.run} can be put to {name}", hint="deploy it with a longer --context"
+        )
     _keep(one, parity=found)
     return found
 

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.runs.devices import AUTO, CPU, Place, on_device, pick, places, plan_on
 from luthier.runs.directory import RunDirectory, runs_root
-from luthier.runs.endpoints import ask_llama, ask_ollama, check_deployed
+from luthier.runs.endpoints import ask_llama, ask_ollama, check_deployed, has_tokenizer
 from luthier.runs.shipping import chat_files
 from luthier.runs.stages import licence_of, load_artifacts
 from luthier.schema.deployment import ContextPlan, Deployment, Smoke, Target
@@ -426,9 +425,8 @@ def tried(run: RunDirectory, gguf: Path, plan: ContextPlan, *, place: Place) -> 
     with LlamaServer(gguf, settings) as server:
         body = {"messages": [turn], "max_tokens": SMOKE_TOKENS, **GREEDY}
         answer = server.request("/v1/chat/completions", body)
-        parity = None
-        with suppress(UsageError):
-            parity = check_deployed(run, gguf, plan, ask_llama(server), server=server)
+        known = has_tokenizer(run)
+        parity = check_deployed(run, gguf, plan, ask_llama(server), server=server) if known else None
         memory = server.peak_memory()
     choice = answer["choices"][0]
     smoke = Smoke(
