@@ -132,6 +132,7 @@ def kept(events: Events, kind: str) -> Events:
     return [values for values in events if values["kind"] == kind]
 
 
+@pytest.mark.workflow
 def test_two_machines_learn_what_one_does_and_go_on_without_a_shared_disk(home: Path) -> None:
     alone, before = started(home, "alone"), []
     work = Inputs(alone, alone.recipe)
