@@ -8,6 +8,7 @@ import pytest
 
 from luthier.catalog.index import model_card
 from luthier.errors import DoesNotFit, RecipeError, Unsupported
+from luthier.planning.estimate import kernels_for
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.resolve import Resolved, resolve
 from luthier.schema.data_profile import LengthProfile
@@ -113,6 +114,21 @@ def test_states_are_divided_and_layers_are_gathered(method: Method, optimizer: A
         gathered = four[phase]["buffers"] - one[phase]["buffers"]
         assert gathered == eight[phase]["buffers"] - one[phase]["buffers"] > 2 * 2 * 151_936 * 4096, phase
     assert four["optimizer"]["buffers"] == one["optimizer"]["buffers"], "nothing is gathered for an update"
+
+
+@pytest.mark.parametrize(("shard", "measured"), [(1, 54.29e9), (2, 48.91e9)])
+def test_what_two_gpus_held_is_predicted(shard: int, measured: float) -> None:
+    """LoRA of an 8B on H200, four documents of 2,048 tokens at once (benchmarks/speed/results)."""
+    card = model_card("Llama-3.1-8B-Instruct")
+    assert card.architecture is not None
+    shape = TrainingShape(
+        micro_batch_size=1, sequence_length=8192, documents=4, batch_size=2, shard=shard, compiled=True
+    )
+    kernels = kernels_for("cuda", "bfloat16", compiled=True)
+    memory = training_memory(
+        card.architecture, Lora(rank=16), shape, dtype="bfloat16", kernels=kernels, hopper=True
+    )
+    assert memory.peak.total == pytest.approx(measured, rel=0.005)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from luthier.sizing.training import BYTES
 SCALING = (1.0, 0.8, 0.5)
 """Share of perfect scaling over several devices: most, expected, least (prior, not measured)."""
 DIVIDED_SPEED = 0.9
-"""Speed where weights are gathered for every layer over speed with whole copies: 28,062 against 31,267 tokens/s
-for LoRA of an 8B on two H200 (benchmarks/speed/results); elsewhere a prior."""
+"""Speed where weights are gathered for every layer over speed with whole copies: 28,062 against 31,267
+tokens/s for LoRA of an 8B on two H200 (benchmarks/speed/results); elsewhere a prior."""
 
 
 @dataclass(frozen=True, slots=True)
