@@ -151,8 +151,10 @@ def table() -> str:
     """The block of the page."""
     lines = ["| combination | why it is refused | what to do |", "|---|---|---|"]
     found = [(words, error.message, error.hint or "") for words, error in refusals()]
-    for cells in (*found, *BY_HAND):
-        lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    lines += [
+        "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |"
+        for cells in (*found, *BY_HAND)
+    ]
     return "\n".join(lines) + "\n"
 
 

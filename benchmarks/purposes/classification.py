@@ -27,10 +27,12 @@ from luthier.evaluation.calibration import (
 )
 from luthier.schema.classification import Decision
 from luthier.schema.recipe import Recipe
-from luthier.tasks.classification import ClassificationTask
+from luthier.tasks.classification import ClassificationTask, start_at_shares
 
 ONE, SEVERAL = "multi-class-classification", "multi-label-classification"
 OUTSIDE = "oos"
+SAME_START = ", same start"
+"""Jobs whose other arm begins with Luthier's head: each label as likely as it is in training."""
 LENGTH = 64
 """Most tokens of a text; 1 in 1,000 is longer."""
 
@@ -156,8 +158,11 @@ def jobs(data: Path, tiny: bool) -> list[Job]:
     many = labels_of(feelings)
     return [
         made("banking77", banking, 252, 2e-4, single(held, labels_of(banking))),
-        made("clinc150", clinc, 150, 2e-4, refusing(asked["validation"], asked["test"], labels_of(clinc))),
-        made("goemotions", feelings[:20_000], 150, 1e-4, several(judged[:half], judged[half:], many)),
+        made("clinc150", clinc, 300, 2e-4, refusing(asked["validation"], asked["test"], labels_of(clinc))),
+        *(
+            made(name, feelings[:20_000], 250, 1e-4, several(judged[:half], judged[half:], many))
+            for name in ("goemotions", f"goemotions{SAME_START}")
+        ),
     ]
 
 
@@ -221,6 +226,9 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
             label2id=places,
             problem_type="multi_label_classification" if many else "single_label_classification",
         )
+        if job.name.endswith(SAME_START):  # the default head says one half of every label
+            counts = hot(job.rows, labels).sum(axis=0)
+            start_at_shares(model_, counts.tolist(), len(job.rows))
         tokenizer = AutoTokenizer.from_pretrained(model)
         began = time.perf_counter()
         rows = Dataset.from_dict({"text": [row["text"] for row in job.rows], "label": gold}).map(

@@ -59,7 +59,7 @@ def lines_of(rows: Sequence[Row]) -> list[str]:
         facts = f"{mine[-1]['steps']} steps of {mine[-1]['batch']}, {dtype}"
         time, memory = ratio(ours, other, "train_seconds"), ratio(ours, other, "peak")
         name = job
-        for figure, words in FIGURES[job].items():
+        for figure, words in FIGURES[job.partition(",")[0]].items():
             base = [row[figure] for row in mine if row["arm"] == "base"]
             left, right = [row[figure] for row in ours], [row[figure] for row in other]
             gap = statistics.fmean(left) - statistics.fmean(right)

@@ -52,10 +52,10 @@ class Shown:
 
 
 def few_labels(data: Path) -> list[Row]:
-    """Eight intents of banking77."""
+    """Four intents of banking77."""
     rows = read(data / "banking77" / "train.jsonl")
-    kept = sorted({row["label"] for row in rows})[:8]
-    return [row for row in rows if row["label"] in kept][:800]
+    kept = sorted({row["label"] for row in rows})[:4]
+    return [row for row in rows if row["label"] in kept][:320]
 
 
 def few_feelings(data: Path) -> list[Row]:
@@ -63,19 +63,19 @@ def few_feelings(data: Path) -> list[Row]:
     kept = {"gratitude", "love", "amusement", "anger", "curiosity"}
     rows = read(data / "goemotions" / "train.jsonl")
     found = [{"text": row["text"], "labels": row["labels"]} for row in rows if set(row["labels"]) & kept]
-    return [{**row, "labels": [one for one in row["labels"] if one in kept]} for row in found][:900]
+    return [{**row, "labels": [one for one in row["labels"] if one in kept]} for row in found][:500]
 
 
 def spoken(data: Path) -> list[Row]:
     """Questions as they were spoken, with the fluent ones."""
-    rows = read(data / "disfl_qa" / "train.jsonl")[:500]
+    rows = read(data / "disfl_qa" / "train.jsonl")[:240]
     return [{"query": row["anchor"], "positive": row["positive"]} for row in rows]
 
 
 def preferred(data: Path) -> list[Row]:
     """A fluent question preferred to the spoken one."""
     ask = "Put this question fluently: "
-    rows = read(data / "disfl_qa" / "train.jsonl")[:160]
+    rows = read(data / "disfl_qa" / "train.jsonl")[:64]
     return [
         {"prompt": ask + row["anchor"], "chosen": row["positive"], "rejected": row["anchor"]} for row in rows
     ]
@@ -100,8 +100,8 @@ def plays(data: Path) -> str:
     if path.suffix == ".gz":
         import gzip
 
-        return gzip.decompress(path.read_bytes()).decode()[:300_000]
-    return path.read_text()[:300_000]
+        return gzip.decompress(path.read_bytes()).decode()[:100_000]
+    return path.read_text()[:100_000]
 
 
 SPEECH = "How long do uh I mean when does the train leave?"
@@ -109,7 +109,7 @@ SHOWN = (
     Shown(
         "classification",
         "One label a text",
-        "Eight intents of banking77.",
+        "Four intents of banking77.",
         few_labels,
         "multi-class-xlm-roberta-base-lora",
         (*MINILM, "training.learning_rate=2e-3", "training.sequence_length=64"),
@@ -139,7 +139,7 @@ SHOWN = (
         "The same questions, four wrong ones for each found by words.",
         spoken,
         "reranking-minilm-cpu",
-        ("training.epochs=2", "training.sequence_length=96", "reranking.candidates=10"),
+        ("training.sequence_length=96", "reranking.candidates=10"),
         (
             (
                 "rerank",
@@ -158,7 +158,7 @@ SHOWN = (
         "The same questions to be put fluently.",
         asked_to_rewrite,
         "cpu-json-smollm2-135m",
-        ("training.max_steps=12", "data.test_share=0.05", "evaluation.max_new_tokens=32", "export.gguf=Q8_0"),
+        ("training.max_steps=6", "evaluation.max_new_tokens=24", "export.gguf=Q8_0"),
         (("chat", "latest", "--once", "Put this question fluently: " + SPEECH),),
     ),
     Shown(
@@ -169,7 +169,7 @@ SHOWN = (
         "preference-qwen3-1.7b-lora",
         (
             SMOLLM,
-            "training.max_steps=8",
+            "training.max_steps=6",
             "training.batch_size=4",
             "training.learning_rate=1e-4",
             "training.sequence_length=160",
@@ -183,7 +183,7 @@ SHOWN = (
         "Shakespeare's plays, one token a character.",
         plays,
         "pretrain-characters-cpu",
-        ("training.max_steps=150", "training.evaluate_every=75"),
+        ("training.max_steps=100", "training.evaluate_every=50"),
         (("generate", "latest", "ROMEO:", "--max-new-tokens", "80", "--temperature", "0.8"),),
     ),
 )
@@ -198,7 +198,7 @@ def prepare(one: Shown, data: Path, folder: Path) -> str:
     if isinstance(found, str):
         (folder / match[1]).write_text(found)
     else:
-        held = 24 if any("more.jsonl" in ask for ask in one.asked) else 0
+        held = 8 if any("more.jsonl" in ask for ask in one.asked) else 0
         for name, part in ((match[1], found[held:]), ("more.jsonl", found[:held])):
             if part:
                 (folder / name).write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -230,6 +230,7 @@ def transcript(one: Shown, data: Path, out: Path) -> None:
     """Run one purpose and keep its part of the page."""
     folder = out / one.name
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").unlink(missing_ok=True)
     parts = [said(folder, ["recipes", "copy", one.recipe, "recipe.yaml"])]
     prepare(one, data, folder)
     parts.append(said(folder, ["train", "recipe.yaml", *one.changes]))

@@ -1,5 +1,6 @@
 """Classifiers: losses against transformers own heads, saved forms against PEFT, exact resume."""
 
+import copy
 import json
 
 import numpy as np
@@ -74,8 +75,9 @@ def make(directory, **settings):
     return ClassificationTask(recipe(directory, **settings), directory, load_tokenizer(directory))
 
 
-def fit(task, rows, folder, **more):
-    return task.fit(rows, folder, recipe_digest="r", on_metrics=lambda values: None, **more)
+def fit(task, rows, folder, seen=None, **more):
+    listen = (lambda values: None) if seen is None else seen.append
+    return task.fit(rows, folder, recipe_digest="r", on_metrics=listen, **more)
 
 
 def told(words):
@@ -314,3 +316,34 @@ def test_what_cannot_classify_is_refused(bases, tmp_path):
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FileProblem, match="not in its files"):
         load_classifier(broken, LABELS, multi=False, dtype="float32", pad_id=0, seed=0)
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_training_is_a_plain_loop_over_its_batches(bases, tmp_path, multi):
+    """transformers' own model, torch's own AdamW, the same batches: every loss and gradient norm is equal."""
+    rows = splits(multi=multi, count=40)
+    task = make(bases(), multi=multi, schedule="linear", warmup_share=0.2)
+    source = task.source(rows)
+    steps = [source.batches(0, step) for step in range(source.steps(0))]
+    model = copy.deepcopy(task.model).requires_grad_(True)
+    for module in (*model.modules(), *task.model.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = task.model.config.attention_probs_dropout_prob = 0.0
+    seen = []
+    fit(task, rows, tmp_path, seen)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    for step, told_ in zip(steps, [one for one in seen if one["kind"] == "step"], strict=False):
+        count = sum(len(batch.labels) for batch in step)
+        found = 0.0
+        for batch in step:
+            share = len(batch.labels) / count
+            loss = model.train()(**batch.inputs, labels=batch.labels).loss * share
+            loss.backward()
+            found += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = told_["learning_rate"]
+        optimizer.step()
+        optimizer.zero_grad()
+        assert told_["loss"] == pytest.approx(found, abs=1e-5)
+        assert told_["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
