@@ -69,10 +69,14 @@ def test_a_phone_and_twice_the_size_scroll_one_way(tab: Any, server: Any, path: 
     page = tab(phone=True)
     go(page, server, path)
     assert sideways(page) <= 0
+    page.set_viewport_size({"width": 360, "height": 780})
+    page.wait_for_timeout(50)
+    narrow = sideways(page)
     page.set_viewport_size({"width": 680, "height": 450})  # what 200 % leaves of 1360
     page.wait_for_timeout(50)
     wide = sideways(page)
     page.set_viewport_size({"width": 390, "height": 844})
+    assert narrow <= 0
     assert wide <= 0
 
 
