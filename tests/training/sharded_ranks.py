@@ -55,6 +55,8 @@ CASES = {
     "lora": Case("Llama", Lora(rank=3)),
     "dora": Case("Qwen3", Lora(rank=4, dora=True), changes=(("activation_checkpointing", "full"),)),
     "qlora": Case("Llama", QLora(rank=3)),
+    "experts": Case("Mixtral", Lora(rank=3, experts="all")),
+    "kahan": Case("Llama", dtype=torch.bfloat16, changes=(("optimizer", "adamw-bf16-kahan"),)),
     "bf16": Case("Llama", dtype=torch.bfloat16),
     "rounded": Case("Llama", dtype=torch.bfloat16, changes=(("optimizer", "adamw-bf16"),)),
 }

@@ -39,7 +39,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def all_others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return started(tmp_path_factory.mktemp("others"), "qwen3,gemma3,dora,bf16,rounded")
+    return started(tmp_path_factory.mktemp("others"), "qwen3,gemma3,dora,experts,kahan,bf16,rounded")
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_divided_weights_learn_what_whole_ones_do(few: Path, case: str, layout: 
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("case", ["qwen3", "gemma3", "dora", "bf16"])
+@pytest.mark.parametrize("case", ["qwen3", "gemma3", "dora", "experts", "bf16"])
 def test_other_families_types_and_ways_to_recompute_too(all_others: Path, case: str) -> None:
     assert_same_training(all_others, case, "two")
 
@@ -124,8 +124,9 @@ def test_weights_that_are_rounded_by_chance_stay_the_same_in_processes_that_hold
     all_others: Path,
 ) -> None:
     assert events(all_others / "rounded" / "copies", "spread")[-1]["spread"] == 0.0
-    one, two = (events(all_others / "rounded" / layout, "step") for layout in ("one", "two"))
-    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=0.01)
+    for case in ("rounded", "kahan"):  # gradients in bf16, whose sums are rounded in another order
+        one, two = (events(all_others / case / layout, "step") for layout in ("one", "two"))
+        assert [event["loss"] for event in two] == pytest.approx([event["loss"] for event in one], rel=0.01)
 
 
 def test_each_process_is_given_as_many_turns_as_the_others() -> None:
