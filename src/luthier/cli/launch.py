@@ -166,7 +166,7 @@ def launch(
     if submit:
         demand(PROGRAMS[choice.on])
     job = keep(written)
-    if submit and _agreed(f"submit {choice.name}?", yes=yes):
+    if submit and _agreed(choice.name, yes=yes):
         return _submitted(job, detach=detach, as_json=json)
     if json:
         print_json({**_values(job), "notes": written.cargo.notes})
@@ -251,7 +251,7 @@ def _known(
             )
         if not as_json:
             _show_cost(job.cost)
-        if not _agreed(f"submit {job.choice.name}?", yes=yes):
+        if not _agreed(job.choice.name, yes=yes):
             return 0
         fresh = job.model_copy(update={"id": None, "state": "written", "ended": None, "words": ""})
         return _submitted(fresh, detach=detach, as_json=as_json)
@@ -320,15 +320,15 @@ def _followed(job: LaunchedJob, *, as_json: bool) -> int:
     return 0
 
 
-def _agreed(question: str, *, yes: bool) -> bool:
-    """Whether the user wants it. Errors: UsageError where nobody can be asked."""
+def _agreed(name: str, *, yes: bool) -> bool:
+    """Whether the user wants the job submitted. Errors: UsageError where nobody can be asked."""
     import sys
 
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise UsageError("this asks first", hint="say --yes; the job file is written")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        raise UsageError("this asks first", hint=f"the file is written: luthier launch --again {name} --yes")
+    return input(f"submit {name}? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _values(job: LaunchedJob) -> dict[str, object]:

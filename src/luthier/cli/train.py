@@ -112,7 +112,10 @@ def train(
         raise UsageError("--run goes with a recipe", hint="luthier train recipe.yaml --run NAME")
     if place is not None and not place.first:
         return _take_part(place, recipe, (*words, *settings), run_id, offline=offline, as_json=json)
-    if run_id is not None and recipe is not None and (begun := _begun(run_id, recipe, (*words, *settings))):
+    begun = None
+    if run_id is not None and recipe is not None:
+        begun = _begun(run_id, recipe, (*words, *settings))
+    if begun is not None and not dry_run:
         if current_state(begun) == "done":
             err().print(f"run {begun.id} is done")
             if json:

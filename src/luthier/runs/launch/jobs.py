@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from pydantic import ValidationError
 
@@ -24,6 +24,24 @@ from luthier.schema.launch import ENDED, Cluster, Cost, JobState, LaunchChoice, 
 from luthier.schema.load import recipe_from, recipe_values
 from luthier.schema.recipe import Recipe
 
+
+class Tool(Protocol):
+    """What is asked of a cluster's own program."""
+
+    def submit(self, job: LaunchedJob, /) -> str:
+        """Hand the job over; the cluster's name of it."""
+
+    def state(self, job: LaunchedJob, /) -> tuple[JobState, str]:
+        """State now, and in the cluster's words."""
+
+    def bring(self, job: LaunchedJob, target: Path, /) -> Path:
+        """Bring the run's folder below another."""
+
+    def cancel_words(self, job: LaunchedJob, /) -> str:
+        """How to end the job."""
+
+
+TOOLS: dict[Cluster, Tool] = {"slurm": slurm, "skypilot": skypilot, "kubernetes": kubernetes}
 PROGRAMS: dict[Cluster, str] = {"slurm": "sbatch", "skypilot": "sky", "kubernetes": "kubectl"}
 ENDINGS: dict[Cluster, str] = {"slurm": ".sbatch", "skypilot": ".sky.yaml", "kubernetes": ".k8s.yaml"}
 POLL = 10.0
@@ -136,13 +154,7 @@ def find_job(name: str) -> LaunchedJob:
 def submit(job: LaunchedJob) -> LaunchedJob:
     """Hand a job over. Errors: ToolchainError."""
     demand(PROGRAMS[job.choice.on])
-    match job.choice.on:
-        case "slurm":
-            found = slurm.submit(job)
-        case "skypilot":
-            found = skypilot.submit(job)
-        case "kubernetes":
-            found = kubernetes.submit(job)
+    found = TOOLS[job.choice.on].submit(job)
     return save(job.model_copy(update={"id": found, "submitted": time.time(), "state": "pending"}))
 
 
@@ -150,28 +162,14 @@ def look(job: LaunchedJob) -> LaunchedJob:
     """A job with its state as it is now. Errors: ToolchainError."""
     if job.id is None or job.state in ENDED:
         return job
-    found: tuple[JobState, str]
-    match job.choice.on:
-        case "slurm":
-            found = slurm.state(job)
-        case "skypilot":
-            found = skypilot.state(job)
-        case "kubernetes":
-            found = kubernetes.state(job)
-    state, words = found
+    state, words = TOOLS[job.choice.on].state(job)
     ended = time.time() if state in ENDED else None
     return save(job.model_copy(update={"state": state, "words": words, "ended": ended}))
 
 
 def bring(job: LaunchedJob) -> LaunchedJob:
     """Bring the run's folder here. Errors: ToolchainError."""
-    match job.choice.on:
-        case "slurm":
-            here = slurm.bring(job, runs_root())
-        case "skypilot":
-            here = skypilot.bring(job, runs_root())
-        case "kubernetes":
-            here = kubernetes.bring(job, runs_root())
+    here = TOOLS[job.choice.on].bring(job, runs_root())
     if not (here / "status.json").is_file():
         raise ToolchainError(f"no run came with it: {here}", hint="look at the job's log; the job is over")
     return save(job.model_copy(update={"brought": str(here)}))
@@ -179,13 +177,7 @@ def bring(job: LaunchedJob) -> LaunchedJob:
 
 def cancel_words(job: LaunchedJob) -> str:
     """How to end a job."""
-    match job.choice.on:
-        case "slurm":
-            return slurm.cancel_words(job)
-        case "skypilot":
-            return skypilot.cancel_words(job)
-        case "kubernetes":
-            return kubernetes.cancel_words(job)
+    return TOOLS[job.choice.on].cancel_words(job)
 
 
 def follow(job: LaunchedJob, *, say: Say, line: Say, poll: float = POLL) -> LaunchedJob:
