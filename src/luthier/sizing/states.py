@@ -19,7 +19,7 @@ BLOCK = 256
 """Numbers that share a scale in fp32."""
 UPDATE_NUMBERS = 1 << 24
 """Numbers that an update in bf16 with rounding by chance works on at once (training.rounding cuts by it)."""
-UPDATE_BYTES = {2: 35, 4: 16}
+UPDATE_BYTES = {2: 31, 4: 20}
 """What stands beside each of them at the height, by the bytes of a weight: gradient, moments, weight and
 denominator in fp32, for bf16 the drawn bits with what is made of them (counted on tensors without data)."""
 
