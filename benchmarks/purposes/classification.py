@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words
+from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words, training_words
 
 from luthier.data.inputs import load_inputs
 from luthier.data.tokenizer import load_tokenizer
@@ -176,18 +176,7 @@ def ours(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, f
             "model": {"id": str(model), "dtype": dtype, "attention": "sdpa"},
             "method": {"name": "full"},
             "data": {"train": str(rows), "test": str(rows), "validation_share": 0, "over_length": "truncate"},
-            "training": {
-                "max_steps": job.steps,
-                "learning_rate": job.rate,
-                "batch_size": job.batch_size,
-                "micro_batch_size": job.batch_size,
-                "sequence_length": job.length,
-                "schedule": "linear",
-                "warmup_share": 0.1,
-                "evaluate_every": 10**6,
-                "checkpoint_every": 10**6,
-                "select": "last",
-            },
+            "training": training_words(job),
             "classification": {"labels": labels_of(job.rows)},
             "seed": seed,
         }

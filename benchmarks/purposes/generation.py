@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words
+from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words, training_words
 
 from luthier.data.load import load_splits
 from luthier.data.preferences import load_preferences
@@ -196,19 +196,7 @@ def ours(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, f
                 "validation_share": 0,
                 "packing": None if pairs else False,
             },
-            "training": {
-                "max_steps": job.steps,
-                "learning_rate": job.rate,
-                "batch_size": job.batch_size,
-                "micro_batch_size": job.batch_size,
-                "sequence_length": job.length,
-                "schedule": "linear",
-                "warmup_share": 0.1,
-                "evaluate_every": 10**6,
-                "checkpoint_every": 10**6,
-                "select": "last",
-                "activation_checkpointing": "none",
-            },
+            "training": {**training_words(job), "activation_checkpointing": "none"},
             "preference": {"loss": "dpo", "beta": BETA} if pairs else None,
             "seed": seed,
         }

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words
+from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words, training_words
 
 from luthier.data.inputs import load_inputs
 from luthier.data.mine import ByWords, MiningRules, mine
@@ -214,18 +214,7 @@ def ours(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, f
                 "validation_share": 0,
                 "over_length": "truncate",
             },
-            "training": {
-                "max_steps": job.steps,
-                "learning_rate": job.rate,
-                "batch_size": job.batch_size,
-                "micro_batch_size": job.batch_size,
-                "sequence_length": job.length,
-                "schedule": "linear",
-                "warmup_share": 0.1,
-                "evaluate_every": 10**6,
-                "checkpoint_every": 10**6,
-                "select": "last",
-            },
+            "training": training_words(job),
             job.purpose: section,
             "seed": seed,
         }

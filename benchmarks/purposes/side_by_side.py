@@ -93,6 +93,22 @@ def fitted(load: Callable[[], Any], splits: Any, out: Path) -> dict[str, float]:
     return {**took, "train_seconds": trained, "step_seconds": result.seconds}
 
 
+def training_words(job: Job) -> Row:
+    """The section ``training`` of Luthier's recipe."""
+    return {
+        "max_steps": job.steps,
+        "learning_rate": job.rate,
+        "batch_size": job.batch_size,
+        "micro_batch_size": job.batch_size,
+        "sequence_length": job.length,
+        "schedule": "linear",
+        "warmup_share": 0.1,
+        "evaluate_every": 10**6,
+        "checkpoint_every": 10**6,
+        "select": "last",
+    }
+
+
 def trainer_words(job: Job, seed: int, out: Path, dtype: str) -> Row:
     """Arguments of transformers' Trainer, and of those built on it, that say what our recipes say."""
     return {
