@@ -186,3 +186,12 @@ def test_parts_along_other_sides_are_counted(side: str) -> None:
     share = [one["weights"] for one in parts]
     assert share[0] == (share[1] if side == "context" else -(-share[1] // 2))
     assert found.estimate.tensors.expected < whole.estimate.tensors.expected
+
+
+def test_an_older_torch_divides_no_weights_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"devices": 2, "parallel": {"shard": 2}}
+    assert resolved("Qwen/Qwen2.5-0.5B-Instruct", "qlora", "2xh100", **shared).shape.shard == 2
+    monkeypatch.setattr("luthier.planning.together.version", lambda _: "2.11.0+cu130")
+    with pytest.raises(Unsupported, match=r"torch divides no weights in bytes"):
+        resolved("Qwen/Qwen2.5-0.5B-Instruct", "qlora", "2xh100", **shared)
+    assert resolved("Qwen/Qwen2.5-0.5B-Instruct", "lora", "2xh100", **shared).shape.shard == 2

@@ -11,7 +11,7 @@ from luthier.schema.recipe import Lora, Recipe
 from luthier.sizing.flops import training_flops
 
 # Launching a compiled layer's kernels, forward and backward, beside an H100 (2026-11-22): 70 ms of the host's
-# time for the 24 layers of Qwen2.5-0.5B, 195 ms with adapters; 190 ms for the 32 of Llama-3.1-8B with adapters.
+# time for the 24 layers of Qwen2.5-0.5B, 195 ms with adapters; 190 ms for the 32 of Llama-3.1-8B with those.
 # A step whose products take less waits for the host.
 LAUNCHING, LAUNCHING_ADAPTERS = 2.5e-3, 6e-3
 """Seconds of the host for one layer of a micro-batch, without adapters and with."""

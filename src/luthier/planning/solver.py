@@ -84,7 +84,7 @@ class Change:
     helps: bool = False
     """Whether it fits then and does not now."""
     slower: float = 0.0
-    """Share of the time of a step that it takes more, as far as that is known; the step's work is the same."""
+    """Share of a step's time that it takes more, as far as that is known; the step's work is the same."""
 
     @property
     def told(self) -> str:
