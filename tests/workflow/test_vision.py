@@ -25,7 +25,8 @@ def test_pictures_from_recipe_to_answer(tmp_path: Path, family: str) -> None:
     says(
         tmp_path, "train", str(recipe), "model.id=model", "model.dtype=float32", "data.train=questions.jsonl",
         "data.test=test.jsonl", "vision.max_pixels=null", *most, "vision.projector=true",
-        "training.epochs=10", "training.learning_rate=1e-2", "training.batch_size=8", "training.sequence_length=256",
+        "training.epochs=10", "training.learning_rate=1e-2", "training.batch_size=8",
+        "training.sequence_length=256",
         "training.evaluate_every=60", "evaluation.max_new_tokens=6",
         "export.gguf=" + ("[]" if family == ONE else "F16"),
     )  # fmt: skip

@@ -408,8 +408,8 @@ class TrainingChoice(Record):
     compile: bool | None = None
     """Whether the layers are compiled into fused kernels (torch.compile); derived from the device."""
     cuda_graphs: bool | None = None
-    """Whether a micro-batch's kernels are recorded and launched at once (CUDA graphs); derived: where launching
-    them one by one would take longer than computing."""
+    """Whether a micro-batch's kernels are recorded and launched at once (CUDA graphs); derived: where
+    launching them one by one would take longer than computing."""
     evaluate_every: int | None = Field(None, ge=1)
     """Steps between evaluations on the validation rows; derived as about ten a run."""
     checkpoint_every: int | None = Field(None, ge=1)
