@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from luthier.runs.directory import RunDirectory
+from luthier.runs.process import identity
 from luthier.schema.run import Status, WorkerIdentity
 from studio_case import made_run
 
@@ -68,6 +71,19 @@ def test_a_lost_worker_is_shown_with_resume(opened: Any, server: Any) -> None:
     page = opened()
     page.goto(f"{server.url}/runs/dies")
     assert "gone without a word" in page.inner_text("[role=alert]")
+    assert page.get_by_role("button", name="Resume").count() >= 1
+
+
+def test_a_worker_killed_under_an_open_page_is_told(opened: Any, server: Any) -> None:
+    run = made_run(server.folder, "killed", steps=25)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]) as worker:
+        run.set_status(Status(state="running", stage="train", step=25, worker=identity(worker.pid)))
+        page = opened()
+        page.goto(f"{server.url}/runs/killed")
+        page.wait_for_selector(".u-wrap canvas")
+        worker.kill()
+    page.wait_for_selector("text=gone without a word")
+    page.wait_for_selector(".u-wrap canvas")
     assert page.get_by_role("button", name="Resume").count() >= 1
 
 

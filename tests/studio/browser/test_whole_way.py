@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from luthier.runs.directory import RunDirectory
-from luthier.runs.process import kill_group
 from luthier.runs.servers import list_servers, stop_server
 from studio_browser import Server, logged_in
 from tiny import save_tiny_model, write_rows
@@ -166,43 +164,3 @@ def test_from_files_to_answers_by_keyboard_alone(keys: Keys, server: Server) -> 
     page.wait_for_selector("#turns:not([data-stream])", timeout=120_000)
     assert page.locator("[data-weights]").inner_text().startswith("weights ")
     assert page.locator(".error").count() == 0
-
-
-def test_a_killed_worker_is_lost_and_resumes(keys: Keys, server: Server) -> None:
-    page = keys.page
-    recipe = {
-        "name": "killed",
-        "model": {"id": str(server.folder / "model")},
-        "method": {"name": "lora", "rank": 4},
-        "data": {"train": [str(server.folder / "chats.jsonl")]},
-        "training": {"max_steps": 400, "learning_rate": 1e-3, "batch_size": 4, "checkpoint_every": 5},
-        "evaluation": {"max_rows": 2, "max_new_tokens": 4, "probe_rows": 0, "floor_rows": 0},
-    }
-    asked = page.request.post(
-        f"{server.url}/api/v1/jobs",
-        data={"kind": "train", "recipe": recipe, "first": True},
-        headers={"origin": server.url},
-    )
-    assert asked.status == 202, asked.text()
-    page.goto(f"{server.url}/jobs/{asked.json()['id']}")
-    page.wait_for_url("**/runs/killed*", timeout=120_000)
-    page.wait_for_function(
-        "() => Number(document.querySelector('#t-step')?.textContent.replace(',', '')) >= 12", timeout=120_000
-    )
-    run = RunDirectory(server.folder / "runs" / page.url.rsplit("/", 1)[-1].split("?")[0])
-    assert run.status.worker is not None
-    kill_group(run.status.worker)
-    page.wait_for_selector("text=gone without a word", timeout=60_000)
-    page.wait_for_selector(".u-wrap canvas")  # the page's scripts listen
-    step = run.status.step
-    # Resume, by keyboard: it goes on from a checkpoint, not from the beginning.
-    keys.press("button.primary[data-api]")
-    page.wait_for_function(
-        "(step) => Number(document.querySelector('#t-step')?.textContent.replace(',', '')) > step",
-        arg=step,
-        timeout=180_000,
-    )
-    began = [values["step"] for values, _ in run.lines("metrics") if values["kind"] == "step"]
-    assert began.count(1) == 1
-    keys.press("button.danger")
-    page.wait_for_function("() => document.querySelector('#state').textContent === 'stopped'", timeout=90_000)
