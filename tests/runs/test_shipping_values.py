@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,10 @@ def test_an_embedder_leaves_as_gguf(work: Any) -> None:
     pooled.write_text(words.replace('"pooling_mode_mean_tokens": true', '"pooling_mode_cls_token": true'))
     with pytest.raises(ParityError, match=r"cosine of .* under 0\.999; probable cause: pooling"):
         ship_vector_ggufs(work, export, merged, held)
+    # the refused file is there for a look, and the next export does not take it for a good one
+    manifest = json.loads((work.run.path / "artifacts" / "gguf.json").read_text())
+    assert set(manifest) == {"Q8_0"}
+    assert list((work.run.path / "artifacts").glob("*-F16.gguf"))
     pooled.write_text(words)
 
 

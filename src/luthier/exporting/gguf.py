@@ -154,6 +154,13 @@ def export_gguf(
     return [export.artifact(kind) for kind in types]
 
 
+def forget_gguf(out_dir: Path, kind: str) -> None:
+    """Let the next export write a type anew: its file stays where it is, but is not taken for a good one."""
+    done = _manifest(out_dir / MANIFEST)
+    if done.pop(kind, None) is not None:
+        write_text(out_dir / MANIFEST, json.dumps(done, indent=1) + "\n")
+
+
 def export_projector(merged_dir: Path, out_dir: Path, *, name: str, relative_to: Path) -> Artifact | None:
     """Write ``name-mmproj-F16.gguf`` beside the files of a model that sees; None for one that does not.
 

@@ -14,7 +14,7 @@ from luthier.checks.parity_prompts import PromptCase, fixed_cases
 from luthier.data.render import prompt_ids, prompt_of
 from luthier.errors import ParityError, Unsupported, UsageError
 from luthier.exporting.files import artifact_of, write_checksums
-from luthier.exporting.gguf import export_gguf, export_projector
+from luthier.exporting.gguf import export_gguf, export_projector, forget_gguf
 from luthier.exporting.licence_bundle import Provenance, permitted_name, write_licence_bundle
 from luthier.exporting.model_card import CardFacts, write_model_card
 from luthier.llamacpp.importance import WEIGHED_TYPES
@@ -207,6 +207,7 @@ def _checked(work: Work, artifact: Artifact, expected: Sequence[Expected]) -> Ar
             progress=work.board.progress("ship", f"{artifact.kind} in llama.cpp"),
         )
     if not parity.passed:
+        forget_gguf(path.parent, artifact.kind.removeprefix("gguf:"))
         raise ParityError(
             f"{path.name} does not answer like the trained model: {parity.problems[0]}",
             hint="the file is kept for a look, and is not to be used; "

@@ -11,7 +11,7 @@ from luthier.checks.values_parity import BROKEN_COSINE, SAME, SAME_COSINE, check
 from luthier.errors import ParityError, Unsupported
 from luthier.evaluation.compare import compare
 from luthier.evaluation.exported import quality_of
-from luthier.exporting.gguf import export_gguf
+from luthier.exporting.gguf import export_gguf, forget_gguf
 from luthier.exporting.onnx import OnnxModel, onnx_folder, write_spec
 from luthier.exporting.space import check_space
 from luthier.llamacpp.embedder import LlamaEmbedder
@@ -149,6 +149,7 @@ def _vectors_checked(
         least = SAME_COSINE if artifact.kind.rpartition(":")[2] in EXACT else BROKEN_COSINE
         parity = check_values(held, ids, np.stack(values), allowed=None, by=by, least=least)
         if not parity.passed:
+            forget_gguf(path.parent, artifact.kind.removeprefix("gguf:"))
             raise ParityError(
                 f"{path.name} does not answer like the trained model: {parity.problems[0]}",
                 hint="the file is kept for a look, and is not to be used; export it as ONNX",

@@ -78,9 +78,7 @@ def _reached(place: Place, keeper: bool, patience: float) -> TCPStore:
         left = max(1.0, until - time.monotonic())
         wait = ANSWER if keeper else datetime.timedelta(seconds=left)
         try:
-            store = TCPStore(
-                place.host, place.port, is_master=keeper, timeout=wait, wait_for_workers=False
-            )
+            store = TCPStore(place.host, place.port, is_master=keeper, timeout=wait, wait_for_workers=False)
             store.set_timeout(ANSWER)
         except (RuntimeError, ValueError) as error:
             if keeper:
