@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command import luthier
+from studio_case import made_run
 from tiny import save_tiny_model, write_recipe, write_rows
 
 
@@ -120,3 +121,9 @@ def test_errors_as_json(place: Path) -> None:
     )
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["message"] == "no such file"
+
+
+def test_a_begun_run_has_nothing_to_plan(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    words = fails(tmp_path, "train", "--resume", run.id, "--dry-run", code=2)
+    assert f"luthier runs show {run.id}" in words

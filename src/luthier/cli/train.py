@@ -132,6 +132,10 @@ def train(
                 hint=f"drop the settings, or branch off with them: luthier train --branch {resume}@last ...",
             )
         run = find_run(resume)
+        if dry_run:
+            raise UsageError(
+                "--dry-run plans what has not begun", hint=f"luthier runs show {run.id} has this run's plan"
+            )
         if queue:
             return _queued(run, as_json=json)
     else:

@@ -30,7 +30,7 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
     if recipe.task == "similarity":
         raise Unsupported(
             "similarity compares all texts of a batch with each other: they are on one device",
-            hint=f"{alone}; similarity.loss in chunks holds large batches there",
+            hint=f"{alone}; training.micro_batch_size holds large batches there with the same loss",
         )
     method = recipe.method
     if recipe.preference is not None and (not isinstance(method, Lora) or method.init_from is not None):
