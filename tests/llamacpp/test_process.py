@@ -51,7 +51,10 @@ def test_a_child_that_hangs_is_ended_with_its_own_children(tmp_path):
         run_child(python(code), what="x", log=tmp_path / "log", timeout=1, on_line=lines.append)
     pid = int(lines[0])
     assert time.monotonic() - begun < 20
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    until = time.monotonic() + 10  # killed, and gone as soon as a busy machine gets to it
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -126,6 +126,7 @@ def test_nothing_is_left_open_and_each_value_has_a_source() -> None:
     assert done.name == "some-model-rows-lora"
     steps = ("epochs", "learning_rate", "batch_size", "micro_batch_size", "sequence_length")
     rhythm = ("activation_checkpointing", "compile", "evaluate_every", "checkpoint_every")
+    rhythm += ("background_checkpoints",)
     others = {
         "model.dtype",
         "model.attention",

@@ -8,6 +8,7 @@ together. One process alone is the same code with nothing to add.
 from __future__ import annotations
 
 import datetime
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,8 +76,9 @@ class World:
         return self.mesh[found] if found and self.mesh is not None else None
 
     def place(self, name: str) -> int:
-        """Where this process stands along a side."""
-        return 0 if (side := self.side(name)) is None else side.get_local_rank()
+        """Where this process stands along a side: the last one changes first from rank to rank."""
+        inner = math.prod(self.sizes[one] for one in SIDES[SIDES.index(name) + 1 :])
+        return self.rank // inner % self.sizes[name]
 
     @property
     def divided(self) -> bool:
