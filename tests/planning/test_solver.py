@@ -190,6 +190,11 @@ def test_cost_names_whose_price_and_when(capsys: pytest.CaptureFixture[str]) -> 
     given_ = json.loads(run(capsys, *words, "--hardware", "h100", "--price-per-hour", "1", "--json"))
     assert given_["priced"] == "$1.00 an hour, as given"
     assert given_["estimate"]["cost"]["expected"] == pytest.approx(seconds / 3600)
+    four = json.loads(run(capsys, *words, "--hardware", "4xh100", "--price-per-hour", "1", "--json"))
+    assert four["priced"] == "$4.00 an hour ($1.00 a GPU, as given)"
+    assert four["estimate"]["cost"]["expected"] == pytest.approx(
+        four["estimate"]["seconds"]["expected"] / 900
+    )
     unknown = json.loads(run(capsys, *words, "--hardware", "vram 24GB", "--json"))
     assert unknown["estimate"]["cost"] is None
     assert unknown["priced"] == ""

@@ -70,7 +70,7 @@ def plan(
     dtype
         float32 or bfloat16; what the device does fast if not given.
     price_per_hour
-        US dollars an hour, for the cost; a dated list price of the hardware in words if not given.
+        US dollars an hour for each GPU; a dated list price of hardware in words if not given.
     exact
         Follow the very step, tensor by tensor, in place of the formula (GPU plans; takes seconds to minutes).
     offline

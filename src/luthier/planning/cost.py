@@ -11,7 +11,7 @@ from luthier.schema.hardware import Hardware
 def priced(estimate: Estimate, machine: Hardware, price: float | None) -> tuple[Estimate, str]:
     """The estimate with its cost, and where the price is from; without where none is known.
 
-    price: US dollars an hour. A machine that stands here has no price but the one given: nobody rents it.
+    price: US dollars an hour for each GPU (for the machine, where it has none). A machine that stands here has no price but the one given: nobody rents it.
     """
     said = "as given"
     if price is None and machine.hypothetical and machine.accelerators:
@@ -20,5 +20,9 @@ def priced(estimate: Estimate, machine: Hardware, price: float | None) -> tuple[
             price, said = spec.price_per_hour, sources()[spec.priced]
     if price is None or estimate.seconds is None:
         return estimate, ""
-    band = {name: value * price / 3600 for name, value in estimate.seconds.model_dump().items()}
-    return estimate.model_copy(update={"cost": Range(**band)}), f"${price:.2f} an hour, {said}"
+    count = max(1, len(machine.accelerators))
+    band = {name: value * count * price / 3600 for name, value in estimate.seconds.model_dump().items()}
+    words = f"${price:.2f} an hour, {said}"
+    if count > 1:
+        words = f"${count * price:.2f} an hour (${price:.2f} a GPU, {said})"
+    return estimate.model_copy(update={"cost": Range(**band)}), words
