@@ -11,7 +11,7 @@ from luthier.schema.hardware import Hardware
 def priced(estimate: Estimate, machine: Hardware, price: float | None) -> tuple[Estimate, str]:
     """The estimate with its cost, and where the price is from; without where none is known.
 
-    price: US dollars an hour for each GPU (for the machine, where it has none). A machine that stands here has
+    price: US dollars an hour for each GPU (for the machine, where it has none). One that stands here has
     no price but the one given: nobody rents it.
     """
     said = "as given"
