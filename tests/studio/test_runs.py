@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,7 @@ def test_runs_are_listed_and_filtered(tmp_path: Path) -> None:
         assert [row["id"] for row in found["runs"]] == ["sums"]
 
 
-def test_two_hundred_runs_take_little(tmp_path: Path) -> None:
+def test_two_hundred_runs_are_listed_and_filtered(tmp_path: Path) -> None:
     one = made_run(tmp_path, "r000", steps=5)
     for number in range(1, 200):
         folder = tmp_path / "runs" / f"r{number:03}"
@@ -58,10 +57,10 @@ def test_two_hundred_runs_take_little(tmp_path: Path) -> None:
     index = RunIndex(tmp_path / "runs")
     assert len(index.rows()) == 200
     with studio(tmp_path) as client:
-        client.app.state.index.rows()
-        began = time.perf_counter()
-        assert "200 in all" in page(client, "/runs?q=r1")
-    assert time.perf_counter() - began < 1.0  # 50 ms on an idle machine
+        text = page(client, "/runs?q=r1")  # how fast: benchmarks/studio
+    assert "200 in all" in text
+    assert "r199" in text
+    assert "r099" not in text
 
 
 @pytest.mark.parametrize("tab", TABS)
