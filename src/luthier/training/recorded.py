@@ -83,6 +83,11 @@ class Passes:
         self.gradients: dict[str, Tensor] = {}
         self.pool: Any = None
 
+    @property
+    def recording(self) -> bool:
+        """Whether a pass may be recorded or replayed."""
+        return self.source is not None
+
     def begin(self) -> None:
         """Before a step's micro-batches: recorded passes add to gradients that stay where they are."""
         if not self.gradients:
@@ -120,7 +125,7 @@ class Passes:
 
     def forget(self, why: str) -> None:
         """Give the recordings' memory back and go on kernel by kernel."""
-        if self.source is not None:
+        if self.recording:
             self.say(f"steps are launched kernel by kernel from here on: {why}")
         self.source = None
         self.recordings.clear()

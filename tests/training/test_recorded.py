@@ -1,0 +1,59 @@
+"""What a recorded step leaves in place; the recording itself needs a GPU (`test_cuda`)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from luthier.tasks.causal import causal_objective
+from luthier.training.recorded import Passes
+from luthier.training.sharding import at_once
+
+
+@pytest.fixture
+def passes(tiny):
+    model = tiny()
+    objective = replace(causal_objective(model), tensors=True, longest=19)
+    said = []
+    masters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    made = Passes(model, objective, masters, through=at_once, record=True, say=said.append)
+    return made, said
+
+
+def gradients(passes):
+    return {name: master.grad.clone() for name, master in passes.masters.items() if master.grad is not None}
+
+
+def test_passes_that_may_be_recorded_leave_the_same_gradients_in_place(passes, make_micro, make_documents):
+    made, said = passes
+    assert made.recording
+    batch = make_micro([make_documents(3), make_documents(2, seed=5)])
+    plain = Passes(made.model, made.objective, made.masters, through=at_once, record=False, say=said.append)
+    assert not plain.recording
+    expected = plain(batch, 0.25, lambda: None)
+    wanted = gradients(plain)
+    for master in made.masters.values():
+        master.grad = None
+    with made.objective.scope(made.model):
+        assert made(batch, 0.25, lambda: None).item() == pytest.approx(expected.item(), rel=1e-6)
+    made.end(settled=True)
+    for name, gradient in gradients(made).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+    places = {name: gradient.data_ptr() for name, gradient in made.gradients.items()}
+    assert places.keys() == wanted.keys()
+    # The optimiser drops gradients; the next step finds them where they were, at zero.
+    for master in made.masters.values():
+        master.grad = None
+    made.begin()
+    assert {name: made.masters[name].grad.data_ptr() for name in places} == places
+    assert all(not made.masters[name].grad.any() for name in places)
+    made.forget("memory ran out")
+    assert not made.recording
+    assert said == ["steps are launched kernel by kernel from here on: memory ran out"]
+
+
+def test_an_objective_that_cannot_be_recorded_is_not(passes):
+    made, _ = passes
+    plain = replace(made.objective, tensors=False)
+    never = Passes(made.model, plain, made.masters, through=at_once, record=True, say=lambda _: None)
+    assert not never.recording
