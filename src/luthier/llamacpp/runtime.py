@@ -187,6 +187,8 @@ class LlamaServer:
                 f"{self.model.name} was not loaded within {self.start_timeout:,.0f} s", file=self.log
             )
         why = answer.get("error") or "llama.cpp ended while loading it"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(5)  # what llama.cpp has said reaches the log when the process ends
         raise ToolchainError(
             f"{self.model.name} does not load: {why}",
             file=self.log,
