@@ -105,16 +105,22 @@ class Server:
             self.process.stdout.close()
 
 
+LEFT = "WebSocket is closed before the connection is established"
+"""What Chromium says of a page that is left while it still connects, as happens on a busy machine."""
+
+
 class Watch:
     """What a page asks for and complains about."""
+
+    def _said(self, message: Any) -> None:
+        if message.type in ("error", "warning") and LEFT not in message.text:
+            self.complaints.append(message.text)
 
     def __init__(self, page: Any, own: str) -> None:
         self.complaints: list[str] = []
         self.foreign: list[str] = []
         self.bytes = 0
-        page.on(
-            "console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None
-        )
+        page.on("console", self._said)
         page.on("pageerror", lambda e: self.complaints.append(str(e)))
         page.on("request", lambda r: None if r.url.startswith((own, "data:")) else self.foreign.append(r.url))
 
