@@ -57,3 +57,18 @@ def test_an_objective_that_cannot_be_recorded_is_not(passes):
     plain = replace(made.objective, tensors=False)
     never = Passes(made.model, plain, made.masters, through=at_once, record=True, say=lambda _: None)
     assert not never.recording
+
+
+def test_a_pass_that_cannot_be_recorded_runs_kernel_by_kernel(
+    passes, make_micro, make_documents, monkeypatch
+):
+    made, said = passes
+    batch = make_micro([make_documents(3)])
+    with made.objective.scope(made.model):
+        first = made(batch, 0.5, lambda: None)
+    made.end(settled=True)
+    monkeypatch.setattr(made, "_record", lambda *_: made.forget("an operation is not to be recorded"))
+    made.begin()
+    assert made(batch, 0.5, lambda: None).item() == pytest.approx(first.item(), rel=1e-6)
+    assert said == ["steps are launched kernel by kernel from here on: an operation is not to be recorded"]
+    assert all(made.masters[name].grad.any() for name in gradients(made))

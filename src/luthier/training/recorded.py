@@ -98,22 +98,23 @@ class Passes:
 
     def end(self, *, settled: bool) -> None:
         """After a step's micro-batches. settled: those that follow may be recorded."""
-        if self.source is not None and settled and not self.gradients:
+        if self.recording and settled and not self.gradients:
             grads = {name: master.grad for name, master in self.masters.items()}
             self.gradients = {name: grad for name, grad in grads.items() if grad is not None}
 
     def __call__(self, batch: MicroBatch, share: float, between: Callable[[], None]) -> Tensor:
         """The micro-batch's losses times share, detached; between is called before the backward pass."""
-        if self.source is None:
+        if not self.recording:
             found = self.through(self.objective, self.model, to_device(batch, self.device))
             return _backward(found.total * share, between)
         tensors = self.source.fixed(batch)
         shapes = tuple(tensor.shape for tensor in tensors)
-        if self.gradients and shapes in self.met and len(self.recordings) < MOST:
-            if shapes not in self.recordings:
-                self._record(shapes, tensors)
-            if (recording := self.recordings.get(shapes)) is not None:
-                return recording.replay(tensors, share)
+        new = shapes not in self.recordings
+        wanted = new and self.gradients and shapes in self.met and len(self.recordings) < MOST
+        if wanted and not self._record(shapes, tensors):
+            return self(batch, share, between)
+        if (recording := self.recordings.get(shapes)) is not None:
+            return recording.replay(tensors, share)
         self.met.add(shapes)
         return _backward(self._total(tensors) * share, between)
 
@@ -132,8 +133,8 @@ class Passes:
         self.gradients.clear()
         self.pool = None
 
-    def _record(self, shapes: Shapes, tensors: Tensors) -> None:
-        """Record the passes of one set of shapes; nothing is computed yet, and no gradient changes."""
+    def _record(self, shapes: Shapes, tensors: Tensors) -> bool:
+        """Record the passes of one set of shapes; whether it could be done. Nothing is computed yet."""
         # What passes before this one have left free would be held twice.
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
@@ -145,11 +146,16 @@ class Passes:
                 kept = _backward(self._total(inputs) * scale, lambda: None)
         except RuntimeError as error:
             torch.cuda.synchronize(self.device)
+            kept_back = {id(master) for master in self.masters.values()}
+            for weight in self.model.parameters():
+                if id(weight) not in kept_back:
+                    weight.grad = None  # on its way to its master when the recording broke off
             out = "too little memory to record them"
             self.forget(out if ran_out(error) else str(error).splitlines()[0])
-            return
+            return False
         self.pool = graph.pool()
         self.recordings[shapes] = _Recording(graph, inputs, scale, kept)
+        return True
 
 
 def _backward(loss: Tensor, between: Callable[[], None]) -> Tensor:
