@@ -8,7 +8,6 @@ the same loop as a run. Random weights of the real shapes: neither memory nor sp
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -98,6 +97,12 @@ def build(row: Row, device: Any) -> Any:
     return model
 
 
+def loop_of(stopped: EnoughError) -> Any:
+    """The loop's own state where it was stopped: it tells memory by phase only once all steps are done."""
+    frames = (frame for frame, _ in traceback.walk_tb(stopped.__traceback__))
+    return next(frame.f_locals["run"] for frame in frames if "run" in frame.f_locals)
+
+
 def measure(row: Row) -> dict[str, Any]:
     """Memory of three steps and the time of those after; what the process holds beside torch's allocator."""
     import torch
@@ -125,16 +130,20 @@ def measure(row: Row) -> dict[str, Any]:
     objective = causal_objective(model, compiled=row.compiled, longest=row.length)
     events: list[dict[str, Any]] = []
     source = Source(row, int(model.config.vocab_size), device)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EnoughError):
-        fit(
-            model, objective, source, [], choice=choice, seed=1, directory=Path(folder), recipe_digest="grid",
-            device=device, on_metrics=events.append,
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fit(
+                model, objective, source, [], choice=choice, seed=1, directory=Path(folder),
+                recipe_digest="grid", device=device, on_metrics=events.append,
+            )  # fmt: skip
+        except EnoughError as stopped:
+            watch = loop_of(stopped).memory
     steps = [event for event in events if event["kind"] == "step"]
     seconds = [event["seconds"] for event in steps]
     found: dict[str, Any] = {
         "loaded": held, "seconds": seconds, "median": statistics.median(seconds[2:]), "built": built,
-        "phases": {key: event[key] for event in steps[-1:] for key in event if "memory" in key},
+        "phases": dict(watch.phases), "allocated": watch.peak,
+        "peaks": [event["peak_memory"] for event in steps],
         "out_of_memory": any(event["kind"] == "out_of_memory" for event in events),
         "loss": steps[-1]["loss"],
     }  # fmt: skip
@@ -142,8 +151,7 @@ def measure(row: Row) -> dict[str, Any]:
         free, total = torch.cuda.mem_get_info()
         reserved = torch.cuda.memory_reserved()
         found |= {
-            "allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved(),
-            "context": total - free - reserved, "card_bytes": total,
+            "reserved": reserved, "context": total - free - reserved, "card_bytes": total,
         }  # fmt: skip
     return found
 
@@ -212,7 +220,9 @@ def main() -> None:
             if "error" not in held and {key: held[key] for key in here} == here:
                 known.add(held["key"])
     wanted = (
-        [Row("tiny", name, 2, 128, compiled=False) for name in METHODS] if arguments.tiny else list(rows())
+        [Row("tiny", name, 2, 128, compiled=on) for name in METHODS for on in (False, True)]
+        if arguments.tiny
+        else list(rows())
     )
     began = time.monotonic()
     for row in wanted:
