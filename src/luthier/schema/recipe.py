@@ -29,7 +29,13 @@ TrainOn = Literal["assistant", "last", "all", "completion"]
 OptimizerName = Literal[
     "adamw", "adamw-8bit", "paged-adamw-8bit", "adamw-bf16", "adamw-bf16-kahan", "muon"
 ]  # fmt: skip
+Reshard = Literal["layer", "backward", "step"]
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M"]
+
+
+def without_masters(optimizer: str) -> bool:
+    """Whether an optimiser keeps bf16 weights without fp32 masters, and its moments in bf16 too."""
+    return optimizer in ("adamw-bf16", "adamw-bf16-kahan")
 
 
 class SimilarityChoice(Record):
@@ -320,6 +326,9 @@ class Parallel(Record):
     """Groups that each hold the whole model and take micro-batches of their own; what the others leave."""
     shard: int | None = Field(None, ge=1)
     """Devices that hold one model together (FSDP), each with micro-batches of its own; by memory."""
+    reshard: Reshard | None = None
+    """How long divided weights stay gathered: for one pass of their layer, from its forward pass to its
+    backward pass, or until a step's last micro-batch, gradients added up with them; by memory."""
     tensor: int = Field(1, ge=1)
     """Devices that each hold a part of every matrix and compute the same micro-batch together."""
     context: int = Field(1, ge=1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Lora, Method, OptimizerName
+from luthier.schema.recipe import Lora, Method, OptimizerName, without_masters
 from luthier.sizing.layers import Matrix, distinct_layers, layer_matrices
 from luthier.sizing.parameters import ParameterCount, count_parameters, expert_tensors, target_matrices
 
@@ -73,7 +73,7 @@ def checkpoint_bytes(
     """
     trained = sum(times * size for times, size in trained_tensors(arch, method))
     own = element if not isinstance(method, Lora) else (2 if method.adapter_dtype == "bfloat16" else 4)
-    wide = own if optimizer.startswith("adamw-bf16") else 4
+    wide = own if without_masters(optimizer) else 4
     paged = paged_bytes(arch, method) if optimizer == "paged-adamw-8bit" else 0
     return trained * (wide + 4 * average) + moments(arch, method, optimizer, wide=wide) + paged
 
@@ -89,7 +89,7 @@ def update_bytes(arch: Architecture, method: Method, optimizer: OptimizerName, *
         # In fp32 with Nesterov's momentum, twice in bf16, and two products of it with itself.
         matrices = [matrix for _, matrix in muon_matrices(arch)]
         return max((8 * m.weights + 4 * min(m.inputs, m.outputs) ** 2 for m in matrices), default=0)
-    if not optimizer.startswith("adamw-bf16"):
+    if not without_masters(optimizer):
         return 0
     largest = max(size for _, size in trained_tensors(arch, method))
     return UPDATE_BYTES[wide] * min(largest, UPDATE_NUMBERS)

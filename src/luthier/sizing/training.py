@@ -11,7 +11,7 @@ from typing import Literal
 from luthier.errors import UsageError
 from luthier.schema.estimate import EvaluationShape, Part, Phase, TrainingShape
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Full, Lora, Method, OptimizerName, QLora
+from luthier.schema.recipe import Full, Lora, Method, OptimizerName, QLora, without_masters
 from luthier.sizing.activations import OURS, Kernels, Layer
 from luthier.sizing.layers import distinct_layers, layer_matrices
 from luthier.sizing.loss_chunks import chunk_rows
@@ -78,7 +78,7 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
     element = BYTES[dtype]
     if isinstance(method, Full):
         trained = count.backbone
-        masters = kernels.masters and element == 2 and not optimizer.startswith("adamw-bf16")
+        masters = kernels.masters and element == 2 and not without_masters(optimizer)
         size = 4 if masters else element
         states = trained * 4 * masters + moments(arch, method, optimizer, wide=size)
         at_once = trained
@@ -101,7 +101,7 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
         packed = sum(times * matrix.weights for times, matrix in packed_matrices(arch))
         sides = sum(times * (matrix.outputs + matrix.inputs) for times, matrix in packed_matrices(arch))
         weights = (count.total - packed) * element + 2 * packed + 4 * sides
-    masters = size == 2 and kernels.masters and not optimizer.startswith("adamw-bf16")
+    masters = size == 2 and kernels.masters and not without_masters(optimizer)
     wide = 4 if masters else size
     states = adapters * 4 * masters + moments(arch, method, optimizer, wide=wide)
     return Resident(weights, adapters * size, adapters * wide, states, adapters)
@@ -126,7 +126,7 @@ def divided(held: Resident, arch: Architecture, method: Method, shape: TrainingS
     """
     element, count, parts = BYTES[dtype], count_parameters(arch), shape.shard
     full = isinstance(method, Full)
-    wide = full and kernels.masters and element == 2 and not shape.optimizer.startswith("adamw-bf16")
+    wide = full and kernels.masters and element == 2 and not without_masters(shape.optimizer)
     weights, optimizer = held.weights, held.optimizer
     if wide:
         weights, optimizer = weights + held.trainable * (4 - element), optimizer - held.trainable * 4
@@ -303,9 +303,7 @@ class _Step:
         self.widened = 2 * h * widest if isinstance(method, QLora) else 0
         self.early = held.gradients if shape.accumulation > 1 else 0
         self.collected = (
-            4
-            if kernels.masters and element == 2 and not shape.optimizer.startswith("adamw-bf16")
-            else element
+            4 if kernels.masters and element == 2 and not without_masters(shape.optimizer) else element
         )
         self.updated = update_bytes(
             arch,

@@ -28,7 +28,7 @@ from luthier.models.merge_files import FilesMerge, files_merge, without_weights
 from luthier.models.merging import merge_and_compare, probe, write_and_compare
 from luthier.models.packed import demand_float8, pack_base, packing_of
 from luthier.schema.protocols import Progress, Splits
-from luthier.schema.recipe import Full, Lora, Recipe
+from luthier.schema.recipe import Full, Lora, Recipe, without_masters
 from luthier.schema.results import EvalResult, ParityCheck, TrainResult
 from luthier.tasks.parallel import take_part
 from luthier.tasks.warm import start_from_adapter
@@ -238,7 +238,7 @@ class ModelTask(ABC):
             train_all_but(self.model, self.recipe.training.frozen_layers)
         through = at_once
         if world.divided:
-            masters = not self.recipe.training.optimizer.startswith("adamw-bf16")
+            masters = not without_masters(self.recipe.training.optimizer)
             through = divide(self.model, world, masters=masters)
         try:
             with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import CheckpointError
-from luthier.schema.recipe import TrainingChoice
+from luthier.schema.recipe import TrainingChoice, without_masters
 from luthier.training.division import WHOLE, Division
 from luthier.training.layers import layers_of
 from luthier.training.sharding import is_divided, own_part, part_of, whole_of
@@ -66,7 +66,7 @@ class Optimizer:
         assert self.model_weights, "nothing to train"
         self.masters: dict[str, Tensor] = {}
         self.handles = []
-        pure = choice.optimizer.startswith("adamw-bf16")
+        pure = without_masters(choice.optimizer)
         self.in_backward = choice.update_in_backward
         self._squares: Tensor | None = None
         for name, weight in self.model_weights.items():
