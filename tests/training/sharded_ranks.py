@@ -1,7 +1,8 @@
-"""Trainings of tiny models by one, two and four processes: ``python -m sharded_ranks FOLDER [CASES]``.
+"""Trainings of tiny models by one process and by several: ``sharded_ranks FOLDER [CASES [LAYOUTS]]``.
 
 Everything is imported once, then processes are forked: a start costs milliseconds. Each training leaves
-its checkpoints and ``events.json`` below ``FOLDER/CASE/WORLD``.
+its checkpoints and ``events.json`` below ``FOLDER/CASE/WORLD``. CASES: names joined by +. With LAYOUTS each
+case is trained by one process and in each of these, and ``held`` notes what is whole when.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from luthier.models.lora import add_lora
 from luthier.models.packed import pack_base
 from luthier.schema.recipe import Lora, Parallel, QLora, TrainingChoice
 from luthier.tasks.causal import causal_objective
+from luthier.training.layers import layers_of
 from luthier.training.loop import fit
-from luthier.training.sharding import at_once, divide
+from luthier.training.sharding import at_once, divide, is_divided
 from luthier.training.world import World, together
 
 CHOICE = TrainingChoice(
@@ -45,6 +47,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     changes: tuple[tuple[str, object], ...] = ()
     tied: bool = False
+    batch: int = 6
+    """Rows a step, two a micro-batch: of three, the second of two processes has one and a turn to fill."""
 
 
 CASES = {
@@ -59,12 +63,21 @@ CASES = {
     "kahan": Case("Llama", dtype=torch.bfloat16, changes=(("optimizer", "adamw-bf16-kahan"),)),
     "bf16": Case("Llama", dtype=torch.bfloat16),
     "rounded": Case("Llama", dtype=torch.bfloat16, changes=(("optimizer", "adamw-bf16"),)),
+    "lora, single": Case("Llama", Lora(rank=3), batch=4),
+    "lora, six": Case("Llama", Lora(rank=3), batch=12),
+    "llama, single": Case("Llama", batch=4),
+    "llama, six": Case("Qwen3", changes=(("activation_checkpointing", "full"),), batch=12),
+    "bf16, six": Case("Llama", dtype=torch.bfloat16, batch=12),
+    "rounded, six": Case("Llama", dtype=torch.bfloat16, changes=(("optimizer", "adamw-bf16"),), batch=12),
 }
 LAYOUTS = {
     "one": (1, None),
     "two": (2, Parallel(shard=2)),
     "four": (4, Parallel(replicate=2, shard=2)),
     "copies": (2, None),
+    "backward": (2, Parallel(shard=2, reshard="backward")),
+    "step": (2, Parallel(shard=2, reshard="step")),
+    "groups": (4, Parallel(replicate=2, shard=2, reshard="step")),
 }
 
 
@@ -97,7 +110,7 @@ def train(name: str, world: World, folder: Path, *, until: int | None = None) ->
 
     with contextlib.suppress(Interrupted):
         result = fit(
-            model, objective, Source(documents(17), batch_size=6), held_out(), choice=choice, seed=5,
+            model, objective, Source(documents(17), batch_size=case.batch), held_out(), choice=choice, seed=5,
             directory=folder, recipe_digest=name, device=torch.device("cpu"), on_metrics=events.append,
             control=control, resume=True, world=world, through=through,
         )  # fmt: skip
@@ -109,6 +122,31 @@ def train(name: str, world: World, folder: Path, *, until: int | None = None) ->
         known = folder / "events.json"
         before = json.loads(known.read_text()) if known.exists() else []
         known.write_text(json.dumps(before + events))
+
+
+def held(world: World, folder: Path) -> None:
+    """Note which layers' weights are whole at the moments of a step of two micro-batches, and after one."""
+    model = model_of(CASES["lora"])
+    through, batch = divide(model, world, masters=True), held_out()[0]
+    with torch.no_grad():
+        objective = through(causal_objective, model)
+
+    def whole() -> list[bool]:
+        return [not any(map(is_divided, layer.parameters())) for layer in layers_of(model)]
+
+    found = {"before": whole()}
+    for place, last in (("first", False), ("last", True)):
+        through.begin(last=last)
+        loss = through(objective, model, batch).total
+        found[f"{place}, forward"] = whole()
+        loss.backward()
+        found[f"{place}, backward"] = whole()
+    with torch.no_grad():
+        through(objective, model, batch)
+    found["evaluation"] = whole()
+    if world.first:
+        folder.mkdir(parents=True)
+        (folder / "held.json").write_text(json.dumps(found))
 
 
 def spread(model: torch.nn.Module) -> float:
@@ -154,6 +192,9 @@ def start(layout: str, jobs: Sequence[tuple[str, str, int | None]], folder: Path
 def work(jobs: Iterable[tuple[str, str, int | None]], world: World, folder: Path) -> None:
     for name, place, until in jobs:
         try:
+            if name == "held":
+                held(world, folder / name / place)
+                continue
             train(name, world, folder / name / place, until=until)
         except Exception:
             print(f"{name} in {place}:", file=sys.stderr)
@@ -169,8 +210,14 @@ def finish(children: Iterable[int]) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    names = sys.argv[2].split(",") if len(sys.argv) > 2 else list(CASES)
+    names = sys.argv[2].split("+") if len(sys.argv) > 2 else list(CASES)
     torch.set_num_threads(1)
+    if len(sys.argv) > 3:
+        layouts = {"one": names, "two": ["held"]}
+        layouts |= {layout: [*names, "held"] for layout in sys.argv[3].split(",")}
+        for layout, cases in layouts.items():
+            finish(start(layout, [(name, layout, None) for name in cases], folder))
+        return
     wholes = [(name, "one", None) for name in names]
     shards = [(name, "two", None) for name in names]
     hybrids = [(name, "four", None) for name in names if name in ("llama", "qlora")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.schema.base import Range, Record
-from luthier.schema.recipe import OptimizerName
+from luthier.schema.recipe import OptimizerName, Reshard
 
 Part = Literal[
     "weights",
@@ -88,6 +88,8 @@ class TrainingShape(Record):
     """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
     shard: int = 1
     """Devices that hold the weights together, each a part of every tensor (FSDP)."""
+    reshard: Reshard = "layer"
+    """How long weights that are held together stay gathered (`schema.recipe.Parallel`)."""
     optimizer: OptimizerName = "adamw"
     """Whose states stand beside the trained weights."""
     update_in_backward: bool = False

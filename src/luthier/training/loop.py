@@ -398,6 +398,8 @@ class _Run:
         pieces = [(piece, counts) for whole, counts in turns for piece in cut(whole, self.position.halvings)]
         for place, (batch, counts) in enumerate(pieces, 1):
             tokens += int((batch.document_ids > 0).sum()) * counts
+            if isinstance(self.through, Divided):
+                self.through.begin(last=place == len(pieces))
             if self.overlap is not None and place == len(pieces) and not self.passes.recording:
                 # A recorded backward pass has no hooks, and must not record what is sent in one.
                 self.overlap.arm()

@@ -1,8 +1,14 @@
 """Weights divided over the processes that train together, with torch's ``fully_shard`` (FSDP2).
 
 Each process keeps a part of every tensor, with its gradient and the optimiser's states. A layer's weights
-are gathered shortly before it runs and let go after; its gradients are added up over all processes and
-divided as soon as they are there. Both go on beside the computation of the neighbouring layers.
+are gathered shortly before it runs; its gradients are added up over all processes and divided as soon as
+they are there. Both go on beside the computation of the neighbouring layers. ``training.parallel.reshard``
+says when gathered weights are let go:
+
+- layer: after each pass through the layer (``reshard_after_forward``, ZeRO-3): two gathers a micro-batch.
+- backward: after the layer's backward pass: one gather a micro-batch.
+- step: after that of a step's last micro-batch (ZeRO-2): one gather a step. Gradients are added up where
+  they are made until then, and between the processes once.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from luthier.errors import Unsupported
+from luthier.schema.recipe import Reshard
 from luthier.training.layers import layers_of
 from luthier.training.world import World
 
@@ -50,6 +57,8 @@ class _Whole(nn.Module):
 def divide(model: nn.Module, world: World, *, masters: bool) -> Divided:
     """Divide the model's weights along shard, in place, layer by layer; only one at a time is whole there.
 
+    They stay gathered as long as ``world.parallel.reshard`` says.
+
     masters: hold trained weights in fp32 and gather them in their own type, where all of a layer have one;
     else they keep their type. Returns what every use of the model must go through, in every process at the
     same time. Gradients are sums over all parts of a step, not means.
@@ -64,21 +73,30 @@ def divide(model: nn.Module, world: World, *, masters: bool) -> Divided:
         )
     mesh, dtype = world.side("replicate", "shard"), next(model.parameters()).dtype
     assert mesh is not None
+    assert world.parallel is not None
+    reshard = world.parallel.reshard or "layer"
     for layer in layers:
         layer.to(world.device)
-        _divide_part(layer, mesh, masters=masters, again=layer is not layers[-1])
+        again = reshard == "layer" and layer is not layers[-1]
+        _divide_part(layer, mesh, masters=masters, again=again)
     whole = _Whole(model)
     _divide_part(whole, mesh, masters=masters, again=None)
     _prefetch(whole, layers)
-    return Divided(whole, layers, dtype)
+    return Divided(whole, layers, dtype, reshard)
 
 
 class Divided:
     """The way to a model whose weights are divided (`Through`)."""
 
-    def __init__(self, whole: _Whole, layers: list[nn.Module], dtype: torch.dtype) -> None:
-        self.whole, self.dtype = whole, dtype
+    def __init__(self, whole: Any, layers: list[nn.Module], dtype: torch.dtype, reshard: Reshard) -> None:
+        self.whole, self.dtype, self.reshard = whole, dtype, reshard
         self.parts: list[Any] = [whole, *layers]
+
+    def begin(self, *, last: bool) -> None:
+        """Before a micro-batch goes forward and backward. last: whether it is the last one of its step."""
+        if self.reshard == "step":
+            self.whole.set_reshard_after_backward(last)
+            self.whole.set_requires_gradient_sync(last)
 
     def __call__(self, work: Callable[..., Any], *args: Any, **named: Any) -> Any:
         # One closure: FSDP looks into arguments for tensors, and would take a head's weight for an input.
