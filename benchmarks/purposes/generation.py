@@ -144,7 +144,7 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
         [
             {name: row[name] for name in ("prompt", "chosen", "rejected")}
             for row in read(data / "oasst1_en" / f"preferences_{split}.jsonl")
-            if fits(row)
+            if fits(row) and row["chosen"].strip() != row["rejected"].strip()
         ]
         for split in ("train", "validation")
     )
