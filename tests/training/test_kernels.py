@@ -1,0 +1,222 @@
+"""Triton's kernels against what they stand for: on a GPU, or in Triton's interpreter (TRITON_INTERPRET=1)."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [
+    pytest.mark.skipif(
+        not (INTERPRETED or torch.cuda.is_available()), reason="needs a CUDA GPU or Triton's interpreter"
+    ),
+    # Of places that are masked.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+SHAPES = ((300, 70), (5,), (20_001,), (8192,))
+NUMBERS = (0.1, 0.001, 0.002, 1e-8, 0.999, -0.01)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    from luthier.training import kernels
+
+    return kernels
+
+
+def nearest(values):
+    """fp32 in bf16, as the kernels round it: the interpreter cuts off."""
+    if INTERPRETED:
+        values = (values.contiguous().view(torch.int32) & -65536).view(torch.float32)
+    return values.bfloat16()
+
+
+def reference(logits, targets, multiplier, softcap):
+    values = logits.float().requires_grad_()
+    bent = values * multiplier
+    if softcap:
+        bent = torch.tanh(bent / softcap) * softcap
+    losses = torch.nn.functional.cross_entropy(bent, targets, reduction="none", ignore_index=-100)
+    losses.sum().backward()
+    return losses.detach(), values.grad
+
+
+@pytest.mark.parametrize("words", [37, 4096, 9001])
+@pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.25, None), (1.0, 30.0), (2.0, 5.0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cross_entropy(kernels, words, multiplier, softcap, dtype):
+    torch.manual_seed(words)
+    rows = 6
+    logits = (torch.randn(rows, words) * 4).to(DEVICE, dtype)
+    logits[0] -= 60  # nothing near zero
+    logits[1, 3] = 80  # one certain word
+    targets = torch.randint(0, words, (rows,), device=DEVICE)
+    targets[1], targets[4], targets[5] = 3, -100, words - 1
+    wanted, slope = reference(logits, targets, multiplier, softcap)
+    losses = torch.full((rows,), float("nan"), device=DEVICE)
+    kernels.cross_entropy_(logits, targets, losses, multiplier=multiplier, softcap=softcap)
+    torch.testing.assert_close(losses, wanted, rtol=2e-5, atol=2e-5)
+    near = 2**-7 if dtype == torch.bfloat16 else 2**-10
+    torch.testing.assert_close(logits.float(), slope, rtol=near, atol=1e-6)
+
+
+def test_a_row_that_is_no_number_says_so(kernels):
+    logits = torch.randn(3, 50, device=DEVICE).bfloat16()
+    logits[1, 7] = float("nan")
+    targets, losses = torch.tensor([1, 2, 3], device=DEVICE), torch.zeros(3, device=DEVICE)
+    kernels.cross_entropy_(logits, targets, losses)
+    assert losses.isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a GPU's memory")
+def test_cross_entropy_beyond_two_thousand_million_logits(kernels):
+    """Row starts do not fit 32 bits."""
+    words, rows = 151_936, 14_500
+    logits = torch.zeros(rows, words, device=DEVICE, dtype=torch.bfloat16)
+    targets = torch.zeros(rows, device=DEVICE, dtype=torch.int64)
+    losses = torch.empty(rows, device=DEVICE)
+    kernels.cross_entropy_(logits, targets, losses)
+    assert losses.sub(float(torch.tensor(float(words)).log())).abs().max() < 1e-4
+    assert logits[:, 0].float().add(1).abs().max() < 1e-2
+    assert logits[-1, 1:].float().sum().item() == pytest.approx(1, abs=2e-2)
+
+
+@pytest.mark.parametrize("grads", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("follows", [True, False])
+def test_adamw_is_torchs(kernels, grads, follows):
+    torch.manual_seed(0)
+    theirs = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in SHAPES]
+    ours = [one.detach().clone() for one in theirs]
+    weights = [one.bfloat16() for one in ours] if follows else None
+    means, squares = [torch.zeros_like(one) for one in ours], [torch.zeros_like(one) for one in ours]
+    settings = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+    adamw, table = torch.optim.AdamW(theirs, **settings), kernels.Table()
+    for step in range(1, 6):
+        new = [torch.randn_like(one).to(grads) for one in ours]
+        for one, grad in zip(theirs, new, strict=True):
+            one.grad = grad.float() * 0.25
+        adamw.step()
+        factor = torch.tensor(0.25, device=DEVICE)
+        kernels.adamw_(table, ours, new, means, squares, weights, factor=factor, done=step, **settings)
+    for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(means[place], adamw.state[other]["exp_avg"], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(squares[place], adamw.state[other]["exp_avg_sq"], rtol=1e-5, atol=1e-9)
+        if weights is not None:
+            assert torch.equal(weights[place], nearest(one))
+
+
+def mixed(bits):
+    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return bits ^ (bits >> 16)
+
+
+def rounded(value, chance):
+    bits = value.contiguous().view(torch.int32)
+    return ((bits + chance.to(torch.int32)) & -65536).view(torch.float32).bfloat16()
+
+
+def draws(kernels, shapes, seed):
+    """The kernel's draws for tensors of such shapes, one after the other: three of sixteen bits a number."""
+    program = 0
+    for shape in shapes:
+        size, parts = torch.Size(shape).numel(), []
+        for begin in range(0, size, kernels.CHUNK):
+            key = mixed(mixed(((seed & 0xFFFFFFFF) + program) & 0xFFFFFFFF) ^ (seed >> 32))
+            place = torch.arange(min(kernels.CHUNK, size - begin))
+            first = mixed(((place * 0x9E3779B9) & 0xFFFFFFFF) ^ key)
+            second = mixed((first + key) & 0xFFFFFFFF)
+            parts.append(torch.stack((first & 0xFFFF, first >> 16, second & 0xFFFF)))
+            program += 1
+        yield torch.cat(parts, dim=1).view(3, *shape).to(DEVICE)
+
+
+@pytest.mark.parametrize("kahan", [False, True])
+def test_rounding_by_chance_on_the_same_draws(kernels, kahan):
+    torch.manual_seed(1)
+    weights = [torch.randn(shape, device=DEVICE).bfloat16() for shape in SHAPES]
+    grads = [torch.randn_like(one) for one in weights]
+    means = [torch.randn_like(one) * 0.1 for one in weights]
+    squares = [torch.rand_like(one) * 0.01 for one in weights]
+    lost = [torch.randn_like(one) * 1e-4 for one in weights] if kahan else None
+    seed = 0x1234_5678_9ABC_DEF0
+    first, second, there, eps, kept, rate = NUMBERS
+    wanted = []
+    for place, chance in enumerate(draws(kernels, SHAPES, seed)):
+        grad = grads[place].float() * 0.5
+        mean = means[place].float() + first * (grad - means[place].float())
+        square = squares[place].float() + second * (grad.square() - squares[place].float())
+        new = weights[place].float() * kept + rate * (mean / ((square / there).sqrt() + eps))
+        found = [rounded(mean, chance[0]), rounded(square, chance[1])]
+        if lost is None:
+            found.append(rounded(new, chance[2]))
+        else:
+            new += lost[place].float()
+            found += [nearest(new), nearest(new - nearest(new))]
+        wanted.append(found)
+    factor, drawn = torch.tensor(0.5, device=DEVICE), torch.tensor([seed], device=DEVICE)
+    kernels.rounded_adamw_(
+        kernels.Table(), weights, grads, means, squares, lost, seed=drawn, factor=factor, numbers=NUMBERS
+    )
+    for place, found in enumerate(wanted):
+        got = [means[place], squares[place], weights[place], *([] if lost is None else [lost[place]])]
+        for one, other in zip(got, found, strict=True):
+            # The last digit of fp32 decides a draw now and then.
+            assert (one == other).float().mean() > 0.999
+            torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-6)
+
+
+def test_rounding_keeps_the_mean_and_draws_evenly(kernels):
+    weights = [torch.full((40_000,), 1.0, device=DEVICE).bfloat16()]
+    grads, squares = [torch.ones_like(weights[0])], [torch.ones_like(weights[0])]
+    means = [torch.zeros_like(weights[0])]
+    seed = torch.tensor([77], device=DEVICE)
+    numbers = (
+        1.0,
+        0.0,
+        1.0,
+        0.0,
+        1.0,
+        0.001,
+    )  # adds a thousandth, an eighth of a step of bf16
+    kernels.rounded_adamw_(
+        kernels.Table(), weights, grads, means, squares, None, seed=seed,
+        factor=torch.ones((), device=DEVICE), numbers=numbers,
+    )  # fmt: skip
+    assert set(weights[0].tolist()) == {1.0, 1.0078125}
+    assert weights[0].float().mean().item() == pytest.approx(1.001, abs=1e-4)
+    up = (weights[0] > 1).float()
+    assert (up[1:] * up[:-1]).mean().item() == pytest.approx(up.mean().item() ** 2, abs=4e-3)
+
+
+def test_weights_in_fp32_are_not_rounded(kernels):
+    torch.manual_seed(2)
+    weight, grad = torch.randn(999, device=DEVICE), torch.randn(999, device=DEVICE)
+    mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
+    wanted = weight * 0.999 - 0.01 * (0.1 * grad / ((0.001 * grad.square() / 0.002).sqrt() + 1e-8))
+    kernels.rounded_adamw_(
+        kernels.Table(), [weight], [grad], [mean], [square], None, seed=torch.tensor([1], device=DEVICE),
+        factor=torch.ones((), device=DEVICE), numbers=NUMBERS,
+    )  # fmt: skip
+    torch.testing.assert_close(weight, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_tensors_that_begin_anywhere(kernels):
+    """Addresses that are no multiple of sixteen bytes."""
+    torch.manual_seed(3)
+    whole = torch.randn(1001, device=DEVICE)
+    ours, theirs = whole[1:], whole[1:].clone()
+    grad = torch.randn(1000, device=DEVICE)
+    one, other = ([torch.zeros(1000, device=DEVICE)] * 1 for _ in range(2))
+    settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+    theirs.requires_grad_().grad = grad.clone()
+    torch.optim.AdamW([theirs], **settings).step()
+    table = kernels.Table()
+    kernels.adamw_(
+        table, [ours], [grad], one, other, None, factor=torch.ones((), device=DEVICE), done=1, **settings
+    )
+    assert not table.aligned
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-6)
