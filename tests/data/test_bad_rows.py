@@ -64,6 +64,16 @@ CASES: list[tuple[str, Rows, dict[str, Any], str, str]] = [
     ("similarity", changed(SCORED, sentence2=""), {}, "rows.jsonl:8", "sentence2"),
     ("similarity", changed(SCORED, score="high"), {}, "rows.jsonl:8", "no number"),
     ("reranking", changed(SCORED, score=-2), {"loss": "lambda"}, "rows.jsonl:8", "outside a relevance grade"),
+    ("similarity", changed(LABELLED, text=" "), {}, "rows.jsonl:8", "text"),
+    ("similarity", changed(LABELLED, label=" "), {}, "rows.jsonl:8", "there is no label"),
+    ("similarity", [{**row, "label": "same"} for row in LABELLED], {}, "rows.jsonl", "at least two labels"),
+    (
+        "similarity",
+        [{**row, "label": row["text"]} for row in LABELLED],
+        {},
+        "rows.jsonl",
+        "no two of",
+    ),
     ("similarity", changed(SCORED, score=-2), {"loss": "cosine"}, "rows.jsonl:8", "set score_range"),
 ]
 

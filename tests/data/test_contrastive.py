@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.batching import plan_epoch
-from luthier.data.contrastive import plan_contrastive, text_key
+from luthier.data.contrastive import plan_alike, plan_contrastive, text_key
 from luthier.tasks.planned import plan_rows
 from luthier.training.world import World
 
@@ -44,6 +46,20 @@ def test_no_batch_holds_a_false_negative(rows, size, seed, epoch, grouped) -> No
         assert 1 <= len(batch) <= size
         assert false_negatives(batch, own, negatives) == 0
     assert plan_contrastive(own, **wanted) == batches
+
+
+@pytest.mark.parametrize("size", [2, 8, 9])
+def test_labelled_texts_meet_their_like_and_others(size: int) -> None:
+    labels = [str(place % 7) for place in range(7 * 6 + 3)] + ["alone", "lonely"]
+    plans = [plan_alike(labels, batch_size=size, seed=3, epoch=epoch) for epoch in (0, 0, 1)]
+    assert plans[0] == plans[1] != plans[2]
+    for plan in plans:
+        assert sorted(row for batch in plan for row in batch) == list(range(len(labels)))
+        assert all(len(batch) == size for batch in plan[:-1])
+    counted = [Counter(labels[row] for row in batch) for batch in plans[0]]
+    whole = [found for found in counted if max(found.values()) > 1]
+    assert len(whole) >= len(counted) - 3
+    assert sum(len(found) > 1 for found in counted) > len(counted) / 2 or size == 2
 
 
 def test_rows_without_common_texts_fill_their_batches() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from luthier.data.rows import load_rows, retrieval_of, rows_for
+from luthier.data.rows import alike_of, load_rows, retrieval_of, rows_for
 from luthier.errors import DataError, LuthierError, RecipeError
 from luthier.schema.recipe import DataChoice, Recipe
 from luthier.schema.rows import LabelRow, PairRow, PreferenceRow, RankingRow, TaskRows
@@ -134,6 +134,41 @@ def test_scored_pairs(tmp_path: Path) -> None:
     ]
     assert (found.read, found.kept, found.dropped) == (3, 2, {"bad-score": 1})
     assert problems[0].where == "a.tsv:4"
+
+
+def test_labelled_texts_of_similarity(tmp_path: Path) -> None:
+    rows = [{"text": f"{label} {n}", "label": label} for n in range(3) for label in ("cat", "dog")]
+    found = read(tmp_path, "similarity", [*rows, {"text": "a hen", "label": "hen"}])
+    assert (found.kind, found.labels) == ("labelled", ("cat", "dog", "hen"))
+    assert found.notes == ("texts with the same label are taken to be alike",)
+    held = alike_of(found.rows)
+    assert held is not None
+    assert held.among
+    assert len(held.corpus) == 7
+    assert sorted(held.queries.values()) == sorted(row["text"] for row in rows), "the hen has no other"
+    one = next(name for name, text in held.queries.items() if text == "cat 1")
+    relevant = held.relevance[one]
+    assert {held.corpus[name] for name in relevant} == {"cat 0", "cat 2"}
+    assert (len(relevant), relevant.get(one)) == (2, None)
+    assert alike_of(found.rows[-1:]) is None
+    named = [{"words": "a", "kind": 3}]
+    mapped = read(tmp_path, "similarity", named, columns={"text": "words", "label": "kind"})
+    assert (mapped.kind, mapped.labels) == ("labelled", ("3",))
+    for wrong, words in (
+        ([{"premise": "a", "hypothesis": "b", "label": "no"}], "cannot tell"),
+        ([{"text": "a", "label": ["x", "y"]}], "keep one label a row"),
+    ):
+        with pytest.raises(DataError) as caught:
+            read(tmp_path, "similarity", wrong)
+        assert words in f"{caught.value} {caught.value.hint}"
+    with pytest.raises(DataError, match="cannot tell the reranking rows"):
+        read(tmp_path, "reranking", rows)
+    write(tmp_path / "pairs.jsonl", [{"anchor": "a", "positive": "b"}])
+    with pytest.raises(DataError, match="labelled rows stand beside pairs"):
+        rows_for(
+            "similarity", DataChoice(train=("x",)), ("pairs.jsonl", "a.jsonl"), base=tmp_path,
+            on_problem=lambda _: None,
+        )  # fmt: skip
 
 
 def test_preferences_in_every_form(tmp_path: Path) -> None:

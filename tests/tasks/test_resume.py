@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from encoders import label_rows
+from families import build
 from luthier.data.inputs import load_inputs
 from luthier.data.load import load_splits
 from luthier.data.preferences import load_preferences
@@ -38,6 +40,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "similarity": [
         {"anchor": TEXTS[n], "positive": TEXTS[n + 24], "negative": TEXTS[n + 30]} for n in range(24)
     ],
+    "labelled": [{"text": TEXTS[n], "label": TEXTS[n].split()[1]} for n in range(24)],
     "reranking": [
         {"query": TEXTS[n], "positive": TEXTS[n + 24], "negatives": [TEXTS[n + 30]]} for n in range(24)
     ],
@@ -47,13 +50,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "rank": 2, "dropout": 0.1},
     "qlora": {"name": "qlora", "rank": 2},
 }
+EXPERTS: dict[str, Any] = {"name": "lora", "rank": 2, "experts": [0, 2], "router": True}
+"""Of a mixture: adapters on some experts, and the routers whole."""
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
+    mixture = build("Mixtral", vocab_size=384, max_position_embeddings=256)
+    mixture.save_pretrained(shutil.copytree(save_tiny_model(folder / "decoder"), folder / "mixture"))
     return {
-        "decoder": save_tiny_model(folder / "decoder"),
+        "decoder": folder / "decoder",
+        "mixture": folder / "mixture",
         "encoder": write_steps(save_tiny_encoder(folder / "encoder")),
     }
 
@@ -61,9 +69,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def made(folder: Path, name: str, method: str, model: Path) -> tuple[Recipe, Splits]:
     """A resolved recipe and its rows."""
     values: dict[str, Any] = {
-        "task": "chat" if name == "preference" else name,
+        "task": {"preference": "chat", "labelled": "similarity"}.get(name, name),
         "model": {"id": str(model), "dtype": "float32"},
-        "method": METHODS[method],
+        "method": EXPERTS if method == "experts" else METHODS[method],
         "data": {"train": str(rows_of(folder / "rows.jsonl", ROWS[name])), "test_share": 0.2},
         "training": {
             "epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3, "sequence_length": 64,
@@ -99,13 +107,15 @@ def fitted(recipe: Recipe, model: Path, splits: Splits, run: Path, stop_after: i
     return dict(load_weights(max((run / "checkpoints").iterdir())))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-@pytest.mark.parametrize("name", list(ROWS))
+CASES = [*((name, method) for name in ROWS for method in METHODS), ("chat", "experts")]
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_a_stopped_run_ends_where_a_whole_one_does(
     tmp_path: Path, models: dict[str, Path], name: str, method: str
 ) -> None:
     writes = name in ("chat", "preference", "text-generation")
-    model = models["decoder" if writes else "encoder"]
+    model = models["mixture" if method == "experts" else "decoder" if writes else "encoder"]
     recipe, splits = made(tmp_path, name, method, model)
     whole = fitted(recipe, model, splits, tmp_path / "whole", None)
     half = fitted(recipe, model, splits, tmp_path / "parts", 3)

@@ -18,7 +18,7 @@ from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Recipe
 from luthier.schema.results import EvalResult
 from luthier.tasks.planned import chunks_of
-from luthier.tasks.similarity import SimilarityTask
+from luthier.tasks.similarity import SimilarityTask, asked_of
 from luthier.tasks.texts import TextBatches, right_too, texts_of
 from tiny_encoders import rows_of, save_tiny_decoder, save_tiny_encoder, sentences, write_steps
 
@@ -89,11 +89,18 @@ def judged(task: SimilarityTask, splits: Splits, run: Path) -> tuple[EvalResult,
     return base, task.judge_tuned(run, splits.tests, told=told)["test"]
 
 
+def labelled(count: int = 36) -> list[dict[str, Any]]:
+    """Three classes, told by words that each text of one has."""
+    words = ("amber", "birch", "cedar")
+    return [{"text": f"{TEXTS[i]} {words[i % 3]}", "label": words[i % 3]} for i in range(count)]
+
+
 CASES: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
     (scored(), {}, "cosent"),
     (scored(), {"loss": "cosine"}, "cosine"),
     (triplets(), {"symmetric": True, "dimensions": [8, 16]}, "in-batch-negatives"),
     (triplets(), {"loss": "triplet"}, "triplet"),
+    (labelled(), {}, "batch-all-triplet"),
 ]
 
 
@@ -228,6 +235,9 @@ def test_what_rows_and_settings_cannot_be(tmp_path: Path) -> None:
         make(tmp_path, triplets(), loss="cosent")
     with pytest.raises(RecipeError, match="in-batch-negatives is for queries with texts"):
         make(tmp_path, scored(), loss="in-batch-negatives")
+    with pytest.raises(RecipeError, match="batch-all-triplet is for labelled texts") as caught_loss:
+        make(tmp_path, triplets(), loss="batch-all-triplet")
+    assert caught_loss.value.hint == "use in-batch-negatives or triplet, or leave it out"
     with pytest.raises(DataError, match=r"the score -1 is below 0") as caught:
         make(
             tmp_path,
@@ -245,6 +255,22 @@ def test_what_rows_and_settings_cannot_be(tmp_path: Path) -> None:
     recipe, model, splits = make(tmp_path, triplets(), dimensions=[64])
     with pytest.raises(RecipeError, match="64 cannot be cut from vectors of 32 numbers"):
         task_of(recipe, model, splits)
+
+
+def test_labelled_texts_are_judged_by_the_others_of_their_class(tmp_path: Path) -> None:
+    recipe, model, splits = make(tmp_path, labelled())
+    task = task_of(recipe, model, splits)
+    held = splits.retrieval["test"]
+    assert held.among
+    with pytest.raises(DataError, match="no two held-out texts have the same label"):
+        asked_of(splits.tests["test"][:1], None)
+    judged = task.judge_base(splits, splits.tests, told=told)["test"]
+    assert judged.settings["corpus"] == 8
+    for row in judged.rows:
+        assert row.prompt not in row.answer.split("\n"), "no text is its own answer"
+    (batch,) = task.source(splits).batches(0, 0)
+    assert torch.equal(batch.left, batch.right)
+    assert sum(end - first for first, end, _ in batch.chunks) == 8
 
 
 def test_an_empty_text_is_told_with_its_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier.training.contrastive import (
+    batch_all_triplets,
     cosent,
     cosine_regression,
     in_batch_negatives,
@@ -100,6 +101,22 @@ def test_triplet(distance: Any, margin: float) -> None:
     theirs = losses.TripletLoss(Given(), distance_metric=metric, triplet_margin=margin)
     ours = triplet(*leaves, margin=margin, distance=distance)
     same(ours, theirs.compute_loss_from_embeddings(leaves, torch.empty(0)), leaves)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_all_triplets_of_labelled_texts(distance: Any) -> None:
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    (given,) = vectors((9, 8))
+    given = torch.cat((given, given[:1]))  # a text that stands twice is at no distance
+    labels, margin = torch.tensor([0, 1, 2, 0, 1, 1, 3, 0, 2, 0]), 0.3 if distance == "cosine" else 2.0
+    measure = losses.BatchHardTripletLossDistanceFunction
+    far = measure.cosine_distance if distance == "cosine" else measure.eucledian_distance
+    theirs = losses.BatchAllTripletLoss(Given(), distance_metric=far, margin=margin)
+    ours = batch_all_triplets(given, labels, margin=margin, distance=distance)
+    assert ours > 0
+    same(ours, theirs.batch_all_triplet_loss(labels, given), [given])
+    for alone in (torch.arange(10), torch.zeros(10)):
+        assert batch_all_triplets(given, alone, margin=margin, distance=distance) == 0
 
 
 def test_over_dimensions() -> None:

@@ -71,6 +71,30 @@ def plan_contrastive(
     return sorted(planned, key=lambda batch: len(batch) < batch_size)
 
 
+def plan_alike(labels: Sequence[str], *, batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
+    """Plan one epoch of batches in which texts meet others of their class and of other classes.
+
+    Every row exactly once: rows of a class are drawn two by two (an odd one stands alone), and batches are
+    filled with pairs in a drawn order. Deterministic in (seed, epoch).
+    """
+    assert batch_size >= 1
+    order = random.Random(f"luthier alike {seed}/{epoch}")
+    classes: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        classes.setdefault(label, []).append(row)
+    pairs = []
+    for rows in classes.values():
+        order.shuffle(rows)
+        pairs += [rows[start : start + 2] for start in range(0, len(rows), 2)]
+    order.shuffle(pairs)
+    # Lone rows last: before them no batch of an even size parts a pair.
+    drawn = [row for pair in sorted(pairs, key=lambda pair: len(pair) < 2) for row in pair]
+    batches = [tuple(drawn[start : start + batch_size]) for start in range(0, len(drawn), batch_size)]
+    rest = [batches.pop()] if batches and len(batches[-1]) < batch_size else []
+    order.shuffle(batches)
+    return batches + rest
+
+
 def _keys(own: Sequence[Sequence[str]], negatives: Sequence[Sequence[str]] | None) -> list[_Keys]:
     others: Iterable[Sequence[str]] = [()] * len(own) if negatives is None else negatives
     return [

@@ -16,6 +16,7 @@ from luthier.schema.rows import RowPurpose
 
 LABEL_ROLES = ("text", "pair", "label", "labels", "group")
 RANKING_ROLES = ("query", "positive", "negative", "first", "second", "score", "group")
+SIMILARITY_ROLES = (*RANKING_ROLES, "text", "label")
 PREFERENCE_ROLES = ("prompt", "chosen", "rejected", "system", "tools", "group")
 DELIMITERS = ("|", ";", ",")
 """What may part labels in one text, likeliest first."""
@@ -63,7 +64,9 @@ def roles_for(purpose: RowPurpose) -> tuple[str, ...]:
     """The keys that ``data.columns`` may have for a purpose."""
     if purpose in ("multi-class-classification", "multi-label-classification"):
         return LABEL_ROLES
-    return RANKING_ROLES if purpose in ("similarity", "reranking") else PREFERENCE_ROLES
+    if purpose == "similarity":
+        return SIMILARITY_ROLES
+    return RANKING_ROLES if purpose == "reranking" else PREFERENCE_ROLES
 
 
 def tell(
@@ -91,10 +94,13 @@ def tell(
             check_expression(role, part, names)
     if known is LABEL_ROLES:
         layout = _labelled(purpose, names, rows, wanted, delimiter)
-    elif known is RANKING_ROLES:
-        layout = _ranking(names, rows, wanted)
-    else:
+    elif known is PREFERENCE_ROLES:
         layout = _preference(names, wanted)
+    else:
+        labelled = known is SIMILARITY_ROLES and bool({"text", "label"} & set(wanted))
+        layout = None if labelled else _ranking(names, rows, wanted)
+        if layout is None and known is SIMILARITY_ROLES:
+            layout = _alike(names, rows, wanted)
     if layout is None:
         raise DataError(
             f"cannot tell the {purpose} rows: their columns are {', '.join(names) or 'none'}",
@@ -127,7 +133,8 @@ def _hint(purpose: RowPurpose) -> str:
     }.get(
         purpose,
         "{query: YOUR_COLUMN, positive: YOUR_COLUMN, negative: YOUR_COLUMN} or "
-        "{first: YOUR_COLUMN, second: YOUR_COLUMN, score: YOUR_COLUMN}",
+        "{first: YOUR_COLUMN, second: YOUR_COLUMN, score: YOUR_COLUMN}"
+        + (" or {text: YOUR_COLUMN, label: YOUR_COLUMN}" if purpose == "similarity" else ""),
     )
     return f"map them, for example data.columns: {example}"
 
@@ -174,6 +181,15 @@ def _labelled(
     return Layout(
         "multi-label" if many else "multi-class", columns, delimiter if many else None, tuple(notes)
     )
+
+
+def _alike(names: list[str], rows: Sequence[RawRow], wanted: dict[str, str]) -> Layout | None:
+    """Texts of a class each, of which those of one class are alike; a second text makes them no such rows."""
+    found = _labelled("multi-class-classification", names, rows, wanted, None)
+    if found is None or "pair" in found.columns:
+        return None
+    note = f"texts with the same {found.columns['label']} are taken to be alike"
+    return Layout("labelled", found.columns, notes=(*found.notes, note))
 
 
 def _one_hot(names: Sequence[str], rows: Sequence[RawRow], but: Sequence[str | None]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -91,9 +91,10 @@ def rows_for(
             file=next((file for part in parts for file in part.files), sources[0]),
             hint="give a file with at least a few rows",
         )
-    if "scored-pairs" in kinds and len(kinds) > 1:
+    alone = next((kind for kind in ("scored-pairs", "labelled") if kind in kinds), None)
+    if alone is not None and len(kinds) > 1:
         raise DataError(
-            f"scored pairs stand beside {', '.join(k for k in kinds if k != 'scored-pairs')}",
+            f"{alone.replace('-', ' ')} rows stand beside {', '.join(k for k in kinds if k != alone)}",
             file=sources[0],
             hint="train on one kind, or map all of them to one with data.columns",
         )
@@ -214,6 +215,37 @@ def retrieval_of(rows: Sequence[TaskRow]) -> RetrievalSet | None:
     return RetrievalSet(queries, corpus, relevance)
 
 
+class _Others(Mapping[str, int]):
+    """All documents of a class but one, each relevant, without a copy of them."""
+
+    def __init__(self, members: Mapping[str, int], without: str) -> None:
+        self._members, self._without = members, without
+
+    def __getitem__(self, name: str) -> int:
+        if name == self._without:
+            raise KeyError(name)
+        return self._members[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._members if name != self._without)
+
+    def __len__(self) -> int:
+        return len(self._members) - 1
+
+
+def alike_of(rows: Sequence[TaskRow]) -> RetrievalSet | None:
+    """Texts of a class each, to be answered by the other texts of it; None where no two are of one class."""
+    found = {(row.text, row.labels[0]): row for row in rows if isinstance(row, LabelRow)}
+    corpus: dict[str, str] = {}
+    members: dict[str, dict[str, int]] = {}
+    for place, (text, label) in enumerate(found):
+        corpus[f"d{place}"] = text
+        members.setdefault(label, {})[f"d{place}"] = 1
+    relevance = {name: _Others(alike, name) for alike in members.values() if len(alike) > 1 for name in alike}
+    queries = {name: corpus[name] for name in relevance}
+    return RetrievalSet(queries, corpus, relevance, among=True) if queries else None
+
+
 def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) -> TaskSplits:
     """All splits of a recipe that trains no chat; purpose: the recipe's own where not given.
 
@@ -248,7 +280,7 @@ def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) 
         dropped[UNWEIGHTED] = len(chosen) - len(once)
     labels = _ordered(list(read.values())) if whole.labels else ()
     new = [name for name in labels if name not in set(whole.labels)]
-    if new:
+    if new and whole.kind != "labelled":
         notes.append(
             f"{len(new)} labels stand in no training row and can never be right: {', '.join(new[:5])}"
         )
@@ -272,10 +304,11 @@ def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) 
     ]
     validation = pieces.pop("validation", [])
     held = {"validation": validation, **pieces}
+    made = alike_of if whole.kind == "labelled" else retrieval_of
     sets = {
         name: found
         for name, rows in held.items()
-        if (found := (read[name].retrieval if name in read else None) or retrieval_of(rows)) is not None
+        if (found := (read[name].retrieval if name in read else None) or made(rows)) is not None
     }
     if whole.retrieval is not None:  # cut from a BEIR folder: the corpus is still all of it
         sets |= {

@@ -21,7 +21,7 @@ def row_maker(layout: Layout, system: str | None = None) -> Callable[[RawRow], T
     """One row into its typed row; raises RowProblem, and UnicodeEncodeError for half letters."""
     if layout.kind == "preference":
         return lambda row: _preference_row(row, layout, system)
-    if layout.kind in ("multi-class", "multi-label"):
+    if layout.kind in ("multi-class", "multi-label", "labelled"):
         return lambda row: _label_row(row, layout)
     if layout.kind == "scored-pairs":
         return lambda row: _pair_row(row, layout)
@@ -80,7 +80,9 @@ def _labels_at(row: RawRow, expression: str, layout: Layout) -> tuple[str, ...]:
                 row,
                 "several-labels" if labels else "missing-label",
                 f"{expression} holds {len(labels)} labels, and one is wanted",
-                "set task: multi-label-classification, or keep one label a row",
+                "keep one label a row"
+                if layout.kind == "labelled"
+                else "set task: multi-label-classification, or keep one label a row",
             )
         return labels
     if value is None or (isinstance(value, str) and not value.strip()):

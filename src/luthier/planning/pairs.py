@@ -5,14 +5,21 @@ No row is read here: the caller hands the training rows in.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from luthier.errors import DataError, RecipeError
 from luthier.schema.recipe import Recipe, RerankingChoice, SimilarityChoice
-from luthier.schema.rows import PairRow, RankingRow
+from luthier.schema.rows import LabelRow, PairRow, RankingRow
 
-_SCORED = ("cosent", "cosine")
+_LOSSES = {
+    "scored pairs": ("cosent", "cosine"),
+    "labelled texts": ("batch-all-triplet",),
+    "queries with texts": ("in-batch-negatives", "triplet"),
+}
+"""What the rows of a similarity can be -> what they can train on, the usual one first."""
+_TRIPLETS = ("triplet", "batch-all-triplet")
 _TAUGHT = ("margin-mse", "distillation")
 
 
@@ -46,22 +53,31 @@ Found = dict[str, tuple[Any, str]]
 def _similarity(recipe: Recipe, rows: Sequence[Any], kind: str) -> Found:
     choice = recipe.similarity or SimilarityChoice()
     found: Found = {}
-    scored = any(isinstance(row, PairRow) for row in rows)
-    loss = choice.loss
+    types = {type(row) for row in rows}
+    what = (
+        "scored pairs"
+        if PairRow in types
+        else "labelled texts"
+        if LabelRow in types
+        else "queries with texts"
+    )
+    loss: str | None = choice.loss
     if loss is None:
-        loss = "cosent" if scored else "in-batch-negatives"
+        loss = _LOSSES[what][0]
         found["similarity.loss"] = (loss, f"the rows are {kind}")
-    if scored != (loss in _SCORED):
+    if loss not in _LOSSES[what]:
+        wanted = next(words for words, losses in _LOSSES.items() if loss in losses)
         raise RecipeError(
-            f"similarity.loss: {loss} is for {'scored pairs' if loss in _SCORED else 'queries with texts'}, "
-            f"and the training rows are {kind}",
-            hint=f"use {'cosent or cosine' if scored else 'in-batch-negatives or triplet'}, or leave it out",
+            f"similarity.loss: {loss} is for {wanted}, and the training rows are {kind}",
+            hint=f"use {' or '.join(_LOSSES[what])}, or leave it out",
         )
     if loss == "triplet":
         _demand_negatives(rows, "similarity.loss: triplet", "use in-batch-negatives")
-        if choice.margin is None:
-            margin = 0.2 if choice.distance == "cosine" else 5.0
-            found["similarity.margin"] = (margin, f"usual for {choice.distance} distances")
+    if loss == "batch-all-triplet":
+        _demand_classes(rows)
+    if loss in _TRIPLETS and choice.margin is None:
+        margin = 0.2 if choice.distance == "cosine" else 5.0
+        found["similarity.margin"] = (margin, f"usual for {choice.distance} distances")
     if loss == "cosine":
         low, high, source = _range(choice.score_range, rows, least=-1.0)
         if choice.score_range is None:
@@ -106,6 +122,21 @@ def _demand_negatives(rows: Sequence[Any], setting: str, else_: str) -> None:
                 line=row.line,
                 hint=f"`luthier data mine` finds some, or {else_}",
             )
+
+
+def _demand_classes(rows: Sequence[Any]) -> None:
+    """Labelled texts must be alike and unlike others."""
+    counts = Counter(row.labels[0] for row in rows)
+    if len(counts) > 1 and max(counts.values()) > 1:
+        return
+    first = next(iter(counts))
+    why = f"all have the one label {first!r}" if len(counts) == 1 else "no two of them have the same label"
+    raise DataError(
+        f"the training texts cannot be told apart by their labels: {why}",
+        file=rows[0].file,
+        line=rows[0].line,
+        hint="give several texts of at least two labels, or map another column with data.columns.label",
+    )
 
 
 def _range(

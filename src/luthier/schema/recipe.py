@@ -41,8 +41,9 @@ def without_masters(optimizer: str) -> bool:
 class SimilarityChoice(Record):
     """How a bi-encoder is trained: one vector a text, near where texts belong together."""
 
-    loss: Literal["in-batch-negatives", "cosent", "cosine", "triplet"] | None = None
-    """What is minimised; derived from the rows: cosent for scored pairs, in-batch-negatives for others."""
+    loss: Literal["in-batch-negatives", "cosent", "cosine", "triplet", "batch-all-triplet"] | None = None
+    """What is minimised; derived from the rows: cosent for scored pairs, batch-all-triplet for labelled
+    texts, in-batch-negatives for others."""
     scale: float = Field(20.0, gt=0)
     """What cosines are multiplied by (one over the temperature): in-batch-negatives and cosent."""
     symmetric: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ RowPurpose = Purpose | Literal["preference"]
 
 @dataclass(frozen=True, slots=True)
 class LabelRow:
-    """A text with its labels: exactly one for multi-class, any number (none too) for multi-label."""
+    """A text with its labels: exactly one for multi-class and similarity, any number for multi-label."""
 
     text: str
     labels: tuple[str, ...]
@@ -133,8 +133,10 @@ class RetrievalSet:
 
     queries: dict[str, str]
     corpus: dict[str, str]
-    relevance: dict[str, dict[str, int]]
+    relevance: Mapping[str, Mapping[str, int]]
     """Query id -> document id -> grade; 0 is judged and not relevant, what is missing is not judged."""
+    among: bool = False
+    """Whether the queries are documents themselves, under the same ids: none is its own answer."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class TaskRows:
 
     kind: str
     """``multi-class``, ``multi-label``, ``scored-pairs``, ``pairs``, ``triplets``,
-    ``query-positives-negatives``, ``beir`` or ``preference``."""
+    ``query-positives-negatives``, ``beir``, ``labelled`` or ``preference``."""
     rows: Sequence[TaskRow]
     columns: dict[str, str]
     """Role -> column, path or template, as read."""

@@ -13,7 +13,7 @@ from luthier.catalog.purposes import spec_of
 from luthier.data.inputs import Input, inputs_of
 from luthier.schema.onnx import OnnxAnswers
 from luthier.schema.recipe import Dtype
-from luthier.schema.rows import PairRow, RankingRow
+from luthier.schema.rows import LabelRow, PairRow, RankingRow
 from luthier.tasks.base import ModelTask
 from luthier.tasks.classification import ClassificationTask
 from luthier.tasks.encoded import Encoded, encode
@@ -81,6 +81,8 @@ def _held(  # noqa: PLR0917
 def _texts(row: Any) -> list[tuple[str, Role]]:
     if isinstance(row, PairRow):
         return [(row.first, "similarity"), (row.second, "similarity")]
+    if isinstance(row, LabelRow):
+        return [(row.text, "similarity")]
     assert isinstance(row, RankingRow)
     texts: list[tuple[str, Role]] = [(text, "document") for text in (*row.positives, *row.negatives)]
     return [(row.query, "query"), *texts]

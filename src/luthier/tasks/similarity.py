@@ -1,7 +1,8 @@
 """Tune a bi-encoder: texts that belong together get near vectors.
 
 Rows with a score train on their pairs; queries with right (and wrong) texts train on telling these
-apart among all texts of the batch. Judged by correlation with the scores, or by retrieval.
+apart among all texts of the batch; texts with a label train on being nearer to those of their class.
+Judged by correlation with the scores, or by retrieval.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.data.mine import nearest
-from luthier.data.rows import retrieval_of
+from luthier.data.rows import alike_of, retrieval_of
+from luthier.errors import DataError
 from luthier.evaluation.retrieval import (
     CORRELATION_METRICS,
     RANKING_METRICS,
@@ -35,7 +37,7 @@ from luthier.models.vector_settings import write_vector_settings
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Dtype, Lora, SimilarityChoice
 from luthier.schema.results import EvalResult, ParityCheck
-from luthier.schema.rows import PairRow, RankingRow, RetrievalSet
+from luthier.schema.rows import LabelRow, PairRow, RankingRow, RetrievalSet
 from luthier.tasks.base import TOKENIZER_FILES, ModelTask, Rows, Told
 from luthier.tasks.texts import TextBatches, Texts, VectorObjective, texts_of
 from luthier.tasks.vectors import Reader, check_dimensions, embedder_of, load_embedder, settings_of
@@ -103,7 +105,7 @@ class SimilarityTask(ModelTask):
         assert batch_size is not None
         assert training.micro_batch_size is not None
         texts, found = texts_of(rows, self.settings, self.choice)
-        each = -(-sum(2 + self._taken(row) for row in found) // max(1, len(found)))
+        each = -(-sum(len({row.left, row.right}) + self._taken(row) for row in found) // max(1, len(found)))
         return TextBatches(
             found,
             self.reader.encode(texts, most=training.sequence_length),
@@ -113,6 +115,7 @@ class SimilarityTask(ModelTask):
             texts_at_once=training.micro_batch_size * each,
             seed=self.recipe.seed,
             apart=self.choice.loss == "in-batch-negatives",
+            alike=self.choice.loss == "batch-all-triplet",
             most_wrong=self.choice.negatives,
         )
 
@@ -260,6 +263,8 @@ def copy_tokenizer(base: Path, directory: Path) -> None:
 def _texts(row: Any) -> tuple[str, ...]:
     if isinstance(row, PairRow):
         return row.first, row.second
+    if isinstance(row, LabelRow):
+        return (row.text,)
     assert isinstance(row, RankingRow)
     return row.query, *row.positives, *row.negatives
 
@@ -272,11 +277,18 @@ def cosines(left: Any, right: Any) -> Any:
 
 def asked_of(rows: Sequence[Any], held: RetrievalSet | None) -> RetrievalSet:
     """The queries of these rows and the corpus that they are answered from."""
+    labelled = isinstance(rows[0], LabelRow)
     if held is None:
-        made = retrieval_of(rows)
-        assert made is not None, "rows without a score are queries with texts"
+        made = alike_of(rows) if labelled else retrieval_of(rows)
+        if made is None:
+            raise DataError(
+                "no two held-out texts have the same label, so none has another to be found",
+                file=rows[0].file,
+                line=rows[0].line,
+                hint="hold out more rows: a larger data.test_share, or a file with several rows a label",
+            )
         return made
-    asked = {row.query for row in rows}
+    asked = {row.text if labelled else row.query for row in rows}
     queries = {key: text for key, text in held.queries.items() if text in asked}
     return replace(held, queries=queries)
 
@@ -286,10 +298,20 @@ def retrieve(
 ) -> dict[str, list[str]]:
     """The nearest documents of every query by cosine, best first."""
     names = list(held.corpus)
-    corpus = embedder.encode(list(held.corpus.values()), role="document", progress=progress)
-    queries = embedder.encode(list(held.queries.values()), role="query")
+    texts = list(held.corpus.values())
+    if held.among:
+        corpus = embedder.encode(texts, role="similarity", progress=progress)
+        place = {name: i for i, name in enumerate(names)}
+        queries = corpus[[place[query] for query in held.queries]]
+        depth += 1  # each finds itself too
+    else:
+        corpus = embedder.encode(texts, role="document", progress=progress)
+        queries = embedder.encode(list(held.queries.values()), role="query")
     indices, scores = nearest(queries, corpus, depth)
-    return {
+    found = {
         query: ranked([float(s) for s in scores[i]], [names[j] for j in indices[i]])
         for i, query in enumerate(held.queries)
     }
+    if not held.among:
+        return found
+    return {query: [name for name in order if name != query][: depth - 1] for query, order in found.items()}

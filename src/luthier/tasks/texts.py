@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.data.contrastive import plan_contrastive
+from luthier.data.contrastive import plan_alike, plan_contrastive
 from luthier.errors import DataError
 from luthier.models.embed import DenseLayers, embed
 from luthier.models.vector_settings import Role, VectorSettings
 from luthier.schema.recipe import SimilarityChoice
-from luthier.schema.rows import PairRow
+from luthier.schema.rows import LabelRow, PairRow
 from luthier.tasks.encoded import Encoded, EncodedBatch
 from luthier.tasks.planned import PlannedBatches, chunks_of, filled_on, plan_rows
 from luthier.tasks.vectors import Reader
 from luthier.training.contrastive import (
+    batch_all_triplets,
     cosent,
     cosine_regression,
     in_batch_negatives,
@@ -35,10 +36,10 @@ from luthier.training.objective import Loss, MicroBatch
 class TextsBatch:
     """One optimiser step's texts, which are compared with each other: a `training.objective.MicroBatch`.
 
-    texts: all of them, longest first, no text twice. left, right: [rows] places of queries and
-    positives (of the two texts of a pair); wrong: [any] places of negatives; labels: [rows] scores, or
-    zeros. chunks: (first, end, width) of texts that go through the model at once; recompute: whether
-    their activations are made anew in the backward pass.
+    texts: all of them, longest first, no text twice. left, right: [rows] places of queries and positives
+    (of the two texts of a pair; of a labelled text twice); wrong: [any] places of negatives; labels: [rows]
+    scores, numbers of classes, or zeros. chunks: (first, end, width) of texts that go through the model at
+    once; recompute: whether their activations are made anew in the backward pass.
     """
 
     texts: EncodedBatch
@@ -80,7 +81,10 @@ class TextsBatch:
 
 @dataclass(frozen=True)
 class Texts:
-    """A training row by places in the list of all its split's texts."""
+    """A training row by places in the list of all its split's texts.
+
+    A labelled text is its own right one, and its score the number of its class.
+    """
 
     left: int
     right: int
@@ -93,7 +97,8 @@ class TextBatches(PlannedBatches[tuple[int, ...]]):
     """A `training.loop.BatchSource` whose every step is one batch of rows that are compared.
 
     rows: see `Texts`; encoded: each text once. texts_at_once: how many go through the model together.
-    apart: for each row its own texts, where no two rows with an equal one may meet in a batch.
+    apart: for each row its own texts, where no two rows with an equal one may meet in a batch. alike:
+    rows are labelled texts, of which a batch wants several of a class.
     """
 
     def __init__(
@@ -107,11 +112,12 @@ class TextBatches(PlannedBatches[tuple[int, ...]]):
         texts_at_once: int,
         seed: int,
         apart: bool,
+        alike: bool = False,
         most_wrong: int | None = None,
     ) -> None:
         self.rows_, self.encoded, self.texts, self.reader = rows, encoded, texts, reader
         self.batch_size, self.texts_at_once, self.seed = batch_size, texts_at_once, seed
-        self.apart, self.most_wrong = apart, most_wrong
+        self.apart, self.alike, self.most_wrong = apart, alike, most_wrong
 
     def _plan(self, epoch: int) -> list[tuple[int, ...]]:
         if self.apart:
@@ -122,6 +128,9 @@ class TextBatches(PlannedBatches[tuple[int, ...]]):
                 seed=self.seed,
                 epoch=epoch,
             )
+        if self.alike:
+            classes = [str(row.score) for row in self.rows_]
+            return plan_alike(classes, batch_size=self.batch_size, seed=self.seed, epoch=epoch)
         lengths, at_once = [1] * len(self.rows_), self.batch_size
         steps = plan_rows(lengths, batch_size=at_once, micro_batch_size=at_once, seed=self.seed, epoch=epoch)
         return [tuple(chosen) for (chosen,) in steps]
@@ -208,6 +217,9 @@ class VectorObjective:
             case "triplet":
                 assert choice.margin is not None
                 return triplet(left, right, wrong[0], margin=choice.margin, distance=choice.distance)
+            case "batch-all-triplet":
+                assert choice.margin is not None
+                return batch_all_triplets(left, batch.labels, margin=choice.margin, distance=choice.distance)
             case _:
                 return in_batch_negatives(
                     left,
@@ -239,6 +251,7 @@ def texts_of(
     Raises DataError, with file and line, for an empty text.
     """
     places: dict[str, int] = {}
+    classes: dict[str, int] = {}
     found: list[Texts] = []
 
     def place(text: str, role: Role, row: Any) -> int:
@@ -258,6 +271,10 @@ def texts_of(
             score = (row.score - low) / (high - low) if choice.loss == "cosine" else row.score
             pair = place(row.first, "similarity", row), place(row.second, "similarity", row)
             found.append(Texts(*pair, (), score, where))
+            continue
+        if isinstance(row, LabelRow):
+            own = place(row.text, "similarity", row)
+            found.append(Texts(own, own, (), classes.setdefault(row.labels[0], len(classes)), where))
             continue
         query = place(row.query, "query", row)
         wrong = tuple(place(text, "document", row) for text in row.negatives)

@@ -86,6 +86,34 @@ def triplet(
     return F.relu(near - far + margin).mean()
 
 
+def batch_all_triplets(
+    vectors: Tensor, labels: Tensor, *, margin: float, distance: Distance = "cosine"
+) -> Tensor:
+    """The triplet loss over all triplets that a batch of labelled texts holds.
+
+    Mean over those triplets that still cost something (Hermans et al. 2017, arXiv 1703.07737, section 3);
+    zero where there are none. labels: [rows], equal for texts of one class.
+    """
+    far = _distances(vectors.float(), distance)
+    same = labels[:, None] == labels[None, :]
+    anchors, positives = (same & ~torch.eye(len(labels), dtype=torch.bool, device=same.device)).nonzero().T
+    # One line for each pair of a class against all of the batch, so memory is that of pairs times rows.
+    gaps = (far[anchors, positives][:, None] - far[anchors] + margin).masked_fill(same[anchors], 0.0)
+    costs = F.relu(gaps)
+    return costs.sum() / (costs > 0).sum().clamp_min(1)
+
+
+def _distances(vectors: Tensor, distance: Distance) -> Tensor:
+    """Of each vector to each other one: [rows, rows]."""
+    if distance == "cosine":
+        return 1 - cosine_matrix(vectors, vectors)
+    products = vectors @ vectors.t()
+    squares = products.diagonal()
+    squared = (squares[:, None] - 2 * products + squares[None, :]).clamp_min(0)
+    none = squared == 0  # where the root has no gradient
+    return (squared + none * 1e-16).sqrt().masked_fill(none, 0.0)
+
+
 def over_dimensions(
     loss: Callable[[Sequence[Tensor]], Tensor],
     vectors: Sequence[Tensor],
