@@ -4,12 +4,12 @@
 
 ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro
 (micro-batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs
-(fixed, packed), steps, profile, graphs (launches recorded), warm (steps not timed), shard, along. Each
-row builds its model unless the row before has the same, trains two steps to warm up and then ``steps``
+(fixed, packed), steps, profile, graphs (launches recorded), warm (steps not timed), shard, reshard, along.
+Each row builds its model unless the row before has the same, trains two steps to warm up and then ``steps``
 more, and reports the median step. Under torchrun the processes share each step's micro-batches; with
-``shard=N`` so many of them hold one model together (FSDP2; fewer than all: HSDP), with ``along=context``
-(tensor, pipeline, expert) all work on the same micro-batches in that way. `--shard N` before the rows is
-the same for all of them.
+``shard=N`` so many of them hold one model together (FSDP2; fewer than all: HSDP) and keep it gathered as
+``reshard`` says (layer, backward, step), with ``along=context`` (tensor, pipeline, expert) all work on the
+same micro-batches in that way. `--shard N` before the rows is the same for all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 from shapes import SHAPES, build, flops
 
 from luthier.models.lora import add_lora
-from luthier.schema.recipe import Lora, Parallel, TrainingChoice
+from luthier.schema.recipe import Lora, Parallel, TrainingChoice, without_masters
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.parallel import take_part
 from luthier.training.loop import fit
@@ -46,8 +46,8 @@ DATASHEET = 989.4e12
 DEFAULTS = {
     "model": "llama-3.1-8b", "method": "lora", "base": "", "tokens": "8192", "micro": "1", "keep": "none",
     "layers": "", "compile": "1", "docs": "fixed", "length": "2048", "steps": "6", "profile": "0",
-    "adapter": "float32", "optimizer": "adamw", "shard": "1", "along": "",
-    "graphs": "0", "warm": "",
+    "adapter": "float32", "optimizer": "adamw", "shard": "1",
+    "reshard": "layer", "along": "", "graphs": "0", "warm": "",
 }  # fmt: skip
 WARM, SETTLED = 2, 8
 """Steps that are not timed; where launches are recorded the first four are watched, then one is recorded."""
@@ -111,6 +111,7 @@ def adapted(row: dict[str, str], device: str) -> Any:
 
 
 def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[str, Any]:
+    """What the row comes to; nothing in a process that is not the first, which hears of no steps."""
     choice = TrainingChoice(
         max_steps=1_000_000, learning_rate=1e-5, evaluate_every=1_000_000, on_spike="off",
         activation_checkpointing=row["keep"], recomputed_layers=int(row["layers"]) if row["layers"] else None,
@@ -119,7 +120,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
     )  # fmt: skip
     through, before = at_once, torch.cuda.memory_allocated() if device.startswith("cuda") else 0
     if world.divided:
-        through = divide(model, world, masters=not row["optimizer"].startswith("adamw-bf16"))
+        through = divide(model, world, masters=not without_masters(choice.optimizer))
     with torch.no_grad():
         objective = through(
             causal_objective, model, compiled=bool(choice.compile), longest=int(row["length"])
@@ -157,7 +158,10 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
             recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,
             world=world, through=through, division=division,
         )  # fmt: skip
-    steps = [event for event in events if event["kind"] == "step"][untimed(row) : wanted]
+    if not world.first:
+        return {}
+    every = [event for event in events if event["kind"] == "step"]
+    steps = every[untimed(row) : wanted]
     seconds = statistics.median(event["seconds"] for event in steps)
     lengths = lengths_of(row) * int(row["micro"])
     work = flops(row["model"], lengths, row["method"])
@@ -167,11 +171,13 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         "spread": [round(event["seconds"] * 1e3, 1) for event in steps],
         "devices": world.size,
         "shard": world.sizes["shard"],
+        "reshard": row["reshard"] if world.divided else "",
         "along": row["along"],
         "whole_gb": before / 1e9,
         "mfu_datasheet": work / seconds / DATASHEET / world.size,
         "tflops": work / seconds / 1e12,
-        "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0,
+        # The loop begins torch's own mark anew at each phase of the first steps.
+        "allocated_gb": max(event["peak_memory"] for event in every) / 1e9 if cuda else 0,
         "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if cuda else 0,
         "first_step_s": first[0],
         "loss": steps[-1]["loss"],
@@ -271,25 +277,26 @@ def rows(out: Path, given: list[str], device: str, world: World) -> None:
             continue
         row = DEFAULTS | {"shard": shard} | dict(part.split("=", 1) for part in text.split(","))
         apart = int(row["shard"]) > 1 or bool(row["along"])
+        wanted = (row["model"], row["method"], row["base"], row["adapter"])
         try:
-            # What has been divided once stays so: such a row builds its own model.
-            if apart or (row["model"], row["method"], row["base"], row["adapter"]) != last:
+            if wanted != last:
                 model = None
                 gc.collect()
-                last = (row["model"], row["method"], row["base"], row["adapter"])
                 model = adapted(row, device)
-            sizes = {row["along"]: world.size} if row["along"] else {"shard": int(row["shard"])}
-            here = replace(world, parallel=Parallel(**sizes))
+            sizes: dict[str, Any] = {"shard": int(row["shard"]), "reshard": row["reshard"]}
+            here = replace(
+                world, parallel=Parallel(**({row["along"]: world.size} if row["along"] else sizes))
+            )
             put({"asked": text, **measure(model, row, device, here)})
-            last = None if apart else last
+            # What has been divided once stays so: the next row builds its own model.
+            last = None if apart else wanted
         except Exception as error:  # the other rows are wanted all the same
             put({"asked": text, "error": f"{type(error).__name__}: {error}"[:1500]})
-            if os.environ.get("TRACE"):
+            last = None
+            if os.environ.get("TRACE") or not world.first:
                 import traceback
 
                 traceback.print_exc()
-            if model is not None:
-                model.zero_grad(set_to_none=True)
 
 
 if __name__ == "__main__":
