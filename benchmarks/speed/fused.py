@@ -1,6 +1,6 @@
 """The kernels of losses and updates beside what they stand for and what the memory's rate allows, on CUDA.
 
-    python benchmarks/speed/kernels.py OUT.jsonl [0.5b] [3b]
+    python benchmarks/speed/fused.py OUT.jsonl [0.5b] [3b]
 
 One row a kernel and shape: milliseconds (median of several), bytes that must be moved, GB/s of these.
 `copy` is what a plain copy reaches on the same card. Ends in about a minute.
