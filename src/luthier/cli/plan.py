@@ -277,6 +277,8 @@ def _traced(
             "the exact trace follows GPU kernels, and this plan is for a CPU",
             hint="leave out --exact: the formula's CPU figure is held to measured runs",
         )
+    if question.arch.new_tokens:
+        raise Unsupported("new tokens are not traced", hint="leave out --exact: the formula counts them")
     err().print("tracing the step without a GPU...", style="dim")
     capability = question.hardware.accelerators[0].compute_capability or (0, 0)
     found = trace_training(
@@ -353,6 +355,7 @@ def _of_recipe(
     """Plan of a recipe with its own model and data, here or on described hardware."""
     from luthier.catalog.purposes import check_supported
     from luthier.cli.story import show_plan
+    from luthier.data.new_tokens import told_of_new_tokens
     from luthier.planning.audit import audit
     from luthier.planning.cost import priced
     from luthier.planning.hypothetical import parse_hardware
@@ -363,6 +366,7 @@ def _of_recipe(
     from luthier.runs.probe import probe
     from luthier.runs.scratch import bring_model
     from luthier.schema.load import load_recipe
+    from luthier.sizing.parameters import with_new_tokens
 
     recipe = load_recipe(path, overrides)
     check_supported(recipe)
@@ -370,7 +374,11 @@ def _of_recipe(
     machine = audit() if hardware is None else parse_hardware(hardware)
     arch, config = shape_of(str(folder))
     check_model(recipe, arch)
-    data = read_data(recipe, tokenizer_of(recipe, folder))
+    tokenizer = tokenizer_of(recipe, folder)
+    if tokenizer.new_tokens:
+        err().print(told_of_new_tokens(tokenizer), soft_wrap=True, markup=False)
+        arch = with_new_tokens(arch, tokenizer.new_tokens)
+    data = read_data(recipe, tokenizer)
     recipe = with_labels(recipe, data)
     measured = rates(probe(machine)) if hardware is None else {}
     known = corrections_for(machine)

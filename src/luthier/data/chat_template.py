@@ -58,7 +58,8 @@ def check_template(tokenizer: FileTokenizer, name: str) -> None:
         raise Unsupported(
             f"this vocabulary has no {' and no '.join(missing)}",
             file=tokenizer.directory,
-            hint="use model.chat_template=plain, or the folder of the family's instruct model",
+            hint="use model.chat_template=plain, or the folder of the family's instruct model; or train it: "
+            f"model.new_tokens={','.join(missing)}",
         )
 
 

@@ -14,7 +14,7 @@ import jinja2
 from tokenizers import AddedToken, Tokenizer, processors
 
 from luthier.data.template import arguments_as_text, compile_template, plain_messages
-from luthier.errors import DataError, FileProblem, Unsupported
+from luthier.errors import DataError, FileProblem, RecipeError, Unsupported
 from luthier.schema.protocols import Message, plain_text
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -37,18 +37,23 @@ _UNLIMITED = 10**9
 
 
 def load_tokenizer(
-    directory: Path, *, now: datetime | None = None, template: str | None = None
+    directory: Path,
+    *,
+    now: datetime | None = None,
+    template: str | None = None,
+    new_tokens: Sequence[str] = (),
 ) -> FileTokenizer:
     """Read the tokenizer of a saved model.
 
     directory: a folder with tokenizer.json and, for chat, a template. now: what templates that print
     the date are told; give the same moment to get the same tokens on another day. template: what was
-    asked for in place of the model's own (see `data.chat_template.read_template`).
-    Raises FileProblem where files are missing or broken.
+    asked for in place of the model's own (see `data.chat_template.read_template`). new_tokens: texts that
+    become tokens of their own. Raises FileProblem where files are missing or broken, RecipeError for a new
+    token that there is already.
     """
     directory = Path(directory)
     fast, config = tokenizer_files(directory)
-    return FileTokenizer(directory, fast, config, now=now, template=template)
+    return FileTokenizer(directory, fast, config, now=now, template=template, new_tokens=new_tokens)
 
 
 def tokenizer_files(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
@@ -87,9 +92,10 @@ class FileTokenizer:
         *,
         now: datetime | None = None,
         template: str | None = None,
+        new_tokens: Sequence[str] = (),
     ) -> None:
         self.directory = directory
-        self._now, self._config = now, config
+        self._now, self._config, self._new = now, config, tuple(new_tokens)
         named = {
             name: _content(config[name])
             for name in config
@@ -106,6 +112,10 @@ class FileTokenizer:
         _add_missing(fast, config, named)
         fast.no_truncation()
         fast.no_padding()
+        self._asked = template
+        self._templates = _templates(directory, config) if template is None else {"default": template}
+        self.new_tokens: dict[int, tuple[int, ...]] = self._add_new(fast)
+        """Id of each new token -> the tokens that its text was split into before."""
         with_special = fast.encode("a", add_special_tokens=True).ids
         bare = fast.encode("a", add_special_tokens=False).ids
         self.prefix_ids: tuple[int, ...] = tuple(_before(with_special, bare))
@@ -126,17 +136,17 @@ class FileTokenizer:
         self.pad_id: int = pad if pad is not None else min(self.eos_ids, default=0)
         self.max_length: int | None = _max_length(config, model)
         """Longest sequence in tokens that tokenizer or model declare; None where neither does."""
-        self._asked = template
-        self._templates = _templates(directory, config) if template is None else {"default": template}
         self._compiled: dict[str, jinja2.Template] = {}
-        self.turn_end: int | None = None if template is None else self._turn_end()
-        """The special token that ends a turn of a template that was asked for, where the model's own files
-        do not name it as an end."""
+        self.turn_end: int | None = None if template is None and not self.new_tokens else self._turn_end()
+        """The special token that ends a turn of a template that was asked for, or a new one that ends those
+        of the model's own, where the model's files do not name it as an end."""
+        if template is None and self.turn_end not in self.new_tokens:
+            self.turn_end = None
         if self.turn_end is not None:
             self.eos_ids |= {self.turn_end}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reload, (self.directory, self._now, self._asked)
+        return _reload, (self.directory, self._now, self._asked, self._new)
 
     @cached_property
     def gives_segments(self) -> bool:
@@ -170,6 +180,8 @@ class FileTokenizer:
                 total.update(hashlib.sha256(path.read_bytes()).digest())
         if self._asked is not None:
             total.update(b"asked\0" + self._asked.encode())
+        if self._new:
+            total.update(b"new\0" + json.dumps(self._new).encode())
         return total.hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -196,8 +208,32 @@ class FileTokenizer:
         """The tokenizer with its own post-processor, which adds what encoders expect around a text."""
         fast = Tokenizer.from_str((self.directory / "tokenizer.json").read_text(encoding="utf-8"))
         _add_missing(fast, self._config, self.special_tokens)
+        self._add_new(fast)
         fast.no_padding()
         return fast
+
+    def _add_new(self, fast: Tokenizer) -> dict[int, tuple[int, ...]]:
+        """Make tokens of the new texts: special ones of those that a chat template writes."""
+        for text in self._new:
+            if (index := fast.token_to_id(text)) is not None:
+                raise RecipeError(
+                    f"model.new_tokens: {text!r} is token {index} of this vocabulary already",
+                    file=self.directory / "tokenizer.json",
+                    hint="leave it out: rows that have it are read so as it is",
+                )
+        pieces = [tuple(fast.encode(text, add_special_tokens=False).ids) for text in self._new]
+        for text in self._new:
+            marks = any(text in source for source in self._templates.values())
+            fast.add_tokens([AddedToken(text, special=marks, normalized=False)])
+        ids = [index for text in self._new if (index := fast.token_to_id(text)) is not None]
+        return dict(zip(ids, pieces, strict=True))
+
+    def written(self) -> str:
+        """The tokenizer.json with the new tokens in it, as the file's own settings have it otherwise."""
+        fast, _ = tokenizer_files(self.directory)
+        _add_missing(fast, self._config, self.special_tokens)
+        self._add_new(fast)
+        return str(fast.to_str(pretty=True))
 
     def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """For each text its token ids and, for each token, the characters [start, end) it stands for."""
@@ -265,6 +301,8 @@ class FileTokenizer:
             ) from error
 
     def _turn_end(self) -> int | None:
+        if "default" not in self._templates:
+            return None
         word = "Rowan"
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": word}]
         ids = self.encode(self.render(turns).rpartition(word)[2])
@@ -309,8 +347,10 @@ class FileTokenizer:
         return frozenset(index for index in found if index is not None)
 
 
-def _reload(directory: Path, now: datetime | None, template: str | None) -> FileTokenizer:
-    return load_tokenizer(directory, now=now, template=template)
+def _reload(
+    directory: Path, now: datetime | None, template: str | None, new_tokens: tuple[str, ...]
+) -> FileTokenizer:
+    return load_tokenizer(directory, now=now, template=template, new_tokens=new_tokens)
 
 
 def _json(path: Path) -> dict[str, Any]:

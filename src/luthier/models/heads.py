@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.models.new_tokens import rows_of_head
+
 
 @dataclass(frozen=True)
 class Head:
@@ -16,6 +18,10 @@ class Head:
     weight: Tensor
     multiplier: float = 1.0
     softcap: float | None = None
+    new: Tensor | None = None
+    """Trained values of a few rows of a weight that is frozen otherwise: [new, width]."""
+    places: Tensor | None = None
+    """Which rows these are: [new]."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden: [..., width] to fp32 logits [..., vocab]."""
@@ -42,7 +48,9 @@ def head_of(model: Any) -> Head | None:
         multiplier = 1.0 / scaling
     if (scale := getattr(config, "logit_scale", None)) is not None:
         multiplier *= float(scale)
-    return Head(layer.weight, multiplier, getattr(config, "final_logit_softcapping", None))
+    own = rows_of_head(model)
+    new, places = (None, None) if own is None else (own.rows, own.places)
+    return Head(layer.weight, multiplier, getattr(config, "final_logit_softcapping", None), new, places)
 
 
 @torch.no_grad()

@@ -30,12 +30,14 @@ from luthier.models.experts import (
     targeted_experts,
 )
 from luthier.models.linear import DENSE, adapted_linear
+from luthier.models.new_tokens import NewRows, grow, settle, train_rows, trained_rows
 from luthier.models.packed import PackedLinear, dense_base, keep_base, plain_linear
 from luthier.schema.recipe import Lora
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_ROWS = ".token_adapter.trainable_tokens_delta"
 _LINEAR = (nn.Linear, PackedLinear)
 
 
@@ -303,8 +305,9 @@ def adapted(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Let the model answer as its base does, within the block."""
-    layers: list[LoraLinear | LoraExperts] = [layer for _, layer in adapted(model)]
+    layers: list[LoraLinear | LoraExperts | NewRows] = [layer for _, layer in adapted(model)]
     layers += [layer for _, layer in adapted_experts(model)]
+    layers += [rows for _, _, rows in trained_rows(model)]
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
@@ -319,6 +322,7 @@ def merge(model: nn.Module) -> int:
     """Replace every adapted layer by a plain one with the merged weights, in place; how many."""
     layers = list(adapted(model))
     experts = list(adapted_experts(model))
+    settle(model)
     for path, adapters in experts:
         _replace(model, path, adapters.plain())
     for path, layer in layers:
@@ -343,6 +347,8 @@ def adapter_tensors(model: nn.Module, whole: Sequence[str] = ()) -> dict[str, Te
             tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = layer.magnitude.detach()
     for path, experts in adapted_experts(model):
         tensors |= peft_tensors(_PREFIX + path, experts)
+    for path, _, own in trained_rows(model):
+        tensors[f"{_PREFIX}{path}{_ROWS}"] = own.rows.detach()
     return tensors
 
 
@@ -389,6 +395,7 @@ def save_adapter(
         "use_dora": lora.dora,
         "target_modules": _shortest_names(model),
         "target_parameters": peft_parameters(experts) or None,
+        "trainable_token_indices": _token_indices(model),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -400,6 +407,12 @@ def save_adapter(
     save_file(tensors, weights, metadata={"format": "pt"})
     settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [settings, weights]
+
+
+def _token_indices(model: nn.Module) -> list[int] | dict[str, list[int]] | None:
+    """PEFT's ``trainable_token_indices``: of the input embedding, or of each table where there are two."""
+    found = {path.rpartition(".")[2]: own.places.tolist() for path, _, own in trained_rows(model)}
+    return found if len(found) > 1 else next(iter(found.values()), None)
 
 
 def _shortest_names(model: nn.Module) -> list[str]:
@@ -448,8 +461,25 @@ def load_adapter(model: nn.Module, directory: Path) -> Lora:
             hint=f"it names {config.get('base_model_name_or_path')} as its base",
         )
     add_lora(model, lora, only=paths)
+    if indices := config.get("trainable_token_indices"):
+        _train_saved_rows(model, indices, settings)
     set_adapter_tensors(model, tensors, file=weights)
     return lora
+
+
+def _train_saved_rows(model: Any, indices: list[int] | dict[str, list[int]], file: Path) -> None:
+    """Make room for the rows of tokens that an adapter holds. Errors: Unsupported."""
+    each = list(indices.values()) if isinstance(indices, dict) else [indices]
+    ids, table = each[0], model.get_input_embeddings().weight
+    two = model.get_output_embeddings().weight is not table
+    if any(one != ids for one in each) or len(each) != 1 + two:
+        raise Unsupported(
+            "the adapter trains tokens in one of embedding and head, or others in each, which is not read",
+            file=file,
+        )
+    if beyond := [index for index in ids if index >= table.shape[0]]:
+        grow(model, dict.fromkeys(beyond, ()))
+    train_rows(model, ids)
 
 
 def set_adapter_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, file: Path | None = None) -> None:

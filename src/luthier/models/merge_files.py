@@ -7,9 +7,10 @@ files into memory, whose pages would count as the process's own.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from luthier.models.experts import PARTS, LoraExperts
 from luthier.models.linear import DENSE
 from luthier.models.load import quiet
 from luthier.models.lora import LoraLinear, merged_weight
+from luthier.models.new_tokens import NewRows, trained_rows
 from luthier.models.packed import PackedLinear, dense_base
 
 SHARD_BYTES = 5_000_000_000
@@ -58,6 +60,8 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     end: int
+    merged: tuple[int, ...] | None = None
+    """Its shape in the merged model, where that is another one."""
 
     def read(self) -> Tensor:
         """The whole tensor."""
@@ -107,6 +111,8 @@ class FilesMerge:
     """Tensors of the merged model, in its order."""
     changes: Mapping[str, Change]
     """Holds adapters alone, and the packed parts of a packed base."""
+    grown: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of tables that are longer than the base's, for new tokens."""
 
     def write(self, out: Path, *, shard_bytes: int = SHARD_BYTES) -> list[Path]:
         """Write ``model*.safetensors``, with an index where they are several, one tensor after another.
@@ -115,7 +121,8 @@ class FilesMerge:
         rounded once.
         """
         stored = stored_tensors(self.base)
-        shards = _shards([stored[name] for name in self.names], self.dtype, shard_bytes)
+        tensors = [replace(stored[name], merged=self.grown.get(name)) for name in self.names]
+        shards = _shards(tensors, self.dtype, shard_bytes)
         files: list[Path] = []
         places: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
@@ -139,7 +146,7 @@ class FilesMerge:
             stored_as = _NAMES[_type_as(tensor, self.dtype)]
             entries[tensor.name] = {
                 "dtype": stored_as,
-                "shape": tensor.shape,
+                "shape": tensor.merged or tensor.shape,
                 "data_offsets": [at, at + size],
             }
             at += size
@@ -173,19 +180,28 @@ def files_merge(model: nn.Module, base: Path) -> FilesMerge | None:
             changes[name] = _adapted(layer) if isinstance(layer, LoraLinear) else _packed(layer)
         elif isinstance(layer, LoraExperts):
             changes |= {f"{path}.{part}": partial(layer.merged, part) for part in PARTS}
+    grown: dict[str, tuple[int, ...]] = {}
+    apart = set()
+    for path, table, own in trained_rows(model):
+        name = f"{path}.weight"
+        grown[name] = tuple(table.weight.shape)
+        changes[name] = _lengthened(own)
+        apart.add(f"{path}.new_tokens.rows")
     types = set()
     for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] in ("lora_A", "lora_B", "magnitude"):
+        if name in apart or name.rpartition(".")[2] in ("lora_A", "lora_B", "magnitude"):
             continue
         if parameter.requires_grad:
             return None
         shapes[name] = tuple(parameter.shape)
         types.add(parameter.dtype)
     shapes |= {name: tuple(value.shape) for name, value in model.named_buffers() if name in stored}
-    if len(types) != 1 or any(name not in stored or stored[name].shape != shapes[name] for name in shapes):
+    if len(types) != 1 or any(name not in stored for name in shapes):
+        return None
+    if any(stored[name].shape != shape for name, shape in shapes.items() if name not in grown):
         return None
     order = [name for name in stored if name in shapes]
-    return FilesMerge(base, types.pop(), tuple(order), changes)
+    return FilesMerge(base, types.pop(), tuple(order), changes, grown)
 
 
 def _adapted(layer: LoraLinear) -> Change:
@@ -196,6 +212,17 @@ def _adapted(layer: LoraLinear) -> Change:
     def merged(weight: Tensor) -> Tensor:
         full = dense_base(parts, kind, width, torch.float32) if parts else weight.to(a.device, torch.float32)
         return merged_weight(full, a, b, scale, magnitude).to(dtype)
+
+    return merged
+
+
+def _lengthened(own: NewRows) -> Change:
+    rows, places, length = own.rows.detach(), own.places, own.slots.shape[0]
+
+    def merged(table: Tensor) -> Tensor:
+        longer = table.new_zeros(length, *table.shape[1:])
+        longer[: table.shape[0]] = table
+        return longer.index_copy_(0, places.to(table.device), rows.to(table.device, table.dtype))
 
     return merged
 
@@ -223,7 +250,7 @@ def _type_as(tensor: Stored, dtype: torch.dtype) -> torch.dtype:
 
 
 def _bytes_as(tensor: Stored, dtype: torch.dtype) -> int:
-    return (tensor.end - tensor.start) // tensor.dtype.itemsize * _type_as(tensor, dtype).itemsize
+    return math.prod(tensor.merged or tensor.shape) * _type_as(tensor, dtype).itemsize
 
 
 def _dump(values: Tensor, file: BinaryIO) -> None:

@@ -31,6 +31,8 @@ def check_levers(recipe: Recipe) -> None:
         )
     if training.update_in_backward:
         _check_updates(recipe)
+    if recipe.model.new_tokens:
+        _check_new_tokens(recipe)
     if training.devices > 1:
         _check_shared(recipe)
 
@@ -76,6 +78,39 @@ def _check_updates(recipe: Recipe) -> None:
     if training.optimizer.endswith("8bit"):
         raise Unsupported(
             f"{name} with states in eight bits is not tested", hint="training.optimizer: adamw-bf16"
+        )
+
+
+def _check_new_tokens(recipe: Recipe) -> None:
+    """Rows of embeddings: who reads them, and who holds them."""
+    training, name = recipe.training, "model.new_tokens"
+    out = f"leave {name} out"
+    if recipe.task not in ("chat", "text-generation"):
+        raise Unsupported(f"{name} is for models that write, not for {recipe.task}", hint=out)
+    if recipe.vision is not None:
+        raise Unsupported(
+            f"{name} in a model that sees is not done: its tables belong to its parts", hint=out
+        )
+    if recipe.preference is not None:
+        raise Unsupported(
+            f"{name} beside preference pairs is not done: what they are weighed against has no such tokens",
+            hint="teach it the tokens by a chat tuning first, then tune that model on the pairs",
+        )
+    if recipe.model.from_scratch is not None:
+        raise Unsupported(
+            f"{name} is for a model that has a vocabulary already",
+            hint=f"{out}, and name a tokenizer that has them (model.from_scratch.tokenizer)",
+        )
+    if training.frozen_layers:
+        raise RecipeError(
+            f"training.frozen_layers freezes the embeddings, and {name} needs theirs trained",
+            hint=f"set training.frozen_layers: 0, or {out}",
+        )
+    sizes = training.parallel.sizes(training.devices) if training.parallel is not None else {}
+    if split := [one for one, size in sizes.items() if one != "replicate" and size > 1]:
+        raise Unsupported(
+            f"training.parallel.{split[0]}: rows of new tokens are not divided over devices",
+            hint=f"use training.parallel.replicate, or {out}",
         )
 
 

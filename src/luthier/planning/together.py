@@ -84,6 +84,8 @@ def why_not_divided(recipe: Recipe) -> str | None:
         return f"{recipe.task} is decided with the whole model once it is trained"
     if recipe.preference is not None:
         return "pairs of answers are weighed against a model that one device holds"
+    if recipe.model.new_tokens:
+        return "rows of new tokens are not divided over devices"
     if recipe.vision is not None:
         return "a model that sees is trained with the whole of it on each device"
     if isinstance(method, Lora) and method.base == "float8":

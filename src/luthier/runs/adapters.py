@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from luthier.errors import UsageError
+from luthier.errors import Unsupported, UsageError
 from luthier.files import readable
 from luthier.hub.cache import need_space, room
 from luthier.llamacpp.convert import convert, convert_adapter
@@ -20,10 +20,15 @@ Say = Callable[[str], None]
 def adapter_file(run: RunDirectory, *, say: Say) -> Path:
     """The run's adapter as a GGUF file beside its adapter folder, written when first asked for.
 
-    Errors: UsageError where the run has no adapter, Unsupported for DoRA, ToolchainError.
+    Errors: UsageError where the run has no adapter, Unsupported for DoRA and new tokens, ToolchainError.
     """
     if isinstance(run.recipe.method, Full):
         raise UsageError(f"{run.id} is a full fine-tuning: it has no adapter", hint="serve its own GGUF")
+    if run.recipe.model.new_tokens:
+        raise Unsupported(
+            f"the adapter of {run.id} holds embeddings of new tokens, which llama.cpp puts on no base",
+            hint=f"serve its own file: luthier export {run.id} --gguf Q4_K_M",
+        )
     folder = run.path / "artifacts" / "adapter"
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():

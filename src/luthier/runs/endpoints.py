@@ -47,7 +47,10 @@ def tokenizer_for(run: RunDirectory) -> FileTokenizer:
             f"the tokenizer of {run.id} is no longer there",
             hint=f"luthier export {run.id} --merged brings it",
         )
-    return tokenizer_of(run.recipe, folder, now=datetime.now().astimezone())
+    recipe = run.recipe
+    if folder == run.path / "artifacts" / "merged":  # has the new tokens already
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"new_tokens": ()})})
+    return tokenizer_of(recipe, folder, now=datetime.now().astimezone())
 
 
 def cases_of(run: RunDirectory, tokenizer: FileTokenizer, *, context: int) -> list[PromptCase]:

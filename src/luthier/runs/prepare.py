@@ -15,6 +15,7 @@ from luthier.catalog.purposes import check_supported, spec_of, tunes_preferences
 from luthier.data.chat_template import check_template, read_template
 from luthier.data.inputs import check_labels, load_inputs
 from luthier.data.load import LoadedData, load_splits, read_chats
+from luthier.data.new_tokens import told_of_new_tokens
 from luthier.data.preferences import KIND as PAIRS
 from luthier.data.preferences import load_preferences, read_held_out
 from luthier.data.remote import pin
@@ -46,6 +47,7 @@ from luthier.schema.rows import RetrievalSet
 from luthier.schema.run import Planned
 from luthier.sizing.flops import training_flops
 from luthier.sizing.model_config import architecture_of
+from luthier.sizing.parameters import with_new_tokens
 from luthier.training.trackers import check_trackers
 from luthier.version import __version__
 
@@ -100,7 +102,9 @@ def prepare(
     recipe = recipe.model_copy(update={"data": pin(recipe.data)})
     now = now or datetime.now().astimezone()
     tokenizer = tokenizer_of(recipe, model.path, now=now)
-    architecture = architecture_of(model.path)
+    architecture = with_new_tokens(architecture_of(model.path), tokenizer.new_tokens)
+    if tokenizer.new_tokens:
+        say(told_of_new_tokens(tokenizer))
     hardware = audit(runs_root())
     found = probe(hardware)
     check_model(recipe, architecture)
@@ -134,14 +138,15 @@ def longest_row(data: LoadedData) -> int:
 
 
 def tokenizer_of(recipe: Recipe, folder: Path, *, now: datetime | None = None) -> FileTokenizer:
-    """A model's tokenizer with the chat template that the recipe asks for, or its own."""
+    """A base model's tokenizer with the chat template and the new tokens that the recipe asks for."""
     asked = recipe.model.chat_template
     if recipe.vision is not None:
         template = None if asked is None else read_template(asked)
         return load_seeing(folder, max_pixels=recipe.vision.max_pixels, now=now, template=template)
+    new = recipe.model.new_tokens
     if asked is None:
-        return load_tokenizer(folder, now=now)
-    found = load_tokenizer(folder, now=now, template=read_template(asked))
+        return load_tokenizer(folder, now=now, new_tokens=new)
+    found = load_tokenizer(folder, now=now, template=read_template(asked), new_tokens=new)
     check_template(found, asked)
     return found
 

@@ -12,6 +12,7 @@ from luthier.runs.directory import RunDirectory
 from luthier.schema.hardware import Hardware
 from luthier.schema.run import Planned
 from luthier.sizing.model_config import architecture_of
+from luthier.sizing.parameters import with_new_tokens
 
 
 def ways_out(run: RunDirectory) -> str | None:
@@ -29,6 +30,8 @@ def ways_out(run: RunDirectory) -> str | None:
     except LuthierError:
         return None
     recipe = run.recipe
+    new = len(recipe.model.new_tokens)
+    arch = with_new_tokens(arch, range(arch.vocab_size, arch.vocab_size + new))
     question = Question(arch, recipe.method, hardware, device_of(hardware), str(recipe.model.dtype))
     # The worker has halved its micro-batches down to one row before it gave up.
     shape = planned.shape.model_copy(update={"micro_batch_size": 1})

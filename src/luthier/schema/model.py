@@ -135,6 +135,8 @@ class Architecture(Fact):
     """Full-attention layers reuse the key projection for values."""
     per_layer_embeddings: int = 0
     """Parameters of per-layer embedding tables (lookups, kept frozen)."""
+    new_tokens: int = 0
+    """Tokens whose rows of the embeddings a plan adds and trains; ``vocab_size`` counts them."""
     other_parameters: int = 0
     """Backbone parameters that the fields above do not describe (relative positions, attention sinks,
     gates of shared experts, score heads): published or computed total less what the shape gives."""

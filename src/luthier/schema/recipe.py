@@ -49,9 +49,9 @@ class SimilarityChoice(Record):
     symmetric: bool = False
     """in-batch-negatives: whether each document must find its query among all queries too."""
     margin: float | None = Field(None, gt=0)
-    """triplet: how much nearer the positive must be; 0.2 for cosine distances, 5 for euclidean ones."""
+    """Triplets: how much nearer the positive must be; 0.2 for cosine distances, 5 for euclidean ones."""
     distance: Literal["cosine", "euclidean"] = "cosine"
-    """triplet: how distances are measured."""
+    """Triplets: how distances are measured."""
     score_range: tuple[float, float] | None = None
     """cosine: scores that stand for a cosine of 0 and of 1; derived from the training rows."""
     negatives: int | None = Field(None, ge=0)
@@ -166,8 +166,25 @@ class ModelChoice(Record):
     chat_template: str | None = None
     """Chat template in place of the model's own, for base models that have none: chatml, plain, a .jinja
     file, or the folder of a saved model whose template is taken."""
+    new_tokens: tuple[str, ...] = ()
+    """Texts that become tokens of their own, with trained embeddings: ["<tool>", "</tool>"]."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run. Off unless asked for by name."""
+
+    @field_validator("new_tokens", mode="before")
+    @classmethod
+    def _texts(cls, value: object) -> object:
+        """<tool>,</tool> as a command line gives them."""
+        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text.strip() for text in value):
+            raise ValueError("a new token needs a text that is not empty or blank")
+        if again := sorted({text for text in value if value.count(text) > 1}):
+            raise ValueError(f"{again[0]!r} stands there {value.count(again[0])} times; give it once")
+        return value
 
     @model_validator(mode="before")
     @classmethod

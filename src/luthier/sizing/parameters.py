@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -134,6 +134,20 @@ def packed_matrices(arch: Architecture) -> tuple[tuple[int, Matrix], ...]:
     Linear modules alone: all experts of a layer are one tensor, and stay as wide as they are computed with.
     """
     return tuple(target_matrices(arch))
+
+
+def with_new_tokens(arch: Architecture, ids: Collection[int]) -> Architecture:
+    """The shape with rows for tokens of these ids, which a plan adds and trains."""
+    if not ids:
+        return arch
+    rows = max(arch.vocab_size, max(ids) + 1)
+    return arch.model_copy(update={"vocab_size": rows, "new_tokens": len(ids)})
+
+
+def new_rows(arch: Architecture) -> tuple[int, int]:
+    """(how many tables, numbers in each) of the trained rows of new tokens beside frozen tables."""
+    own_head = arch.head and not arch.tied_embeddings
+    return 1 + own_head, arch.new_tokens * arch.hidden_size
 
 
 def lora_parameters(

@@ -8,7 +8,13 @@ from functools import lru_cache
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Method, OptimizerName, without_masters
 from luthier.sizing.layers import Matrix, distinct_layers, layer_matrices
-from luthier.sizing.parameters import ParameterCount, count_parameters, expert_tensors, target_matrices
+from luthier.sizing.parameters import (
+    ParameterCount,
+    count_parameters,
+    expert_tensors,
+    new_rows,
+    target_matrices,
+)
 
 LEAST_IN_EIGHT_BITS = 4096
 """Numbers of a tensor whose moments are kept in eight bits; smaller ones stay in fp32 (bitsandbytes 0.50,
@@ -108,6 +114,8 @@ def _adapters(arch: Architecture, method: Lora) -> Iterator[tuple[int, int]]:
         if method.dora:
             yield times, matrix.outputs
     yield from expert_tensors(arch, method)
+    if arch.new_tokens:
+        yield new_rows(arch)
 
 
 def _weights(arch: Architecture) -> Iterator[tuple[int, int]]:

@@ -5,6 +5,7 @@ The tensors are enumerated as the trainer makes them, not fitted. Each formula's
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +21,7 @@ from luthier.sizing.parameters import (
     count_parameters,
     expert_parameters,
     lora_parameters,
+    new_rows,
     packed_matrices,
     target_matrices,
 )
@@ -90,6 +92,7 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
     if method.dora:
         adapters += sum(times * m.outputs for times, m in target_matrices(arch, method.targets))
     adapters += expert_parameters(arch, method)  # routers too: their fp32 masters are as large
+    adapters += math.prod(new_rows(arch))
     size = BYTES[method.adapter_dtype] if kernels.masters else kernels.adapter_bytes
     weights = count.total * element
     if isinstance(method, QLora):
@@ -183,7 +186,7 @@ def training_memory(
         "weights": held.weights,
         "adapters": held.adapters,
         "optimizer": held.optimizer + 4 * held.trainable * shape.ema,
-        "buffers": shape.tokens * (8 * 8 + 2 * arch.head_dim * element),
+        "buffers": shape.tokens * (8 * 8 + 2 * arch.head_dim * element) + _beside_rows(arch, method, element),
         "workspace": 2 * CUBLAS_WORKSPACE[hopper] if cuda else 0,
     }
 
@@ -205,12 +208,25 @@ def training_memory(
 
     total = count.total + (held.trainable if held.adapters else 0)
     phases = (
-        Phase(name="load", parts={"weights": held.weights}),
+        Phase(name="load", parts={"weights": held.weights + _longer(arch, count, element)}),
         phase("forward", step.forward(), gathered.forward),
         phase("backward", step.backward(), gathered.backward),
         phase("optimizer", step.update()),
     )
     return TrainingMemory(phases, held.trainable, total)
+
+
+def _beside_rows(arch: Architecture, method: Method, element: int) -> int:
+    """Beside trained rows of new tokens: which token is which, and their values before training."""
+    tables, numbers = new_rows(arch)
+    if not numbers or isinstance(method, Full):
+        return 0
+    return tables * (4 * arch.vocab_size + numbers * element)
+
+
+def _longer(arch: Architecture, count: ParameterCount, element: int) -> int:
+    """A table that is made longer for new tokens stands there twice for a moment."""
+    return max(count.embedding, count.head) * element if arch.new_tokens else 0
 
 
 @dataclass(frozen=True, slots=True)

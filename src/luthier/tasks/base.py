@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from luthier.data.chat_template import write_template
+from luthier.data.new_tokens import write_new_tokens
 from luthier.errors import RecipeError, Unsupported
 from luthier.models.attention import lacking
 from luthier.models.experts import router_paths
@@ -26,6 +27,7 @@ from luthier.models.load import DTYPES, quiet, weights_digest
 from luthier.models.lora import add_lora, save_adapter
 from luthier.models.merge_files import FilesMerge, files_merge, without_weights
 from luthier.models.merging import merge_and_compare, probe, write_and_compare
+from luthier.models.new_tokens import grow, train_rows
 from luthier.models.packed import demand_float8, pack_base, packing_of
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Full, Lora, Recipe, without_masters
@@ -185,6 +187,8 @@ class ModelTask(ABC):
         self.model = self.load_model()
         self.trained_digest, self.merged = None, False
         self.whole = self.fresh_modules()
+        if self.recipe.model.new_tokens:
+            grow(self.model, self.tokenizer.new_tokens)
         if isinstance(self.recipe.method, Lora):
             if self.recipe.method.router:
                 self.whole += tuple(router_paths(self.model))
@@ -197,6 +201,9 @@ class ModelTask(ABC):
                 whole=self.whole,
                 only=self.adapted_modules(),
             )
+            if self.recipe.model.new_tokens:
+                dtype = DTYPES[self.recipe.method.adapter_dtype]
+                train_rows(self.model, list(self.tokenizer.new_tokens), dtype=dtype)
             if self.recipe.method.init_from is not None:
                 start_from_adapter(self.model, Path(self.recipe.method.init_from), whole=self.whole)
 
@@ -322,7 +329,20 @@ class ModelTask(ABC):
             task_type=self.task_type,
             whole=self.whole,
         )
+        if self.recipe.model.new_tokens:  # an adapter with rows for tokens is read with these tokens
+            self._save_tokenizer(directory)
         return directory
+
+    def _save_tokenizer(self, directory: Path) -> None:
+        """The base's tokenizer, template and generation settings, with what the recipe adds to them."""
+        for name in TOKENIZER_FILES:
+            if (self.directory / name).is_file():
+                shutil.copyfile(self.directory / name, directory / name)
+        new = bool(self.recipe.model.new_tokens)
+        if new:
+            write_new_tokens(self.tokenizer, directory)
+        if self.recipe.model.chat_template is not None or (new and self.tokenizer.turn_end is not None):
+            write_template(self.tokenizer, directory)
 
     def save_merged(self, directory: Path) -> Path:
         """Write the tuned model as a folder that stands alone.
@@ -346,11 +366,7 @@ class ModelTask(ABC):
                 self.model.save_pretrained(directory)
         if found is not None:
             (directory / MERGE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (self.directory / name).is_file():
-                shutil.copyfile(self.directory / name, directory / name)
-        if self.recipe.model.chat_template is not None:
-            write_template(self.tokenizer, directory)
+        self._save_tokenizer(directory)
         self.save_extra(directory)
         for file in directory.rglob("*"):
             if file.is_file():

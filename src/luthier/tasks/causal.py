@@ -77,6 +77,8 @@ class CausalObjective:
             targets,
             multiplier=self.head.multiplier,
             softcap=self.head.softcap,
+            new=self.head.new,
+            places=self.head.places,
         )
 
     def states(self, model: Any, flat: Flat) -> Tensor:
@@ -158,6 +160,8 @@ class CausalObjective:
             multiplier=self.head.multiplier,
             softcap=self.head.softcap,
             filled=True,
+            new=self.head.new,
+            places=self.head.places,
         )
 
     def log_probs(self, model: Any, flat: Flat) -> Tensor:

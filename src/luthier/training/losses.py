@@ -30,11 +30,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         multiplier: float,
         softcap: float | None,
         filled: bool,
+        new: Tensor | None,
+        places: Tensor | None,
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_new = None
+        if new is not None and places is not None and ctx.needs_input_grad[6]:
+            grad_new = torch.zeros_like(new, dtype=torch.float32)
         fused = weight.is_cuda and need_hidden and weight.dtype != torch.float32
         rows = chunk_rows(weight.shape[0], fused=fused, trains_weight=need_weight)
         for start in range(0, hidden.shape[0], rows):
@@ -48,6 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad = logits
                 total += _slope(multiplier, softcap)(logits, wanted, counts)
                 _spread(grad, weight, part, grad_hidden, grad_weight, start)
+                _gather(grad, part, grad_new, places)
                 continue
             logits = logits.float()
             if multiplier != 1:
@@ -58,7 +64,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             norm = logits.logsumexp(dim=1, keepdim=True)
             losses = norm - logits.gather(1, wanted)
             total += (losses if counts is None else losses * counts).sum()
-            if not (need_hidden or need_weight):
+            if not (need_hidden or need_weight or grad_new is not None):
                 continue
             grad = logits.sub_(norm).exp_()
             grad.scatter_add_(1, wanted, grad.new_full((), -1.0).expand_as(wanted))
@@ -68,22 +74,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad *= multiplier
             if counts is not None:
                 grad *= counts
-            _spread(grad.to(weight.dtype), weight, part, grad_hidden, grad_weight, start)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            grad = grad.to(weight.dtype)
+            _spread(grad, weight, part, grad_hidden, grad_weight, start)
+            _gather(grad, part, grad_new, places)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_new)
         ctx.weight_dtype = weight.dtype
+        ctx.new_dtype = None if new is None else new.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        hidden, weight = ctx.saved_tensors
+        hidden, weight, new = ctx.saved_tensors
         return (
             None if hidden is None else (hidden * grad).to(hidden.dtype),
             None if weight is None else (weight * grad).to(ctx.weight_dtype),
             None,
             None,
             None,
+            None,
+            None if new is None else (new * grad).to(ctx.new_dtype),
             None,
         )
 
@@ -101,6 +112,12 @@ def _spread(  # noqa: PLR0917 (private)
         torch.mm(grad, weight, out=grad_hidden[start : start + part.shape[0]])
     if grad_weight is not None:
         grad_weight += grad.t() @ part
+
+
+def _gather(grad: Tensor, part: Tensor, grad_new: Tensor | None, places: Tensor | None) -> None:
+    """Hand the gradient of a chunk's logits on to a few rows of the weight."""
+    if grad_new is not None and places is not None:
+        grad_new += grad.index_select(1, places).t() @ part
 
 
 @cache
@@ -149,14 +166,19 @@ def linear_cross_entropy(
     multiplier: float = 1.0,
     softcap: float | None = None,
     filled: bool = False,
+    new: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Sum over rows of the cross-entropy of ``softcap tanh(multiplier hidden weight' / softcap)``.
 
     hidden: [rows, width]; weight: [vocab, width]; targets: [rows] of int64; filled: some may be -100:
-    these rows do not count. Returns an fp32 scalar, in nats. Memory beside the gradient of hidden: one chunk
-    of logits.
+    these rows do not count. new: values of the weight's rows at places, which get the gradient of these rows
+    where the weight itself gets none. Returns an fp32 scalar, in nats. Memory beside the gradient of hidden:
+    one chunk of logits.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, multiplier, softcap, filled)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(
+        hidden, weight, targets, multiplier, softcap, filled, new, places
+    )  # type: ignore[no-untyped-call]
     return loss
 
 

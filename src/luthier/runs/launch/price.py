@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from luthier.catalog.index import gpu, gpus, sources
 from luthier.catalog.purposes import check_supported
-from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import Unsupported, UsageError, did_you_mean
 from luthier.hub.snapshot import LocalModel
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.resolve import Resolved, resolve
-from luthier.runs.prepare import check_model, read_data, with_labels
+from luthier.runs.prepare import check_model, read_data, tokenizer_of, with_labels
 from luthier.runs.scratch import bring_model
 from luthier.schema.base import Range
 from luthier.schema.hardware import GpuSpec
 from luthier.schema.launch import Cost, LaunchChoice
 from luthier.schema.recipe import Recipe
 from luthier.sizing.model_config import architecture_of
+from luthier.sizing.parameters import with_new_tokens
 
 
 def spec_of(choice: LaunchChoice) -> GpuSpec | None:
@@ -75,7 +75,9 @@ def _resolved(choice: LaunchChoice, recipe: Recipe, spec: GpuSpec | None, model:
     arch = architecture_of(model.path)
     check_supported(recipe)
     check_model(recipe, arch)
-    data = read_data(recipe, load_tokenizer(model.path))
+    tokenizer = tokenizer_of(recipe, model.path)
+    arch = with_new_tokens(arch, tokenizer.new_tokens)
+    data = read_data(recipe, tokenizer)
     return resolve(with_labels(recipe, data), arch=arch, hardware=parse_hardware(words), profile=data.lengths)
 
 
