@@ -114,18 +114,25 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
 class Gathered:
     """What a device holds of weights that are divided, beside its own part. Bytes."""
 
-    forward: int
-    """Embeddings, head and last norm, the layer that runs, and the next one."""
-    backward: int
-    """The same with the gradients that are on their way to their owners."""
+    forward: int = 0
+    """At the end of the forward pass."""
+    last: int = 0
+    """In the backward pass of the last layer, with gradients on their way to their owners."""
+    first: int = 0
+    """In that of the first layer."""
+    gradients: int = 0
+    """Whole gradients, where they are added up before they are sent."""
 
 
 def divided(held: Resident, arch: Architecture, method: Method, shape: TrainingShape, *, dtype: str,
             kernels: Kernels) -> tuple[Resident, Gathered]:  # fmt: skip
     """One device's part where so many hold the weights together (`training.sharding`), and what it gathers.
 
-    Trained bf16 weights lie there in fp32 and are their own masters. Gradients are whole, a layer at a time,
-    in the weights' type, and in fp32 while they are added up; those outside the layers wait for the end.
+    Trained bf16 weights lie there in fp32 and are their own masters. Gathered are embeddings, head and last
+    norm, with the layer that runs and the next one, or (``shape.reshard``) with all layers: from the end of
+    the forward pass to each one's backward pass, or for the whole step. Gradients are whole, a layer at a
+    time, in the weights' type, and in fp32 while they are added up; those outside the layers wait for the
+    end. For the whole step all of them are whole, in the type in which they are added up.
     """
     element, count, parts = BYTES[dtype], count_parameters(arch), shape.shard
     full = isinstance(method, Full)
@@ -145,10 +152,16 @@ def divided(held: Resident, arch: Architecture, method: Method, shape: TrainingS
         -(-weights // parts), -(-held.adapters // parts), -(-held.gradients // parts),
         -(-optimizer // parts), held.trainable,
     )  # fmt: skip
-    if not full:
-        return own, Gathered(root + layers, root + layers)
-    under_way = max(layers + numbers * (element + summed), outside * summed)
-    return own, Gathered(root + layers, 2 * root + under_way)
+    sent = numbers * (element + summed) if full else 0
+    two = root + layers
+    first = 2 * root + max(layers + sent, outside * summed) if full else two
+    if shape.reshard == "layer":
+        return own, Gathered(two, first, first)
+    whole = held.weights + held.adapters
+    last = whole + (root + sent if full else 0)
+    if shape.reshard == "backward" or shape.accumulation == 1:
+        return own, Gathered(whole, last, first)
+    return own, Gathered(whole, last, last, held.gradients)
 
 
 def nf4_bytes(weights: int, double: bool) -> int:
@@ -177,11 +190,11 @@ def training_memory(
     if shape.update_in_backward:
         kernels = replace(kernels, updates_in_backward=True)
     count = count_parameters(arch)
-    held, gathered = resident(arch, count, method, dtype, kernels, shape.optimizer), Gathered(0, 0)
+    held, gathered = resident(arch, count, method, dtype, kernels, shape.optimizer), Gathered()
     if shape.shard > 1:
         held, gathered = divided(held, arch, method, shape, dtype=dtype, kernels=kernels)
     element = 4 if kernels.wide_residual else BYTES[dtype]
-    step = _Step(arch, method, shape, kernels, element, count, held, cuda=cuda)
+    step = _Step(arch, method, shape, kernels, element, count, held, gathered, cuda=cuda)
     lasting: dict[Part, int] = {
         "weights": held.weights,
         "adapters": held.adapters,
@@ -190,15 +203,13 @@ def training_memory(
         "workspace": 2 * CUBLAS_WORKSPACE[hopper] if cuda else 0,
     }
 
-    def phase(
-        name: Literal["forward", "backward", "optimizer"], moments: list[_Moment], at_hand: int = 0
-    ) -> Phase:
+    def phase(name: Literal["forward", "backward", "optimizer"], moments: list[_Moment]) -> Phase:
         highest = max(moments, key=lambda moment: moment.total)
         return Phase(
             name=name,
             parts={
                 **lasting,
-                "buffers": lasting["buffers"] + at_hand,
+                "buffers": lasting["buffers"] + highest.gathered,
                 "activations": round(highest.activations),
                 "gradients": round(highest.gradients),
                 "logits": round(highest.logits),
@@ -209,8 +220,8 @@ def training_memory(
     total = count.total + (held.trainable if held.adapters else 0)
     phases = (
         Phase(name="load", parts={"weights": held.weights + _longer(arch, count, element)}),
-        phase("forward", step.forward(), gathered.forward),
-        phase("backward", step.backward(), gathered.backward),
+        phase("forward", step.forward()),
+        phase("backward", step.backward()),
         phase("optimizer", step.update()),
     )
     return TrainingMemory(phases, held.trainable, total)
@@ -237,10 +248,11 @@ class _Moment:
     gradients: float
     logits: float = 0.0
     workspace: float = 0.0
+    gathered: int = 0
 
     @property
     def total(self) -> float:
-        return self.activations + self.gradients + self.logits + self.workspace
+        return self.activations + self.gradients + self.logits + self.workspace + self.gathered
 
 
 class _Step:
@@ -255,10 +267,11 @@ class _Step:
         element: int,
         count: ParameterCount,
         held: Resident,
+        gathered: Gathered,
         *,
         cuda: bool,
     ) -> None:
-        self.cuda = cuda
+        self.cuda, self.gathered = cuda, gathered
         self.arch, self.shape, self.kernels, self.element = arch, shape, kernels, element
         self.held, self.tokens = held, shape.tokens
         self.full = isinstance(method, Full)
@@ -317,7 +330,7 @@ class _Step:
         # One 4-bit weight at a time is widened for its product.
         widest = max(arch.intermediate_size, arch.attention_heads * arch.head_dim)
         self.widened = 2 * h * widest if isinstance(method, QLora) else 0
-        self.early = held.gradients if shape.accumulation > 1 else 0
+        self.early = gathered.gradients or (held.gradients if shape.accumulation > 1 else 0)
         self.collected = (
             4 if kernels.masters and element == 2 and not without_masters(shape.optimizer) else element
         )
@@ -329,7 +342,7 @@ class _Step:
         )
 
     def forward(self) -> list[_Moment]:
-        moments = [_Moment(self.kept, self.early, self._loss())]
+        moments = [_Moment(self.kept, self.early, self._loss(), gathered=self.gathered.forward)]
         return [_Moment(self.looking, self.early), *moments] if self.looking else moments
 
     def backward(self) -> list[_Moment]:
@@ -342,26 +355,29 @@ class _Step:
             last -= stream
             stream = 0
         first = self.tokens * (stream + self.first.kept + self.first.transient) + self.outside
-        finished = self.held.gradients
+        finished = max(self.held.gradients, self.gathered.gradients)
+        whole, few = self.gathered.last, self.gathered.first
         moments = [
-            _Moment(self.kept, self.early, self._head()),
+            _Moment(self.kept, self.early, self._head(), gathered=whole),
             _Moment(
-                self.kept + self.tokens * last + self.widened, self.early + self._head_gradient(), self.alive
+                self.kept + self.tokens * last + self.widened, self.early + self._head_gradient(), self.alive,
+                gathered=whole,
             ),
-        ]
+        ]  # fmt: skip
         if not self.full:
-            return [*moments, _Moment(first + self.widened, finished, self.alive)]
+            return [*moments, _Moment(first + self.widened, finished, self.alive, gathered=few)]
         embedding, collected = self.embedding * self.element, self.collected
         tied = self.arch.tied_embeddings
         before = max(0, finished - self.embedding * collected) + (embedding if tied else 0)
         return [
             *moments,
-            _Moment(first, max(before, self.early + self._head_gradient()), self.alive),
+            _Moment(first, max(before, self.early + self._head_gradient()), self.alive, gathered=few),
             # A gradient in the model's type beside the fp32 one, or head's and embedding's beside their sum.
             _Moment(
-                self.outside, finished + (embedding if tied or collected != self.element else 0), self.alive
+                self.outside, finished + (embedding if tied or collected != self.element else 0), self.alive,
+                gathered=few,
             ),
-        ]
+        ]  # fmt: skip
 
     def update(self) -> list[_Moment]:
         temporary = (self.held.adapters or self.held.weights) if self.kernels.foreach else 0
