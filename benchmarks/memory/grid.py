@@ -1,30 +1,49 @@
-"""Measure training steps of our own trainer on one CUDA GPU, row by row, and go on where a call has stopped.
+"""Measure training steps of our own trainer on CUDA, row by row, and go on where a call has stopped.
 
-``python benchmarks/memory/grid.py OUT.jsonl [--minutes 9] [--only TEXT] [--tiny]`` runs each row of
-``grid_rows.py`` that OUT does not hold yet for this card and these versions, in a process of its own, through
-the same loop as a run. Random weights of the real shapes: neither memory nor speed depends on their values.
+``python benchmarks/memory/grid.py OUT.jsonl [--minutes 9] [--share I/N] [--kind KIND] [--only TEXT]``
+runs each row of ``grid_rows.py`` and ``grid_more.py`` that OUT does not hold yet for this card and these
+versions, in a process of its own, through the same loop and objectives as a run. ``--share 0/2`` and
+``--share 1/2`` take the rows of one card between two processes, each with a GPU of its own; rows for two GPUs
+are those of ``--kind sharded``. Random weights of the real shapes: neither memory nor speed depends on their
+values. Rows that came first are of every kind, so that a call that is cut short has some of each.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 import traceback
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+# Devices are counted without starting CUDA, which a forked process could not use then; and a graph's few
+# kernels are made where they are wanted: a pool of processes for each row would take longer.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("LUTHIER_TIMEOUT", "90")
 
-from grid_rows import CONFIGS, METHODS, Row, rows
+from grid_build import batches_of, build, objective_of, skeleton
+from grid_children import run
+from grid_more import Further, cost, every_row, kind_of, tiny_rows
 
-from luthier.schema.recipe import Full, Lora, TrainingChoice
+from luthier.schema.recipe import Parallel, TrainingChoice
+
+if TYPE_CHECKING:
+    from grid_rows import Row
+
+KINDS = ("long", "chat", "reading", "vision", "ragged", "sharded")
+UNTIMED = 0.55
+"""Share of the time in which rows that are not timed may begin, before those that are."""
+GATHERED = 10
+"""Steps after which the time that is left is foretold."""
 
 
 class EnoughError(Exception):
@@ -32,69 +51,21 @@ class EnoughError(Exception):
 
 
 class Source:
-    """The same micro-batches at every step; the second half of each document is trained."""
+    """The same micro-batches at every step."""
 
-    def __init__(self, row: Row, vocab: int, device: Any) -> None:
-        import torch
-
-        self.most = row.steps
-        size = (row.micro, row.length)
-        each = row.length // row.documents
-        places = torch.arange(row.length).expand(size)
-        self.made = []
-        for number in range(row.accumulation):
-            ids = torch.randint(0, vocab, size, generator=torch.Generator().manual_seed(number))
-            labels = torch.where(places % each < each // 2, -100, ids)
-            fields = {"input_ids": ids, "labels": labels, "position_ids": places % each}
-            fields["document_ids"] = places // each + 1
-            moved = {name: values.contiguous().to(device) for name, values in fields.items()}
-            self.made.append(SimpleNamespace(**moved))
+    def __init__(self, row: Row, words: int) -> None:
+        self.most, self.made = row.steps, batches_of(row, words)
 
     def steps(self, epoch: int) -> int:  # noqa: ARG002
         return 1_000_000
 
     def batches(self, epoch: int, step: int) -> list[Any]:  # noqa: ARG002
         if step >= self.most:
-            raise EnoughError
+            raise EnoughError  # in every process at the same step
         return self.made
 
     def rows(self, epoch: int, step: int) -> list[str]:  # noqa: ARG002
         return []
-
-
-def build(row: Row, device: Any) -> Any:
-    """The model with random weights, packed layer by layer as a run packs it while it reads."""
-    import torch
-    from torch import nn
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-    from luthier.models.lora import add_lora
-    from luthier.models.packed import pack_linears
-
-    given, method = CONFIGS[row.model], METHODS[row.method]
-    config = CONFIG_MAPPING[given["model_type"]](**given)
-    config._attn_implementation = "sdpa"
-    packed = "nf4" if row.method == "qlora" else "float8" if row.method == "float8" else None
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.tie_weights()
-    for part in [*model.model.layers, model]:
-        for module in part.modules():
-            for name, weight in list(module.named_parameters(recurse=False)):
-                if weight.is_meta:
-                    made = torch.empty(weight.shape, dtype=torch.bfloat16, device=device)
-                    made.fill_(1.0) if weight.ndim == 1 else made.normal_(0, 0.02)
-                    setattr(module, name, nn.Parameter(made))
-        if packed and part is not model:
-            pack_linears(part, packed)
-    model.tie_weights()
-    with torch.device(device):
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
-    model.config.use_cache = False
-    model.requires_grad_(isinstance(method, Full))
-    if isinstance(method, Lora):
-        add_lora(model, method, seed=0)
-    return model
 
 
 def loop_of(stopped: EnoughError) -> Any:
@@ -103,57 +74,119 @@ def loop_of(stopped: EnoughError) -> Any:
     return next(frame.f_locals["run"] for frame in frames if "run" in frame.f_locals)
 
 
-def measure(row: Row) -> dict[str, Any]:
-    """Memory of three steps and the time of those after; what the process holds beside torch's allocator."""
-    import torch
-
-    from luthier.tasks.causal import causal_objective
-    from luthier.training.loop import fit
-
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
-    began = time.perf_counter()
-    model = build(row, device)
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated() if cuda else 0
-    built = time.perf_counter() - began
-    choice = TrainingChoice.model_validate(
+def choice_of(row: Row) -> TrainingChoice:
+    """The settings of a run whose plan is this row."""
+    return TrainingChoice.model_validate(
         {
             "max_steps": 1_000_000, "learning_rate": 1e-5, "evaluate_every": 1_000_000,
             "checkpoint_every": 1_000_000, "on_spike": "off", "activation_checkpointing": row.keep,
             "recomputed_layers": row.recomputed, "compile": row.compiled, "optimizer": row.optimizer,
         }
     )  # fmt: skip
-    objective = causal_objective(model, compiled=row.compiled, longest=row.length)
-    events: list[dict[str, Any]] = []
-    source = Source(row, int(model.config.vocab_size), device)
-    with tempfile.TemporaryDirectory() as folder:
+
+
+def measure(row: Row, rank: int, meeting: str, alone: bool) -> dict[str, Any]:
+    """Memory by phase and the time of each step; what the process holds beside torch's allocator.
+
+    rank: which of the row's devices this is; meeting: a file where they find each other. alone: whether
+    nothing else runs on the card.
+    """
+    import torch
+
+    from luthier.tasks.parallel import take_part
+    from luthier.training.loop import fit
+    from luthier.training.sharding import at_once, divide
+    from luthier.training.world import ALONE, together
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    devices = row.devices if isinstance(row, Further) else 1
+    began = time.perf_counter()
+    with ExitStack() as held, tempfile.TemporaryDirectory() as folder:
+        world = ALONE
+        if devices > 1:
+            assert isinstance(row, Further)
+            parallel = Parallel(shard=row.shard)
+            address = f"file://{meeting}"
+            world = held.enter_context(
+                together(rank, devices, device.type, local=rank, address=address, parallel=parallel)
+            )
+        if cuda:
+            torch.cuda.set_device(device)
+        model = build(row, device, skeleton(row))
+        through: Any = at_once
+        if world.divided:
+            through = divide(model, world, masters=not row.optimizer.startswith("adamw-bf16"))
+        with torch.no_grad():
+            objective = through(objective_of, row, model)
+        objective, division = take_part(model, objective, world, device)
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        loaded = torch.cuda.memory_allocated() if cuda else 0
+        built = time.perf_counter() - began
+        events: list[dict[str, Any]] = []
+        reserved: list[int] = []
+
+        def control() -> None:
+            reserved.append(torch.cuda.memory_reserved() if cuda else 0)
+
+        source = Source(row, int(model.config.get_text_config().vocab_size))
         try:
             fit(
-                model, objective, source, [], choice=choice, seed=1, directory=Path(folder),
-                recipe_digest="grid", device=device, on_metrics=events.append,
+                model, objective, source, [], choice=choice_of(row), seed=1, directory=Path(folder),
+                recipe_digest="grid", device=device, on_metrics=events.append, control=control,
+                world=world, through=through, division=division,
             )  # fmt: skip
         except EnoughError as stopped:
-            watch = loop_of(stopped).memory
-    steps = [event for event in events if event["kind"] == "step"]
-    seconds = [event["seconds"] for event in steps]
-    found: dict[str, Any] = {
-        "loaded": held, "seconds": seconds, "median": statistics.median(seconds[2:]), "built": built,
-        "phases": dict(watch.phases), "allocated": watch.peak,
-        "peaks": [event["peak_memory"] for event in steps],
-        "out_of_memory": any(event["kind"] == "out_of_memory" for event in events),
-        "loss": steps[-1]["loss"],
-    }  # fmt: skip
-    if cuda:
-        free, total = torch.cuda.mem_get_info()
-        reserved = torch.cuda.memory_reserved()
-        found |= {
-            "reserved": reserved, "context": total - free - reserved, "card_bytes": total,
+            loop = loop_of(stopped)
+        found: dict[str, Any] = {
+            "loaded": loaded, "built": built, "phases": dict(loop.memory.phases),
+            "allocated": loop.memory.peak, "kernel": getattr(objective, "kernel", None),
         }  # fmt: skip
-    return found
+        if cuda:
+            now = torch.cuda.memory_reserved()
+            process = held_by_process(torch.cuda.mem_get_info(), device, alone=alone)
+            found |= {
+                "reserved": max([now, *reserved]), "context": None if process is None else process - now,
+                "card_bytes": torch.cuda.mem_get_info()[1], "alone": alone,
+                "retries": torch.cuda.memory_stats().get("num_alloc_retries", 0),
+            }  # fmt: skip
+        return found | _told(events)
+
+
+def held_by_process(card: tuple[int, int], device: Any, *, alone: bool) -> int | None:
+    """Bytes of the card that this process holds: all that are taken where it is alone, else the driver's own
+    count by process; None where that is not to be had (from within a container it often is not).
+    """
+    if alone:
+        return card[1] - card[0]
+    import pynvml
+    import torch
+
+    pynvml.nvmlInit()
+    name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+        found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    return next((one.usedGpuMemory for one in found if one.pid == os.getpid()), None)
+
+
+def _told(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the first process's events say; the others' say nothing."""
+    steps = [event for event in events if event["kind"] == "step"]
+    if not steps:
+        return {}
+    seconds = [event["seconds"] for event in steps]
+    settled = seconds[min(2, len(seconds) - 1) :]
+    return {
+        "seconds": seconds, "median": statistics.median(settled), "loss": steps[-1]["loss"],
+        "tokens": steps[-1]["tokens"], "peaks": [event["peak_memory"] for event in steps],
+        "out_of_memory": any(event["kind"] == "out_of_memory" for event in events),
+        "notes": [event["text"] for event in events if event["kind"] == "note"],
+    }  # fmt: skip
 
 
 def about() -> dict[str, Any]:
@@ -176,73 +209,156 @@ def about() -> dict[str, Any]:
     return {"card": card, "versions": versions}
 
 
-def in_child(row: Row) -> dict[str, Any]:
-    """Measure in a fork, so that a row begins with an empty card and cannot end the others."""
-    reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
-        os.close(reading)
-        try:
-            found = measure(row)
-        except Exception as error:
-            found = {
-                "error": f"{type(error).__name__}: {error}"[:800],
-                "trace": traceback.format_exc()[-1200:],
-            }
-        os.write(writing, json.dumps(found).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return json.loads(said) if said else {"error": f"ended with status {status}"}
+def ordered(rows: list[Row], share: tuple[int, int]) -> list[Row]:
+    """The rows of this share, of every kind early, dear ones last.
+
+    Rows whose layers are compiled alike stay in one share: the second finds the kernels of the first.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.method), []).append(row)
+    loads = [0.0] * share[1]
+    own: list[Row] = []
+    for _, members in sorted(groups.items(), key=lambda pair: -sum(map(_seconds, pair[1]))):
+        place = loads.index(min(loads))
+        loads[place] += sum(map(_seconds, members))
+        if place == share[0]:
+            own += members
+    kinds: dict[str, list[Row]] = {}
+    for row in sorted(own, key=_place):
+        kinds.setdefault(kind_of(row), []).append(row)
+    placed = [
+        ((place + 0.5) / len(members) + (cost(row) > 30) - 2 * (kind_of(row) == "long"), row)
+        for members in kinds.values()
+        for place, row in enumerate(members)
+    ]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _seconds(row: Row) -> float:
+    return cost(row) + 6.0 + 2.0 * row.compiled
+
+
+def _place(row: Row) -> float:
+    """Early where the time is asserted, and where it takes little; the rest as the digest has it."""
+    import hashlib
+
+    drawn = int.from_bytes(hashlib.sha256(f"order {row.key}".encode()).digest()[:4], "big") / 2**32
+    return drawn * (0.6 if row.steps > GATHERED else 1.0) + min(0.5, cost(row) / 60)
+
+
+def warm_up() -> None:
+    """Import once, for all forks, what a row needs; nothing of it may start CUDA."""
+    import torch._dynamo
+    import torch._inductor.compile_fx
+    import transformers
+    from transformers import (  # noqa: F401
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSequenceClassification,
+    )
+
+    import luthier.tasks.causal
+    import luthier.tasks.classification
+    import luthier.tasks.lists
+    import luthier.tasks.parallel
+    import luthier.tasks.texts
+    import luthier.tasks.vision
+    import luthier.training.loop
+    import luthier.training.sharding  # noqa: F401
+
+    for name in ("llama", "qwen2", "qwen3", "bert", "xlm_roberta", "modernbert"):
+        __import__(f"transformers.models.{name}.modeling_{name}")
+    assert transformers.__version__
+    assert not torch.cuda.is_initialized()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=None)
+    parser.add_argument("--minutes", type=float, default=600.0, help="begin no row after so many")
     parser.add_argument("--only", default="", help="rows whose key holds this text")
-    parser.add_argument(
-        "--tiny", action="store_true", help="one small row of each method, to see that it works"
-    )
+    parser.add_argument("--kind", default="", help=f"some of {', '.join(KINDS)}; all but the last")
+    parser.add_argument("--share", default="0/1", help="which part of the rows, of how many")
+    parser.add_argument("--workers", type=int, default=5, help="rows beside each other that are not timed")
+    parser.add_argument("--room", type=float, default=120.0, help="GB of the card that these may take")
+    parser.add_argument("--tiny", action="store_true", help="small rows of each kind, to see that they run")
     arguments = parser.parse_args()
-    import torch  # noqa: F401 (once, for all forks)
-    import transformers  # noqa: F401
-
-    import luthier.tasks.causal
-    import luthier.training.loop  # noqa: F401
-
-    here = about()
-    known = set()
-    if arguments.out.exists():
-        for line in arguments.out.read_text().splitlines():
-            held = json.loads(line)
-            if "error" not in held and {key: held[key] for key in here} == here:
-                known.add(held["key"])
-    wanted = (
-        [Row("tiny", name, 2, 128, compiled=on) for name in METHODS for on in (False, True)]
-        if arguments.tiny
-        else list(rows())
-    )
     began = time.monotonic()
-    for row in wanted:
-        if row.key in known or arguments.only not in row.key:
-            continue
-        if arguments.minutes is not None and time.monotonic() - began > 60 * arguments.minutes:
-            print("stopped: --minutes", file=sys.stderr)
-            break
-        started = time.monotonic()
-        line = {
-            "key": row.key,
-            "blind": row.blind,
-            **here,
-            **in_child(row),
-            "took": time.monotonic() - started,
-        }
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        held_gb = f"{line['allocated'] / 1e9:.2f} GB" if "allocated" in line else line.get("error", "")
-        print(f"{row.key}: {held_gb}, {line['took']:.0f} s", flush=True)
+    warm_up()
+    here = about()
+    rows = wanted(arguments, measured(arguments.out, here))
+    timed = [row for row in rows if row.steps > GATHERED]
+    rest = [row for row in rows if row.steps <= GATHERED]
+    done = 0
+    # Rows beside each other first, until most of the time is gone; then the timed ones, with kernels that
+    # are made; then what is left of the first.
+    turns = ((rest, arguments.workers, UNTIMED), (timed, 1, 1.0), (rest, arguments.workers, 1.0))
+    for part, workers, share in turns:
+        until = began + 60 * arguments.minutes * share
+
+        def begins(until: float = until) -> bool:
+            return time.monotonic() < until
+
+        ended = run(
+            part, measure, workers=workers, room=arguments.room * 1e9, planned=planned, devices=devices_of,
+            begins=begins,
+        )  # fmt: skip
+        for row, found, took in ended:
+            line = {"key": row.key, "kind": kind_of(row), "blind": row.blind, **here, **found}
+            append(arguments.out, line | {"took": round(took, 2)})
+            done += "error" not in found
+            print(f"{time.monotonic() - began:4.0f} s {brief(row)}: {told(found)}, {took:.0f} s", flush=True)
+    print(f"{done} rows in {time.monotonic() - began:.0f} s, {len(timed) + len(rest)} are left")
+
+
+def planned(row: Row) -> float:
+    """Bytes of a card that a row will take, by the formula, with its context."""
+    from grid_predict import formula
+
+    return formula(row).peak.total * 1.05 + 1.5e9
+
+
+def devices_of(row: Row) -> int:
+    return row.devices if isinstance(row, Further) else 1
+
+
+def wanted(arguments: argparse.Namespace, known: set[str]) -> list[Row]:
+    """The rows to measure now, in their order."""
+    part, parts = map(int, arguments.share.split("/"))
+    kinds = arguments.kind.split(",") if arguments.kind else KINDS[: len(KINDS) - (not arguments.tiny)]
+    rows = [row for row in (tiny_rows() if arguments.tiny else every_row()) if kind_of(row) in kinds]
+    rows = rows[part::parts] if arguments.tiny else ordered(rows, (part, parts))
+    return [row for row in rows if row.key not in known and arguments.only in row.key]
+
+
+def measured(out: Path, here: dict[str, Any]) -> set[str]:
+    """Keys of the rows that are there for this card and these versions."""
+    lines = map(json.loads, out.read_text().splitlines()) if out.exists() else ()
+    return {line["key"] for line in lines if "error" not in line and {key: line[key] for key in here} == here}
+
+
+def append(out: Path, line: dict[str, Any]) -> None:
+    """Write one line; two processes that do so at once never mix theirs."""
+    with out.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+
+
+def brief(row: Row) -> str:
+    """The row in a few words."""
+    words = [row.model, row.method, f"{row.micro} x {row.length}", row.keep]
+    words += ["compiled"] * row.compiled + [f"{row.accumulation} parts"] * (row.accumulation > 1)
+    if isinstance(row, Further):
+        words += [row.purpose] + [f"shard {row.shard}"] * (row.devices > 1) + [row.tower] * bool(row.image)
+    return " ".join(words)
+
+
+def told(line: dict[str, Any]) -> str:
+    if "error" in line:
+        return str(line["error"]).splitlines()[0]
+    return f"{line['allocated'] / 1e9:.2f} GB, {line['median']:.3f} s a step"
 
 
 if __name__ == "__main__":
