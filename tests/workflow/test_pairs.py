@@ -71,6 +71,25 @@ def test_similarity_from_recipe_to_answer(tmp_path: Path) -> None:
     says(tmp_path, "rerank", "latest", "a", "--query", "b", code=2)
 
 
+def test_labelled_texts_from_recipe_to_answer(tmp_path: Path) -> None:
+    save_tiny_encoder(tmp_path / "model")
+    words = ("amber", "birch", "cedar")
+    rows = [{"text": f"{TEXTS[i]} {words[i % 3]}", "label": words[i % 3]} for i in range(90)]
+    rows_of(tmp_path / "rows.jsonl", rows[:60])
+    rows_of(tmp_path / "held.jsonl", rows[60:])
+    recipe = shipped_recipe("similarity-minilm-cpu").path
+    data = (f"model.id={tmp_path / 'model'}", "data.train=rows.jsonl", "data.test=held.jsonl")
+    says(tmp_path, "train", str(recipe), *data, *FAST, "training.epochs=8")
+    (comparison,) = outcome(tmp_path, "comparison")
+    assert comparison["verdict"] == "better"
+    resolved = (the_run(tmp_path) / "recipe.yaml").read_text()
+    assert "similarity.loss: the rows are labelled" in resolved
+    found = json.loads(says(tmp_path, "embed", "latest", *[row["text"] for row in rows[:4]], "--json"))
+    assert found["texts"] == 4
+    held = rows_of(tmp_path / "more.jsonl", rows[:9])
+    assert "ndcg@10" in says(tmp_path, "evaluate", "latest", "--data", str(held))
+
+
 def test_reranking_from_recipe_to_answer(tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path / "model")
     trained(tmp_path, "reranking-minilm-cpu", "reranking.candidates=10")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from command import says
+from command import luthier, says
 from luthier.catalog.shipped import shipped_recipe
 from tiny import COLOURS, THINGS, save_tiny_model
 
@@ -43,7 +43,8 @@ def test_from_recipe_to_other_rows(tmp_path: Path) -> None:
     shown = json.loads(says(tmp_path, "data", "show", recipe, *FAST, "--json", "-n", "1"))["rows"]
     trained = ["".join(t["text"] for t in row["tokens"] if t["trained"]) for row in shown]
     assert trained == ['{"colour":"red"}<|im_end|>', "red is the ball<|im_end|>"]
-    says(tmp_path, "train", recipe, *FAST, "export.gguf=[]")
+    luthier(tmp_path, "setup", "gguf", own_cache=False)
+    luthier(tmp_path, "train", recipe, *FAST, "export.gguf=Q8_0", own_cache=False)
     (run,) = (tmp_path / "runs").iterdir()
 
     def outcome(name: str) -> Any:
@@ -54,7 +55,8 @@ def test_from_recipe_to_other_rows(tmp_path: Path) -> None:
     main = comparison["differences"][0]
     assert main["baseline"]["value"] == 0.5
     kinds = {artifact["kind"]: artifact for artifact in outcome("artifacts")}
-    assert set(kinds) == {"adapter", "merged"}
+    assert set(kinds) == {"adapter", "merged", "gguf:Q8_0"}
+    assert kinds["gguf:Q8_0"]["parity"]["passed"]
     report = (run / "report.html").read_text()
     assert "Preference accuracy" in report
     # Other pairs, and conversations, through the same command.
@@ -71,6 +73,9 @@ def test_from_recipe_to_other_rows(tmp_path: Path) -> None:
     ]
     said = says(tmp_path, "evaluate", "latest", "--data", str(write(tmp_path / "chats.jsonl", chats)))
     assert "field_exact" in said
+    # A prompt of training, answered as it was preferred.
+    asked = says(tmp_path, "chat", "latest", "--once", pairs(0, 1)[0]["prompt"], "--max-new-tokens", "12")
+    assert asked.startswith('{"colour":"')
     again = says(tmp_path, "train", "--resume", "latest")
     assert "Traceback" not in again
 
