@@ -12,6 +12,8 @@ from luthier.planning.levers import check_levers, check_units
 from luthier.schema.recipe import Recipe
 
 FULL = {"method": {"name": "full"}}
+NEW = {"model": {"id": "m", "new_tokens": ["<a>"]}}
+PAIRS = {"preference": {"loss": "dpo"}}
 AT_ONCE = {"update_in_backward": True, "max_grad_norm": 0}
 
 
@@ -33,6 +35,12 @@ def recipe(training: dict[str, Any], **sections: Any) -> Recipe:
         (AT_ONCE | {"optimizer": "paged-adamw-8bit"}, FULL, Unsupported, "not tested"),
         (AT_ONCE | {"devices": 2}, FULL, Unsupported, "all devices"),
         ({"ema": 0.9, "devices": 2, "parallel": {"tensor": 2}}, FULL, Unsupported, "parallel.tensor"),
+        ({}, NEW | {"task": "similarity"}, Unsupported, "models that write"),
+        ({}, NEW | {"vision": {}}, Unsupported, "a model that sees"),
+        ({}, NEW | PAIRS, Unsupported, "preference pairs"),
+        ({"frozen_layers": 1}, NEW | FULL, RecipeError, "frozen_layers freezes the embeddings"),
+        ({"devices": 2, "parallel": {"shard": 2}}, NEW, Unsupported, "parallel.shard: rows of new tokens"),
+        ({"devices": 2, "parallel": {"pipeline": 2}}, NEW, Unsupported, "parallel.pipeline"),
     ],
 )
 def test_refused_with_a_way_out(
@@ -50,6 +58,7 @@ def test_refused_with_a_way_out(
         ({"neftune_alpha": 5.0}, {}),
         (AT_ONCE | {"batch_size": 8, "micro_batch_size": 8}, FULL),
         ({"ema": 0.9, "devices": 2}, FULL),
+        ({"devices": 2, "parallel": {"replicate": 2}}, NEW),
     ],
 )
 def test_what_goes_together_passes(training: dict[str, Any], sections: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from luthier.schema.estimate import TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, OptimizerName
 from luthier.sizing import states
-from luthier.sizing.parameters import count_parameters, lora_parameters
+from luthier.sizing.parameters import count_parameters, lora_parameters, with_new_tokens
 from luthier.sizing.states import checkpoint_bytes, moments, paged_bytes, trained_tensors, update_bytes
 from luthier.sizing.training import training_memory
 
@@ -39,6 +39,28 @@ def test_every_trained_number_is_in_one_tensor(arch: Architecture) -> None:
     assert whole == pytest.approx(count_parameters(arch).backbone, abs=arch.hidden_size)
     adapters = sum(times * size for times, size in trained_tensors(arch, Lora(rank=8)))
     assert adapters == lora_parameters(arch, 8)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_new_tokens_are_trained_in_each_table(tied: bool) -> None:
+    arch = ARCH.model_copy(update={"tied_embeddings": tied})
+    grown = with_new_tokens(arch, [8000, 8001, 8002])
+    tables = 1 if tied else 2
+    rows = tables * 3 * arch.hidden_size
+    assert grown.vocab_size == 8003
+    assert with_new_tokens(arch, [7990]).vocab_size == 8000
+    lora = Lora(rank=8)
+    assert sum(times * size for times, size in trained_tensors(grown, lora)) == rows + lora_parameters(
+        arch, 8
+    )
+    shape = TrainingShape(micro_batch_size=1, sequence_length=8)
+    before, after = (training_memory(one, lora, shape, dtype="bfloat16") for one in (arch, grown))
+    assert after.trainable - before.trainable == rows
+    assert after.total - before.total == 2 * rows  # in the frozen tables, and beside them
+    for part, size in (("adapters", 4), ("optimizer", 8), ("gradients", 4)):
+        assert after.phases[-1].parts[part] - before.phases[-1].parts[part] == size * rows, part  # type: ignore[index]
+    full = training_memory(grown, Full(), shape, dtype="bfloat16")
+    assert full.trainable == count_parameters(grown).backbone
 
 
 def _step(method: Method, optimizer: OptimizerName, dtype: str = "bfloat16") -> dict[str, int]:
