@@ -22,7 +22,7 @@ from torch import Tensor
 from luthier.training import kernels, losses, rounding
 
 CUDA = torch.device("cuda")
-BLOCKS = ((1024, 4), (2048, 4), (2048, 8), (1024, 8), (512, 4))
+BLOCKS = ((1024, 4), (1024, 8), (512, 4), (512, 8))
 SHAPES = {
     # hidden, inner, key and value width, layers, vocabulary, rows of logits at once
     "0.5b": (896, 4864, 128, 24, 151_936, 3_533),
@@ -84,7 +84,7 @@ def of_logits(rows: Rows, shape: str) -> None:
     moved = 4.0 * logits.numel()
     slope = losses._slope(1.0, None)
     rows.add(shape, "loss, compiled", lambda: slope(logits, targets[:, None], None), moved)
-    for block, warps in ((4096, 8), (4096, 16), (8192, 8), (8192, 16), (8192, 32), (16384, 16), (16384, 32)):
+    for block, warps in ((4096, 4), (4096, 8), (8192, 4), (8192, 8), (8192, 16)):
 
         def work(block: int = block, warps: int = warps) -> None:
             kernels.cross_entropy_(logits, targets, found, block=block, warps=warps)

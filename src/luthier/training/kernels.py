@@ -10,6 +10,7 @@ device for anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,10 +21,16 @@ from torch import Tensor
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-CROSS_ENTROPY_BLOCK, CROSS_ENTROPY_WARPS = 4096, 16
+CROSS_ENTROPY_BLOCK, CROSS_ENTROPY_WARPS = 8192, 8
 CHUNK = 8192
 """Numbers of a weight that one program of an update works on."""
-UPDATE_BLOCK, UPDATE_WARPS = 1024, 4
+UPDATE_BLOCK, UPDATE_WARPS = 1024, 8
+"""The fastest of those tried on an H100 (benchmarks/speed/fused.py)."""
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Where Triton launches its kernels: on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @triton.jit
@@ -114,18 +121,19 @@ def cross_entropy_(
     assert losses.is_contiguous()
     if not rows:
         return
-    _cross_entropy[(rows,)](
-        logits,
-        targets,
-        losses,
-        logits.stride(0),
-        float(multiplier),
-        float(softcap or 1.0),
-        words=words,
-        CAPPED=bool(softcap),
-        BLOCK=min(block, triton.next_power_of_2(words)),
-        num_warps=warps,
-    )
+    with _on(logits.device):
+        _cross_entropy[(rows,)](
+            logits,
+            targets,
+            losses,
+            logits.stride(0),
+            float(multiplier),
+            float(softcap or 1.0),
+            words=words,
+            CAPPED=bool(softcap),
+            BLOCK=min(block, triton.next_power_of_2(words)),
+            num_warps=warps,
+        )
 
 
 class Table:
@@ -251,26 +259,27 @@ def adamw_(
     device = masters[0].device
     table.fill(fields, device)
     first, second = betas
-    _adamw[(len(table.chunks),)](
-        table.addresses,
-        table.sizes,
-        table.chunks,
-        len(masters),
-        factor,
-        1 - first,
-        second,
-        1 - second,
-        (1 - second**done) ** 0.5,
-        eps,
-        1 - lr * weight_decay,
-        lr / (1 - first**done),
-        WEIGHT=None if weights is None else KINDS[weights[0].dtype],
-        GRAD=KINDS[grads[0].dtype],
-        ALIGNED=table.aligned,
-        CHUNK=CHUNK,
-        BLOCK=UPDATE_BLOCK,
-        num_warps=UPDATE_WARPS,
-    )
+    with _on(device):
+        _adamw[(len(table.chunks),)](
+            table.addresses,
+            table.sizes,
+            table.chunks,
+            len(masters),
+            factor,
+            1 - first,
+            second,
+            1 - second,
+            (1 - second**done) ** 0.5,
+            eps,
+            1 - lr * weight_decay,
+            lr / (1 - first**done),
+            WEIGHT=None if weights is None else KINDS[weights[0].dtype],
+            GRAD=KINDS[grads[0].dtype],
+            ALIGNED=table.aligned,
+            CHUNK=CHUNK,
+            BLOCK=UPDATE_BLOCK,
+            num_warps=UPDATE_WARPS,
+        )
 
 
 @triton.jit
@@ -368,18 +377,19 @@ def rounded_adamw_(
     if lost is not None:
         fields.append(lost)
     table.fill(fields, weights[0].device)
-    _rounded_adamw[(len(table.chunks),)](
-        table.addresses,
-        table.sizes,
-        table.chunks,
-        len(weights),
-        seed,
-        factor,
-        *numbers,
-        KIND=KINDS[weights[0].dtype],
-        KAHAN=lost is not None,
-        ALIGNED=table.aligned,
-        CHUNK=CHUNK,
-        BLOCK=UPDATE_BLOCK,
-        num_warps=UPDATE_WARPS,
-    )
+    with _on(weights[0].device):
+        _rounded_adamw[(len(table.chunks),)](
+            table.addresses,
+            table.sizes,
+            table.chunks,
+            len(weights),
+            seed,
+            factor,
+            *numbers,
+            KIND=KINDS[weights[0].dtype],
+            KAHAN=lost is not None,
+            ALIGNED=table.aligned,
+            CHUNK=CHUNK,
+            BLOCK=UPDATE_BLOCK,
+            num_warps=UPDATE_WARPS,
+        )

@@ -21,6 +21,7 @@ from luthier.training.checkpoint import Position
 from luthier.training.division import WHOLE, Division
 from luthier.training.ema import Average
 from luthier.training.faults import BAD_BATCHES, WINDOW, keep_batch, leaps, not_a_number, some
+from luthier.training.fused import MISSING, kernels
 from luthier.training.guard import Draws, cut, ran_out, units_of
 from luthier.training.layers import CompileClock, layers_as
 from luthier.training.manifest import CHECKPOINTS, is_whole, step_name, steps
@@ -215,7 +216,10 @@ class _Run:
             through=through,
             record=bool(choice.cuda_graphs) and device.type == "cuda" and alone,
             say=self.note,
+            arriving=self.optimizer.gradients,
         )
+        if device.type == "cuda" and kernels() is None:
+            self.note(MISSING)
 
     @property
     def over(self) -> bool:
@@ -386,6 +390,11 @@ class _Run:
         """Add up this process's part of the step's mean loss and its gradients; and its tokens."""
         if self.watched < WATCHED_STEPS:
             self.memory.start()
+        halvings = self.position.halvings
+        pieces = []
+        if not isinstance(self.objective, WholeStep):
+            pieces = [(piece, counts) for whole, counts in turns for piece in cut(whole, halvings)]
+        self.optimizer.gradients.single = self.optimizer.takes_single and len(pieces) == 1
         self.passes.begin()
         total = torch.zeros((), device=self.device)
         tokens = 0
@@ -395,7 +404,6 @@ class _Run:
             total = self.objective.step(self.model, batches, max(weight, 1.0))
             self._phase("backward")
             return total, tokens
-        pieces = [(piece, counts) for whole, counts in turns for piece in cut(whole, self.position.halvings)]
         for place, (batch, counts) in enumerate(pieces, 1):
             tokens += int((batch.document_ids > 0).sum()) * counts
             if isinstance(self.through, Divided):
@@ -485,7 +493,7 @@ class _Run:
         )
 
     def _forget_gradients(self) -> None:
-        self.optimizer.adamw.zero_grad(set_to_none=True)
+        self.optimizer.forget()
         self.model.zero_grad(set_to_none=True)
 
     def _skip(self, epoch: int, index: int, figures: StepFigures, fault: str) -> None:

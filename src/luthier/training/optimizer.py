@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from luthier.errors import CheckpointError
 from luthier.schema.recipe import TrainingChoice, without_masters
 from luthier.training.division import WHOLE, Division
+from luthier.training.fused import FusedAdamW
+from luthier.training.gradients import Gradients
 from luthier.training.layers import layers_of
+from luthier.training.rounding import RoundedAdamW
 from luthier.training.sharding import is_divided, own_part, part_of, whole_of
 from luthier.training.updates import groups_of, update_of
 from luthier.training.world import ALONE, World
@@ -49,7 +52,8 @@ class Optimizer:
     A weight in fp32 is updated in place. One in bf16 gets an fp32 master: gradients are added up
     there in fp32 as each micro-batch leaves them, and the master is rounded back after each step.
     Bytes for each such weight: 2 weight + 4 gradient + 4 master + 8 moments (and 2 for a moment, the
-    gradient of the layer at hand).
+    gradient of the layer at hand). On CUDA a kernel does all of that at once, and takes the gradients of a
+    step of one micro-batch as they are: 2 bytes (`training.gradients`).
 
     Of a weight that several processes hold together (`training.sharding`) all of this is there for this
     process's part alone; weights and states are given and taken whole.
@@ -69,6 +73,8 @@ class Optimizer:
         pure = without_masters(choice.optimizer)
         self.in_backward = choice.update_in_backward
         self._squares: Tensor | None = None
+        self.gradients = Gradients()
+        follow: dict[Tensor, Tensor] = {}
         for name, weight in self.model_weights.items():
             assert is_divided(weight) or not world.divided, f"{name} is gathered"
             own = own_part(weight)
@@ -79,13 +85,16 @@ class Optimizer:
             # A part shares its memory with the weight.
             master = (own if kept else own.detach().float()).requires_grad_(True)
             self.masters[name] = master
-            handle = weight.register_post_accumulate_grad_hook(_add_to(master))  # type: ignore[no-untyped-call]
-            self.handles.append(handle)
+            if not kept:
+                follow[master] = own.detach()
+            hook = self.gradients.arrive(master)
+            self.handles.append(weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
         of_muon = _matrices_of_layers(model) if choice.optimizer == "muon" else set()
         matrices = [master for name, master in self.masters.items() if name in of_muon]
         others = [master for name, master in self.masters.items() if name not in of_muon]
         kind = next(iter(self.masters.values())).device.type
-        self.adamw = update_of(choice, groups_of(matrices, others, choice), kind)
+        groups = groups_of(matrices, others, choice)
+        self.adamw = update_of(choice, groups, kind, follow, self.gradients)
         self.max_norm = choice.max_grad_norm
         if self.in_backward:
             self._update_at_once()
@@ -95,10 +104,24 @@ class Optimizer:
         if self.in_backward:
             squares, self._squares = self._squares, None
             return torch.zeros(()) if squares is None else squares.sqrt()
-        norm = self.world.norm(self.division.norm(self.masters))
-        if self.max_norm:
-            torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.max_norm, norm)
+        masters = self.masters.values()
+        if self.takes_single:
+            norm = self.gradients.norm(masters)
+        else:
+            norm = self.world.norm(self.division.norm(self.masters))
+        update = self.adamw
+        if isinstance(update, FusedAdamW) or (isinstance(update, RoundedAdamW) and update.at_once):
+            # The kernel multiplies with it: one pass over all gradients less.
+            update.factor = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) if self.max_norm else None
+        elif self.max_norm:
+            torch.nn.utils.clip_grads_with_norm_(list(masters), self.max_norm, norm)
         return norm
+
+    @property
+    def takes_single(self) -> bool:
+        """Whether gradients may stay in the weights' type, where they need not be added up."""
+        alone = self.world.size == 1 and not self.division.apart
+        return isinstance(self.adamw, FusedAdamW) and alone
 
     def begin(self, rate: float) -> None:
         """Say at which rate the coming step updates."""
@@ -112,8 +135,9 @@ class Optimizer:
 
         def hook_of(weight: Tensor, master: Tensor) -> Callable[[Tensor], None]:
             def hook(_weight: Tensor) -> None:
-                assert master.grad is not None
-                square = master.grad.detach().float().square().sum()
+                grad = self.gradients.of(master)
+                assert grad is not None
+                square = grad.detach().float().square().sum()
                 self._squares = square if self._squares is None else self._squares + square
                 groups = self.adamw.param_groups
                 try:
@@ -122,7 +146,8 @@ class Optimizer:
                 finally:
                     self.adamw.param_groups = groups
                 master.grad = None
-                if weight is not master:
+                self.gradients.own.pop(master, None)
+                if weight is not master and not self._rounds_back:
                     weight.data.copy_(master.detach())  # rounded back
 
             return hook
@@ -140,8 +165,19 @@ class Optimizer:
             return
         self.begin(rate)
         self.adamw.step()
+        self.forget()
+        if not self._rounds_back:
+            self.round_back()
+
+    @property
+    def _rounds_back(self) -> bool:
+        """Whether the update itself gives the model's weights their masters' values."""
+        return isinstance(self.adamw, FusedAdamW)
+
+    def forget(self) -> None:
+        """Let go of the step's gradients."""
         self.adamw.zero_grad(set_to_none=True)
-        self.round_back()
+        self.gradients.forget()
 
     @torch.no_grad()
     def round_back(self) -> None:
@@ -216,18 +252,3 @@ def put_weights(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
                 f"this recipe trains {list(weight.shape)}"
             )
         weight.copy_(saved[name])
-
-
-def _add_to(master: Tensor) -> Any:
-    """A hook that moves a finished gradient into its master."""
-
-    def hook(weight: Tensor) -> None:
-        assert weight.grad is not None
-        grad = own_part(weight.grad)
-        if master.grad is None:
-            master.grad = grad.to(master.dtype)
-        else:
-            master.grad += grad
-        weight.grad = None
-
-    return hook

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from luthier.training.gradients import Gradients
 from luthier.training.guard import ran_out
 from luthier.training.objective import Loss, MicroBatch, Objective, to_device
 
@@ -59,9 +60,9 @@ class Passes:
     """Runs micro-batches forward and backward; their gradients add up in the masters.
 
     Kernel by kernel, unless ``record``: then a set of shapes that comes again is recorded, and replayed
-    from then on. masters: the weights that get the gradients, by name. Goes back to kernel by kernel
-    for good, and says why, where recording fails or memory runs out. through: how the objective is called
-    where nothing is recorded.
+    from then on. masters: the weights that get the gradients, by name; arriving: gradients on their way
+    there. Goes back to kernel by kernel for good, and says why, where recording fails or memory runs out.
+    through: how the objective is called where nothing is recorded.
     """
 
     def __init__(
@@ -73,14 +74,16 @@ class Passes:
         through: Callable[[Objective, Any, MicroBatch], Loss],
         record: bool,
         say: Callable[[str], None],
+        arriving: Gradients | None = None,
     ) -> None:
         self.model, self.objective, self.masters, self.say = model, objective, masters, say
-        self.through = through
+        self.through, self.arriving = through, arriving or Gradients()
         self.device = next(iter(masters.values())).device
         self.source: Any = objective if record and getattr(objective, "recordable", False) else None
         self.met: set[Shapes] = set()
         self.recordings: dict[Shapes, _Recording] = {}
         self.gradients: dict[str, Tensor] = {}
+        self.settled = self.single = False
         self.pool: Any = None
 
     @property
@@ -89,18 +92,26 @@ class Passes:
         return self.source is not None
 
     def begin(self) -> None:
-        """Before a step's micro-batches: recorded passes add to gradients that stay where they are."""
-        if not self.gradients:
+        """Before a step's micro-batches: recorded passes leave gradients where they stay."""
+        if not self.settled:
             return
-        torch._foreach_zero_(list(self.gradients.values()))
+        if not self.single:
+            self.arriving.single = False  # what was recorded adds up in fp32
+        self.arriving.begin()
+        if self.gradients:
+            torch._foreach_zero_(list(self.gradients.values()))
         for name, gradient in self.gradients.items():
             self.masters[name].grad = gradient
 
     def end(self, *, settled: bool) -> None:
         """After a step's micro-batches. settled: those that follow may be recorded."""
-        if self.recording and settled and not self.gradients:
-            grads = {name: master.grad for name, master in self.masters.items()}
-            self.gradients = {name: grad for name, grad in grads.items() if grad is not None}
+        if not self.recording or not settled or self.settled:
+            return
+        grads = {name: master.grad for name, master in self.masters.items()}
+        self.gradients = {name: grad for name, grad in grads.items() if grad is not None}
+        self.arriving.settle()
+        self.single = self.arriving.single
+        self.settled = bool(self.gradients or self.arriving.places)
 
     def __call__(self, batch: MicroBatch, share: float, between: Callable[[], None]) -> Tensor:
         """The micro-batch's losses times share, detached; between is called before the backward pass."""
@@ -110,10 +121,11 @@ class Passes:
         tensors = self.source.fixed(batch)
         shapes = tuple(tensor.shape for tensor in tensors)
         new = shapes not in self.recordings
-        wanted = new and self.gradients and shapes in self.met and len(self.recordings) < MOST
+        alike = self.settled and self.single == self.arriving.single
+        wanted = new and alike and shapes in self.met and len(self.recordings) < MOST
         if wanted and not self._record(shapes, tensors):
             return self(batch, share, between)
-        if (recording := self.recordings.get(shapes)) is not None:
+        if alike and (recording := self.recordings.get(shapes)) is not None:
             return recording.replay(tensors, share)
         self.met.add(shapes)
         return _backward(self._total(tensors) * share, between)
@@ -131,6 +143,8 @@ class Passes:
         self.source = None
         self.recordings.clear()
         self.gradients.clear()
+        self.arriving.forget(places=True)
+        self.settled = False
         self.pool = None
 
     def _record(self, shapes: Shapes, tensors: Tensors) -> bool:

@@ -9,6 +9,7 @@ both moments 2 each, and Kahan's 2.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from luthier.sizing.states import UPDATE_NUMBERS
+from luthier.training.fused import fit_for, kernels
 
 
 class RoundedAdamW(torch.optim.Optimizer):
@@ -25,7 +27,8 @@ class RoundedAdamW(torch.optim.Optimizer):
     kahan: weights are rounded to the nearest, and what that loses is kept; else by chance. Moments, which
     are averages of many gradients, are rounded by chance in either.
 
-    The draws come from torch's generator of the weights' device, so that a run resumes exactly.
+    The draws come from torch's generator of the weights' device, so that a run resumes exactly. On CUDA all
+    weights are updated in one kernel, whose draws follow from one seed that this generator gives.
     """
 
     def __init__(
@@ -39,18 +42,29 @@ class RoundedAdamW(torch.optim.Optimizer):
         kahan: bool = False,
     ) -> None:
         self.kahan = kahan
+        self.factor: Tensor | None = None
+        """What the kernel multiplies gradients with, where they are clipped."""
+        self._tables: dict[tuple[int, int], Any] = {}
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.at_once = fit_for([one for group in self.param_groups for one in group["params"]])
+        """Whether one kernel updates all weights."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every weight that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
+            found = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in found:
+                self._begin(weight)
+            if found and self.at_once:
+                self._update_at_once(found, group)
+                continue
+            for weight in found:
+                self._update(weight, group)
 
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _begin(self, weight: Tensor) -> None:
+        """Count an update of a weight; its states, before the first."""
         state = self.state[weight]
         if not state:
             state["step"] = 0
@@ -58,20 +72,35 @@ class RoundedAdamW(torch.optim.Optimizer):
             if self.kahan:
                 state["lost"] = torch.zeros_like(weight)
         state["step"] += 1
-        first, second = group["betas"]
+
+    def _update_at_once(self, weights: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """One kernel for all weights of a type that were updated as often."""
+        kinds = defaultdict(list)
+        for weight in weights:
+            kinds[weight.dtype, self.state[weight]["step"]].append(weight)
+        for (_, done), found in kinds.items():
+            device, states = found[0].device, [self.state[weight] for weight in found]
+            if self.factor is None:
+                self.factor = torch.ones((), device=device)
+            kernels().rounded_adamw_(
+                self._tables.setdefault((id(found[0]), len(found)), kernels().Table()),
+                found,
+                [weight.grad.contiguous() for weight in found if weight.grad is not None],
+                [state["mean"] for state in states],
+                [state["square"] for state in states],
+                [state["lost"] for state in states] if self.kahan else None,
+                seed=torch.randint(0, 1 << 62, (1,), device=device),
+                factor=self.factor,
+                numbers=_numbers(group, done),
+            )
+
+    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
         assert weight.grad is not None
         whole = [weight, weight.grad, state["mean"], state["square"]]
         if self.kahan:
             whole.append(state["lost"])
-        done = state["step"]
-        numbers = (
-            1 - first,
-            1 - second,
-            1 - second**done,
-            group["eps"],
-            1 - group["lr"] * group["weight_decay"],
-            -group["lr"] / (1 - first**done),
-        )
+        numbers = _numbers(group, state["step"])
         cut = all(tensor.is_contiguous() for tensor in whole)
         if weight.is_cuda and cut:
             # One kernel that holds nothing on its way. As tensors: other numbers would be another kernel.
@@ -82,6 +111,19 @@ class RoundedAdamW(torch.optim.Optimizer):
             end = start + UPDATE_NUMBERS
             parts = (tensor.view(-1)[start:end] for tensor in whole) if cut else whole
             _update_part(*parts, numbers=numbers)
+
+
+def _numbers(group: dict[str, Any], done: int) -> tuple[float, ...]:
+    """What `_update_part` takes, for the update with this number."""
+    first, second = group["betas"]
+    return (
+        1 - first,
+        1 - second,
+        1 - second**done,
+        group["eps"],
+        1 - group["lr"] * group["weight_decay"],
+        -group["lr"] / (1 - first**done),
+    )
 
 
 def _update_part(

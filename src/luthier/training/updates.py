@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from luthier.errors import Unsupported
 from luthier.schema.recipe import TrainingChoice
+from luthier.training.fused import FusedAdamW, fit_for
+from luthier.training.gradients import Gradients
 from luthier.training.rounding import RoundedAdamW
 
 Groups = list[dict[str, Any]]
@@ -28,14 +30,20 @@ def groups_of(matrices: list[Tensor], others: list[Tensor], choice: TrainingChoi
     ]
 
 
-def update_of(choice: TrainingChoice, groups: Groups, kind: str) -> torch.optim.Optimizer:
+def update_of(
+    choice: TrainingChoice, groups: Groups, kind: str, follow: Mapping[Tensor, Tensor], gradients: Gradients
+) -> torch.optim.Optimizer:
     """The optimiser that the recipe asks for. Raises Unsupported where it needs what is not there.
 
-    kind: of the weights' device.
+    kind: of the weights' device. follow: the model's weight of each master that is apart from it.
     """
     betas = (choice.beta1, choice.beta2)
     match choice.optimizer:
         case "adamw":
+            masters = [one for group in groups for one in group["params"]]
+            wide = all(one.dtype == torch.float32 for one in masters)
+            if wide and fit_for([*masters, *follow.values()]):
+                return FusedAdamW(groups, betas=betas, weights=follow, gradients=gradients)
             return _adamw(groups, betas, kind)
         case "adamw-bf16" | "adamw-bf16-kahan" as name:
             return RoundedAdamW(groups, lr=0.0, betas=betas, kahan=name == "adamw-bf16-kahan")
