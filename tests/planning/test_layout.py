@@ -57,7 +57,7 @@ def resolved(
         ("lora", "2xh100", 2, (2, 1)),
         ("qlora", "4xh100", 4, (4, 1)),
         ("full", "4xh100", 4, (1, 4)),
-        ("full", "8xh100", 8, (2, 4)),
+        ("full", "8xh100", 8, (1, 8)),
         ("full", "8xh200", 8, (4, 2)),
     ],
 )
@@ -74,14 +74,77 @@ def test_a_model_is_held_whole_where_it_fits_and_by_as_few_devices_as_can(
 
 
 def test_what_the_recipe_says_is_kept() -> None:
-    found = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, parallel={"shard": 2})
-    assert found.recipe.training.parallel == Parallel(replicate=2, shard=2)
+    kept = {"shard": 2, "reshard": "layer"}
+    found = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, parallel=kept)
+    assert found.recipe.training.parallel == Parallel(replicate=2, shard=2, reshard="layer")
     whole = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, parallel={"replicate": 4})
     assert whole.recipe.training.parallel == Parallel(replicate=4, shard=1)
     part, all_of_it = (one.estimate.phases[0].parts["weights"] for one in (found, whole))
     assert part == -(-all_of_it // 2)
     again = resolved("Qwen/Qwen3-8B", "lora", "h100")
     assert again.recipe.training.parallel is None, "one device is no layout"
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "machine", "training", "wanted"),
+    [
+        ("Qwen/Qwen3-8B", "full", "2xh200", {"micro_batch_size": 4}, "layer"),  # no room
+        ("Qwen/Qwen3-8B", "full", "2xh200", {"micro_batch_size": 2}, "backward"),
+        ("Qwen/Qwen2.5-3B", "full", "2xh200", {"micro_batch_size": 2}, "step"),
+        ("Qwen/Qwen2.5-3B", "full", "2xh200", {"micro_batch_size": 8}, "backward"),  # one a step
+    ],
+)
+def test_divided_weights_stay_gathered_as_long_as_there_is_room(
+    model: str, method: str, machine: str, training: dict[str, Any], wanted: str
+) -> None:
+    found = resolved(
+        model, method, machine, devices=2, parallel={"shard": 2}, activation_checkpointing="none", **training
+    )
+    assert found.recipe.training.parallel == Parallel(replicate=1, shard=2, reshard=wanted)  # type: ignore[arg-type]
+    assert found.shape.reshard == wanted
+    why = found.recipe.sources["training.parallel.reshard"]
+    assert ("does not fit" in why) == (wanted == "layer")
+    assert ("GiB more than layer by layer" in why) == (wanted != "layer")
+
+
+def test_a_device_that_keeps_weights_gathered_holds_more() -> None:
+    def parts(reshard: Any, method: str = "full", batch: int = 8) -> dict[str, Any]:
+        found = resolved(
+            "Qwen/Qwen2.5-3B", method, "2xh200", devices=2, batch_size=batch, micro_batch_size=1,
+            parallel={"shard": 2, "reshard": reshard}, activation_checkpointing="full",
+        )  # fmt: skip
+        assert f"reshard: {reshard}" in found.estimate.assumptions[0] or reshard == "layer"
+        assert "training.parallel.reshard" not in found.recipe.sources, "it was given"
+        return {phase.name: phase.parts for phase in found.estimate.phases}
+
+    layer, backward, step = (parts(reshard) for reshard in ("layer", "backward", "step"))
+    numbers = 3_085_938_688  # all weights, head and embedding tied
+    assert backward["forward"]["buffers"] - layer["forward"]["buffers"] > 1.6 * numbers
+    assert step["forward"]["gradients"] == 4 * numbers
+    assert layer["forward"]["gradients"] == backward["forward"]["gradients"] == 2 * numbers
+    assert parts("step", batch=2) == parts("backward", batch=2), "one micro-batch is a step"
+    kept, let_go = (parts(reshard, "lora")["backward"]["buffers"] for reshard in ("step", "layer"))
+    assert kept - let_go > 1.6 * numbers
+    for phases in (layer, backward, step):
+        assert phases["optimizer"] == layer["optimizer"], "nothing is gathered for an update"
+
+
+def test_letting_weights_go_is_a_way_out_of_too_little_memory() -> None:
+    asked = {"devices": 4, "micro_batch_size": 1, "activation_checkpointing": "full"}
+    with pytest.raises(DoesNotFit) as refused:
+        resolved("Qwen/Qwen3-8B", "full", "4xh100", parallel={"shard": 4, "reshard": "step"}, **asked)
+    assert "training.parallel.reshard=layer" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("sizes", [{"shard": 1}, {"replicate": 4}, {"context": 2}])
+def test_what_gathers_nothing_keeps_nothing(sizes: dict[str, int]) -> None:
+    with pytest.raises(Unsupported, match="only weights that shard divides are gathered"):
+        resolved("Qwen/Qwen3-0.6B", "full", "4xh100", devices=4, parallel={"reshard": "step", **sizes})
+    asked: dict[str, Any] = {"devices": 4, "parallel": {"reshard": "layer"}}
+    with pytest.raises(Unsupported, match="looks at whole weights"):
+        resolved("Qwen/Qwen3-0.6B", "full", "4xh100", optimizer="adamw-8bit", **asked)
+    found = resolved("Qwen/Qwen3-0.6B", "full", "4xh100", **asked)
+    assert found.recipe.training.parallel == Parallel(replicate=2, shard=2, reshard="layer")
 
 
 def test_more_devices_take_less_time() -> None:

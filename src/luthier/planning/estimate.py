@@ -269,7 +269,8 @@ def _paged(arch: Architecture, method: Method, shape: TrainingShape) -> tuple[st
 def _assumptions(
     shape: TrainingShape, device: Device, gpu: Accelerator | None, dtype: str
 ) -> tuple[str, ...]:
-    said = [] if shape.shard == 1 else [f"{DIVIDED} {shape.shard} devices (FSDP2), not measured"]
+    kept = "" if shape.reshard == "layer" else f", kept gathered (reshard: {shape.reshard})"
+    said = [] if shape.shard == 1 else [f"{DIVIDED} {shape.shard} devices (FSDP2){kept}, not measured"]
     said += [
         f"micro-batches of {shape.micro_batch_size} x {shape.sequence_length:,} tokens, "
         f"the longest row as long as the sequence"

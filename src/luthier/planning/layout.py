@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.errors import DoesNotFit
 from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit, largest_step, step_speed
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate, TrainingShape
-from luthier.schema.recipe import Parallel
+from luthier.schema.recipe import Parallel, Reshard
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.training import BYTES
 
 SCALING = (1.0, 0.8, 0.5)
 """Share of perfect scaling over several devices: most, expected, least (prior, not measured)."""
-DIVIDED_SPEED = 0.9
-"""Speed where weights are gathered for every layer over speed with whole copies: 28,062 against 31,267
-tokens/s for LoRA of an 8B on two H200 (benchmarks/speed/results); elsewhere a prior."""
+LET_GO: dict[Reshard, str] = {
+    "layer": "a layer's weights are gathered for each pass and let go after it",
+    "backward": "a layer's weights stay gathered until its backward pass: one gather a micro-batch for two",
+    "step": "weights stay gathered, and gradients are added up whole, until a step's last micro-batch",
+}
+"""What is done with weights that were gathered, by how long they are kept; slowest and leanest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sizes of ``training.parallel`` by name, the step that fits them, and why these."""
+    """What ``training.parallel`` says, the step that fits it, and why these sizes and this ``reshard``."""
 
-    sizes: dict[str, int]
+    sizes: dict[str, Any]
     shape: TrainingShape
     why: str
+    why_kept: str | None = None
 
 
 def choose(
@@ -41,36 +47,43 @@ def choose(
     """The fastest layout that fits. wanted: the step of one device, whatever the layout.
 
     Whole copies need nothing from each other but gradients and are the fastest; the fewer devices hold one
-    model, the less is sent. Recomputing layers costs more than gathering weights, so that a divided model
-    may be the faster one. What the recipe gives of the sizes is kept. dividable: whether weights of this
-    training can be divided at all. Errors: DoesNotFit with what would fit.
+    model, the less is sent. Divided weights are kept gathered as long as there is room for them. Recomputing
+    layers costs more than gathering weights, so that a divided model may be the faster one. What the recipe
+    gives is kept. dividable: whether weights of this training can be divided at all. Errors: DoesNotFit with
+    what would fit.
     """
     apart = given or Parallel()
     along = apart.tensor * apart.context * apart.pipeline * apart.expert
     shares, parts = devices // along, apart.tensor * apart.pipeline * apart.expert
     wanted, dividable = _run(wanted, apart.context), dividable and along == 1
     found: list[tuple[float, int, TrainingShape]] = []
-    for shard in _shards(apart, shares, dividable):
+    for shard, reshard in _levels(apart, shares, dividable):
         # Counted as if every weight were divided evenly, by whichever of them.
-        divided = wanted.model_copy(update={"shard": shard * parts})
+        divided = wanted.model_copy(update={"shard": shard * parts, "reshard": reshard})
         try:
             step = largest_step(
                 question, divided, micro_fixed=micro_fixed, checkpointing_fixed=checkpointing_fixed
             )
         except DoesNotFit:
             continue
-        found.append((step_speed(question, step) * (DIVIDED_SPEED if shard > 1 else 1.0), shard, step))
+        found.append((step_speed(question, step), shard, step))
     if not found:
         most = max(_shards(apart, shares, dividable))
-        raise does_not_fit(question, wanted.model_copy(update={"shard": most * parts}))
+        leanest = {"shard": most * parts, "reshard": apart.reshard or "layer"}
+        raise does_not_fit(question, wanted.model_copy(update=leanest))
+    # The first of those that are as fast: of the fewest devices, and keeping weights the shortest.
     _, shard, step = max(found, key=lambda one: (one[0], -one[1]))
     if step.shard > 1:
         _check_host(question)
-    sizes = apart.model_copy(update={"shard": shard, "replicate": shares // shard}).sizes(devices)
+    sizes: dict[str, Any] = dict(
+        apart.model_copy(update={"shard": shard, "replicate": shares // shard}).sizes(devices)
+    )
     if parts > 1:
         return Layout(sizes, step, f"{parts} devices hold one model together, as the recipe says")
     why = _why(question, step, devices // shard, alone=1 in [one[1] for one in found])
-    return Layout(sizes, step, why)
+    if shard == 1:
+        return Layout(sizes, step, why)
+    return Layout({**sizes, "reshard": step.reshard}, step, why, _why_kept(question, step))
 
 
 def _check_host(question: Question) -> None:
@@ -113,7 +126,30 @@ def _shards(given: Parallel, shares: int, dividable: bool) -> list[int]:
         return [given.shard]
     if given.replicate is not None:
         return [shares // given.replicate]
-    return [size for size in range(1, shares + 1) if shares % size == 0] if dividable else [1]
+    least = 1 if given.reshard is None else min(2, shares)  # who says how long to keep them divides weights
+    return [size for size in range(least, shares + 1) if shares % size == 0] if dividable else [1]
+
+
+def _levels(given: Parallel, shares: int, dividable: bool) -> Iterator[tuple[int, Reshard]]:
+    """How many devices may hold one model together, and how long they may keep it gathered, leanest first."""
+    for shard in _shards(given, shares, dividable):
+        if shard == 1:
+            yield 1, "layer"
+        elif given.reshard is not None:
+            yield shard, given.reshard
+        else:
+            yield from ((shard, reshard) for reshard in LET_GO)
+
+
+def _why_kept(question: Question, step: TrainingShape) -> str:
+    """What a device holds more than by gathering each layer for each pass, and how much faster it is."""
+    said = LET_GO[step.reshard]
+    if step.reshard == "layer":
+        return f"{said}: this step does not fit {question.budget / GIB:.1f} GiB with weights kept longer"
+    lean = step.model_copy(update={"reshard": "layer"})
+    more = question.estimate(step).process.expected - question.estimate(lean).process.expected
+    faster = step_speed(question, step) / step_speed(question, lean) - 1
+    return f"{said}; {more / GIB:.1f} GiB more than layer by layer, about {faster:.0%} faster"
 
 
 def _why(question: Question, step: TrainingShape, copies: int, *, alone: bool) -> str:

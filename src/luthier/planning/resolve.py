@@ -325,6 +325,8 @@ class _Resolver:
                 self.sources["training.parallel"] = layout.why
             elif given.replicate is None:
                 self.sources["training.parallel.replicate"] = layout.why
+            if layout.why_kept is not None and (given is None or given.reshard is None):
+                self.sources["training.parallel.reshard"] = layout.why_kept
         estimate = question.estimate(shape)
         fits = f"{estimate.process.expected / GIB:.1f} of {question.budget / GIB:.1f} GiB"
         self.derive(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from luthier.errors import Unsupported, UsageError
-from luthier.planning.division import ELEMENTWISE
+from luthier.planning.division import ALONG, ELEMENTWISE
 from luthier.planning.estimate import Device
 from luthier.schema.hardware import Hardware
 from luthier.schema.recipe import Lora, QLora, Recipe
@@ -21,7 +21,14 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
         return
     alone = "leave training.devices at 1"
     if sizes is not None:
-        why = why_not_divided(recipe) if sizes.sizes(asked)["shard"] > 1 else None
+        along = any(getattr(sizes, name) > 1 for name in ALONG)
+        if sizes.reshard is not None and (sizes.shard == 1 or sizes.replicate == asked or along):
+            raise Unsupported(
+                "training.parallel.reshard: only weights that shard divides are gathered",
+                hint="leave reshard out, or say how many devices hold one model (training.parallel.shard)",
+            )
+        divides = sizes.sizes(asked)["shard"] > 1 or sizes.reshard is not None
+        why = why_not_divided(recipe) if divides else None
         if why is not None:
             raise Unsupported(
                 f"training.parallel.shard: {why}",
