@@ -86,7 +86,7 @@ def flops(name: str, lengths: list[int], method: str, rank: int = 16) -> float:
     """Operations that one step over documents of these lengths asks for, recomputation not counted.
 
     Full: 6 a weight and token; adapters: 4 a frozen and 6 a trained one; the embedding is looked up. Causal
-    attention: 2 L^2 heads x head_dim forward, three times that in all.
+    attention: 2 L^2 heads x head_dim forward, three times that in all. A mixture counts with one expert.
     """
     config = SHAPES[name]
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers

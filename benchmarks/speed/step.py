@@ -276,6 +276,8 @@ def rows(out: Path, given: list[str], device: str, world: World) -> None:
         if text == "nopeak":
             continue
         row = DEFAULTS | {"shard": shard} | dict(part.split("=", 1) for part in text.split(","))
+        if unknown := row.keys() - DEFAULTS.keys():
+            raise SystemExit(f"{text}: no {', '.join(sorted(unknown))}; there are {', '.join(DEFAULTS)}")
         apart = int(row["shard"]) > 1 or bool(row["along"])
         wanted = (row["model"], row["method"], row["base"], row["adapter"])
         try:
