@@ -136,15 +136,19 @@ def traced(row: Row) -> float:
     return extrapolated(few, more, (2, 4), layers, expandable=row.hopper).allocated
 
 
-def accelerate_says(settings: dict[str, Any], method: Method) -> float:
-    """`accelerate estimate-memory`: "Training using Adam", four times the weights in their type."""
+def accelerate_says(settings: dict[str, Any], method: Method, *, writes: bool = True) -> float:
+    """`accelerate estimate-memory`: "Training using Adam", four times the weights in their type.
+
+    writes: whether the model is one that writes text; else it has no head.
+    """
     import torch
     from accelerate.utils import calculate_maximum_sizes
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
+    kind: Any = AutoModelForCausalLM if writes else AutoModel
     config = CONFIG_MAPPING[settings["model_type"]](**settings)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = kind.from_config(config)
     total, _ = calculate_maximum_sizes(model)
     return 4 * total / (8 if isinstance(method, QLora) else 2)
 

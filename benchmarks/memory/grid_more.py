@@ -235,7 +235,7 @@ def further_rows() -> Iterator[Further]:
         yield Further(model, "lora", 2, 1024, compiled=False, purpose="vision", image=image)
         yield Further(model, "lora", 2, 2048, "full", compiled=False, purpose="vision", image=more)
         yield Further(model, "lora", 1, 1024, compiled=False, purpose="vision", image=image, tower="adapters")
-    yield Further("Qwen2.5-VL-3B", "qlora", 4, 1024, "full", compiled=False, purpose="vision", image=448)
+    yield Further("Qwen2.5-VL-3B", "lora", 4, 1024, "full", compiled=False, purpose="vision", image=448)
     yield Further("Qwen2.5-0.5B", "lora", 8, 1024, ragged=True)
     yield Further("Qwen2.5-3B", "full", 4, 1024, compiled=False, ragged=True)
     yield Further("Qwen3-8B", "lora", 4, 2048, "selective", ragged=True, steps=13)
