@@ -57,7 +57,6 @@ def resolved(
         ("lora", "2xh100", 2, (2, 1)),
         ("qlora", "4xh100", 4, (4, 1)),
         ("full", "4xh100", 4, (1, 4)),
-        ("full", "8xh100", 8, (1, 8)),
         ("full", "8xh200", 8, (4, 2)),
     ],
 )
@@ -251,10 +250,7 @@ def test_parts_along_other_sides_are_counted(side: str) -> None:
     assert found.estimate.tensors.expected < whole.estimate.tensors.expected
 
 
-def test_an_older_torch_divides_no_weights_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_base_in_four_bits_is_divided_too(method: str) -> None:
     shared = {"devices": 2, "parallel": {"shard": 2}}
-    assert resolved("Qwen/Qwen2.5-0.5B-Instruct", "qlora", "2xh100", **shared).shape.shard == 2
-    monkeypatch.setattr("luthier.planning.together.version", lambda _: "2.11.0+cu130")
-    with pytest.raises(Unsupported, match=r"torch divides no weights in bytes"):
-        resolved("Qwen/Qwen2.5-0.5B-Instruct", "qlora", "2xh100", **shared)
-    assert resolved("Qwen/Qwen2.5-0.5B-Instruct", "lora", "2xh100", **shared).shape.shard == 2
+    assert resolved("Qwen/Qwen2.5-0.5B-Instruct", method, "2xh100", **shared).shape.shard == 2

@@ -126,7 +126,7 @@ def train(name: str, world: World, folder: Path, *, until: int | None = None) ->
 
 def held(world: World, folder: Path) -> None:
     """Note which layers' weights are whole at the moments of a step of two micro-batches, and after one."""
-    model = model_of(CASES["lora"])
+    model = model_of(CASES["qlora"])
     through, batch = divide(model, world, masters=True), held_out()[0]
     with torch.no_grad():
         objective = through(causal_objective, model)
@@ -134,7 +134,12 @@ def held(world: World, folder: Path) -> None:
     def whole() -> list[bool]:
         return [not any(map(is_divided, layer.parameters())) for layer in layers_of(model)]
 
-    found = {"before": whole()}
+    packed = [name for name, _ in model.named_parameters() if name.endswith((".packed", ".scales"))]
+    found: dict[str, list[bool]] = {
+        "before": whole(),
+        "packed": [bool(packed)],
+        "floating": [weight.is_floating_point() for weight in model.parameters()],
+    }
     for place, last in (("first", False), ("last", True)):
         through.begin(last=last)
         loss = through(objective, model, batch).total

@@ -66,6 +66,8 @@ def test_other_families_and_groups_that_each_hold_the_model_do_too(
 @pytest.mark.parametrize("layout", WHOLE)
 def test_what_was_gathered_is_let_go_when_the_choice_says(few: Path, layout: str) -> None:
     found = json.loads((few / "held" / layout / "held.json").read_text())
+    # torch 2.11 divides no bytes.
+    assert all([*found.pop("packed"), *found.pop("floating")])
     # The last layer is never let go between its two passes.
     assert {moment: whole[0] for moment, whole in found.items()} == dict(
         zip(MOMENTS, WHOLE[layout], strict=True)

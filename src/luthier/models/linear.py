@@ -44,7 +44,7 @@ def weight_of(base: Sequence[Tensor], kind: str, width: int, dtype: torch.dtype)
 
 
 def _rows(base: Sequence[Tensor], kind: str, width: int) -> int:
-    return base[0].numel() * 2 // width if kind == NF4 else base[0].shape[0]
+    return base[0].numel() * base[0].element_size() * 2 // width if kind == NF4 else base[0].shape[0]
 
 
 def _forward(  # noqa: PLR0917 (signature of the operation)

@@ -60,11 +60,17 @@ def parts_of(packed: Tensor, state: Any) -> tuple[Tensor, ...]:
     return parts
 
 
+def bytes_of(part: Tensor) -> Tensor:
+    """A part as bytes. Bytes may lie in a wider type meanwhile (`training.sharding` divides no bytes)."""
+    return part if part.dtype == torch.uint8 else part.view(torch.uint8)
+
+
 def dequantised(parts: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
     """The matrix [out, width] that the parts stand for."""
     functional()
     bnb = torch.ops.bitsandbytes
     packed, scales, code, *double = parts
+    packed = bytes_of(packed)
     numbers = packed.numel() * 2
     # As rows of one block each: bitsandbytes 0.50 on a CPU reads rows of other lengths at the wrong places.
     rows = (numbers // BLOCK, BLOCK) if numbers % BLOCK == 0 else (numbers // width, width)
@@ -72,6 +78,7 @@ def dequantised(parts: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tens
     # The operations themselves: its functions over them take longer on the host than the kernels on the card.
     if double:
         inner, inner_code, offset = double
+        scales = bytes_of(scales)
         scales = bnb.dequantize_blockwise(scales, inner, inner_code, SCALE_BLOCK, torch.float32).add_(offset)
     out: Tensor = bnb.dequantize_4bit(packed, scales, BLOCK, "nf4", rows, dtype)
     return out.view(-1, width)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from luthier.errors import Unsupported, UsageError
 from luthier.planning.division import ALONG, ELEMENTWISE
 from luthier.planning.estimate import Device
 from luthier.schema.hardware import Hardware
-from luthier.schema.recipe import Lora, QLora, Recipe
+from luthier.schema.recipe import Lora, Recipe
 
 
 def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
@@ -71,19 +69,6 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
         raise Unsupported(f"several processes share no {device} device", hint=alone)
 
 
-DIVIDES_BYTES = (2, 13)
-"""The torch whose fully_shard was seen to take weights that are no floating-point numbers; 2.11 does not."""
-
-
-def _torch() -> tuple[int, int]:
-    """The torch of this environment, without loading it; the newest where there is none."""
-    try:
-        major, minor, *_ = version("torch").split(".")
-    except PackageNotFoundError:
-        return DIVIDES_BYTES
-    return int(major), int(minor)
-
-
 def why_not_divided(recipe: Recipe) -> str | None:
     """Why the weights of this training cannot be divided over devices, or None."""
     training, method = recipe.training, recipe.method
@@ -97,9 +82,6 @@ def why_not_divided(recipe: Recipe) -> str | None:
         return "a model that sees is trained with the whole of it on each device"
     if isinstance(method, Lora) and method.base == "float8":
         return "weights in float8 lie by columns too, which cannot be divided (method.name: qlora can)"
-    if isinstance(method, QLora) and _torch() < DIVIDES_BYTES:
-        wanted = ".".join(map(str, DIVIDES_BYTES))
-        return f"this torch divides no weights in bytes, as those in four bits are (torch {wanted} does)"
     if training.optimizer not in ELEMENTWISE:
         return f"{training.optimizer} looks at whole weights ({', '.join(ELEMENTWISE)} do not)"
     if training.update_in_backward:

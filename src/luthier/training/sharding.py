@@ -135,13 +135,22 @@ def _divide_part(module: nn.Module, mesh: Any, *, masters: bool, again: bool | N
 
 
 def _parts_as_weights(module: nn.Module) -> None:
-    """Let the parts of packed weights be weights that nothing trains: only these are divided."""
+    """Let the parts of packed weights be weights that nothing trains: only these are divided.
+
+    Bytes lie there as numbers in bf16, which nobody computes with: fully_shard of torch 2.11 makes a weight
+    that asks for a gradient of every part, before it takes that back, and bytes can have none.
+    """
     for layer in module.modules():
         for name in getattr(layer, "base_names", ()):
             part = layer._buffers.get(name)
-            if part is not None and part.numel() >= LEAST_DIVIDED:
-                del layer._buffers[name]
-                layer.register_parameter(name, nn.Parameter(part, requires_grad=False))
+            if part is None or part.numel() < LEAST_DIVIDED:
+                continue
+            if not part.is_floating_point():
+                if part.numel() % 2:
+                    continue
+                part = part.reshape(-1).view(torch.bfloat16)
+            del layer._buffers[name]
+            layer.register_parameter(name, nn.Parameter(part, requires_grad=False))
 
 
 def _prefetch(whole: Any, layers: list[Any]) -> None:
