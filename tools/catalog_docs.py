@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from luthier.catalog.index import all_models, index, licences, model_card  # noqa: E402
+from luthier.catalog.methods import measured_methods  # noqa: E402
 from luthier.cli.plan_words import about  # noqa: E402
 from luthier.planning.estimate import estimate_candidate  # noqa: E402
 from luthier.planning.hypothetical import parse_hardware  # noqa: E402
 from luthier.planning.recommend import recommend  # noqa: E402
+from luthier.planning.recommend.claims import WORDS, measured_how, method_claims  # noqa: E402
 from luthier.planning.recommend.evidence import LADDERS, line_between, prior_for  # noqa: E402
 from luthier.planning.recommend.guides import A_MEMORY, B_MEMORY, B_SCORES, C_GPUS  # noqa: E402
 from luthier.planning.recommend.methods import build_method  # noqa: E402
@@ -40,7 +42,7 @@ from luthier.sizing.parameters import count_parameters, lora_parameters  # noqa:
 
 PAGES = (
     "models.md", "licences.md", "recommend.md", "hyperparameters.md", "guides.md", "requests.md", "plans.md",
-    "memory.md",
+    "memory.md", "speed.md",
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GB = 1e9
@@ -333,6 +335,33 @@ def methods_table() -> str:
     return table(heads, rows)
 
 
+def claims_table() -> str:
+    """Guide C's rows about methods, each with what was measured and what that says of the guide."""
+    names = tuple(WORDS)
+    rows = []
+    for claim in method_claims():
+        rows.append((f"**{claim.about}**, guide", *(claim.guide.get(name, "") for name in names), ""))
+        rows.append(("measured", *(claim.measured[name] for name in names), claim.finding))
+    heads = ("", *WORDS.values(), "what the measurement says of the guide")
+    return f"{measured_how()}.\n\n{table(heads, rows)}"
+
+
+def measured_table() -> str:
+    """The methods on one model, as they were measured."""
+    found = measured_methods()
+    rows = [
+        (
+            WORDS[one.name], f"{100 * one.trained / found.weights:.3g} %", f"{one.saved / 1e6:.1f}",
+            f"{1e3 * one.step:.1f}", f"{one.peak / 1e9:.2f}", ", ".join(f"{loss:.4f}" for loss in one.losses),
+            f"{one.loss:.4f}",
+        )
+        for one in found.methods
+    ]  # fmt: skip
+    heads = ("method", "trained, of the model's weights", "saved, MB", "step, ms", "peak of training, GB",
+             "validation loss, by seed", "mean")  # fmt: skip
+    return f"{measured_how()}.\n\n{table(heads, rows)}"
+
+
 def thumbs_table() -> str:
     """Guide C's bytes a billion parameters beside what the weights take."""
     rows = []
@@ -498,6 +527,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks": partial(uses_table, TASKS, "C"),
     "scores": scores_table,
     "methods": methods_table,
+    "method-claims": claims_table,
+    "measured-methods": measured_table,
     "thumbs": thumbs_table,
     "golden": golden_table,
     **{f"request-{name}": partial(transcript, name) for name in REQUESTS},

@@ -106,6 +106,8 @@ def test_the_page_advises(tmp_path: Path) -> None:
             "Left out:",
             "Too large:",
             "means purpose chat",
+            "Methods, as guide C has them and as measured",
+            "less than 1 % (adapters)",
         ):
             assert words in page, words
         url = unescape(re.search(r'href="(/runs/new\?[^"]+)">Make this plan', page)[1])  # type: ignore[index]

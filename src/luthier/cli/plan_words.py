@@ -142,6 +142,19 @@ def show_guides(plan: Plan) -> None:
         out().print(Text(f"  {guide.guide}: {guide.answer} ({guide.rule}){marks}"), soft_wrap=True)
 
 
+def show_methods() -> None:
+    """Guide C's table of methods beside the measured one, row by row."""
+    from luthier.planning.recommend.claims import WORDS, measured_how, method_claims
+
+    out().print("\nMethods, as guide C has them and as measured", style="bold")
+    out().print(f"  {measured_how()}", style="dim", soft_wrap=True)
+    for claim in method_claims():
+        out().print(Text(f"  {claim.about}: {claim.finding}"), soft_wrap=True)
+        for name, measured in claim.measured.items():
+            says = f"guide: {claim.guide[name]}; " if name in claim.guide else ""
+            out().print(Text(f"    {WORDS[name]}: {says}measured: {measured}", style="dim"), soft_wrap=True)
+
+
 def show_rejected(plan: Plan, *, everything: bool) -> None:
     """What was left out, grouped by reason."""
     if not plan.rejected:

@@ -140,7 +140,7 @@ def recommend(
     as_guide
         Answer by one of the three public guides alone: A, B or C.
     explain
-        Show what each score adds up from.
+        Show what each score adds up from, and the methods as measured beside guide C's words.
     all
         Show every candidate and every rejected model.
     output
@@ -271,6 +271,7 @@ def _guide(name: str) -> GuideName:
 
 
 def _print_guide(guide: GuideName, request: Request, machine: Hardware | None, *, as_json: bool) -> None:
+    from luthier.cli.plan_words import show_methods
     from luthier.planning.recommend.guides import GUIDE_NAMES, answer_of
 
     found = answer_of(guide, request, machine)
@@ -281,12 +282,14 @@ def _print_guide(guide: GuideName, request: Request, machine: Hardware | None, *
     out().print(f"  its rule: {found.rule}", soft_wrap=True)
     for mark in found.wrong:
         out().print(f"  ✗ {mark}", soft_wrap=True)
+    if guide == "C":
+        show_methods()
     out().print("  without --as-guide, verified facts and predicted memory decide", style="dim")
 
 
 def show_plan(plan: Plan, *, explain: bool = False, everything: bool = False) -> None:
     """A plan as people read it: ranked pairs, the first one's reasons, the rejected by reason."""
-    from luthier.cli.plan_words import show_best, show_guides, show_ranking, show_rejected
+    from luthier.cli.plan_words import show_best, show_guides, show_methods, show_ranking, show_rejected
 
     for rule in plan.rules:
         out().print(f"  {rule}", style="dim", soft_wrap=True)
@@ -294,6 +297,8 @@ def show_plan(plan: Plan, *, explain: bool = False, everything: bool = False) ->
         show_ranking(plan, explain=explain)
         show_best(plan.candidates[0])
     show_guides(plan)
+    if explain and plan.guides:
+        show_methods()
     show_rejected(plan, everything=everything)
     if plan.advice:
         out().print("\nThink of", style="bold")

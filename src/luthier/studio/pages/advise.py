@@ -8,6 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from luthier.errors import LuthierError
+from luthier.planning.recommend.claims import WORDS as METHOD_WORDS
+from luthier.planning.recommend.claims import measured_how, method_claims
 from luthier.planning.recommend.words import options_of
 from luthier.studio.services import advising, datasets, models
 from luthier.studio.system import hardware
@@ -76,6 +78,9 @@ def advise(request: Request) -> Response:
             "urls": [advising.plan_url(one, form, plan.request) for one in plan.candidates] if plan else [],
             "command": f"luthier recommend {options_of(plan.request)}" if plan is not None else "",
             "notice": advising.NOT_ADVICE,
+            "claims": method_claims() if plan is not None and plan.guides else (),
+            "measured_how": measured_how(),
+            "method_words": METHOD_WORDS,
             "more_url": f"{request.url.path}?{query}&all=1",
         },
         page="advise",
