@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words, training_words
+from side_by_side import DEVICE, Job, Pace, Row, clock, fitted, read, trainer_words, training_words
 
 from luthier.data.inputs import load_inputs
 from luthier.data.tokenizer import load_tokenizer
@@ -183,7 +183,7 @@ def ours(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, f
     )
     tokenizer = load_tokenizer(model)
     data = load_inputs(recipe, tokenizer, base=Path("/"), sequence_length=job.length)
-    return fitted(lambda: ClassificationTask(recipe, model, tokenizer, device=DEVICE), data.splits, out)
+    return fitted(lambda: ClassificationTask(recipe, model, tokenizer, device=DEVICE), data.splits, out, job)
 
 
 def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, float]:
@@ -206,6 +206,7 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
         if many
         else [places[row["label"]] for row in job.rows]
     )
+    pace = Pace()
     with clock() as took:
         model_ = AutoModelForSequenceClassification.from_pretrained(
             model,
@@ -228,13 +229,16 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
         trainer = Trainer(
             model=model_,
             args=TrainingArguments(
-                per_device_train_batch_size=job.batch_size, **trainer_words(job, seed, out, dtype)
+                per_device_train_batch_size=job.batch_size,
+                train_sampling_strategy="group_by_length" if job.fastest else "random",
+                **trainer_words(job, seed, out, dtype),
             ),
             train_dataset=rows,
+            callbacks=[pace.listener(job.steps)],
             data_collator=DataCollatorWithPadding(tokenizer),
         )
         trainer.train()
         trained = time.perf_counter() - began
     model_.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    return {**took, "train_seconds": trained}
+    return {**took, "train_seconds": trained, **pace.rows(job.batch_size)}

@@ -205,7 +205,7 @@ def ours(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, f
     load = load_preferences if pairs else load_splits
     data = load(recipe, tokenizer, base=Path("/"), sequence_length=job.length)
     kind = PreferenceTask if pairs else ChatTask
-    return fitted(lambda: kind(recipe, model, tokenizer, device=DEVICE), data.splits, out)
+    return fitted(lambda: kind(recipe, model, tokenizer, device=DEVICE), data.splits, out, job)
 
 
 def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, float]:

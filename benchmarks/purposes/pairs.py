@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import DEVICE, Job, Row, clock, fitted, read, trainer_words, training_words
+from side_by_side import DEVICE, Job, Pace, Row, clock, fitted, read, trainer_words, training_words
 
 from luthier.data.inputs import load_inputs
 from luthier.data.mine import ByWords, MiningRules, mine
@@ -223,7 +223,7 @@ def ours(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, f
     data = load_inputs(recipe, tokenizer, base=Path("/"), sequence_length=job.length)
     recipe = settle_pairs(recipe, data.splits.train, data.splits.kind)
     kind = SimilarityTask if job.purpose == "similarity" else RerankingTask
-    return fitted(lambda: kind(recipe, model, tokenizer, device=DEVICE), data.splits, out)
+    return fitted(lambda: kind(recipe, model, tokenizer, device=DEVICE), data.splits, out, job)
 
 
 def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str, float]:
@@ -238,6 +238,7 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
     torch.manual_seed(seed)
     words = trainer_words(job, seed, out, dtype)
     load = {"device": DEVICE, "local_files_only": True, "model_kwargs": {"dtype": torch.float32}}
+    pace = Pace()
     with clock() as took:
         if job.purpose == "reranking":
             model_ = CrossEncoder(str(model), num_labels=1, max_length=job.length, **load)
@@ -253,7 +254,11 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
             )
             dataset = Dataset.from_list(flat)
             trainer = CrossEncoderTrainer(
-                model=model_, args=arguments, train_dataset=dataset, loss=cross.BinaryCrossEntropyLoss(model_)
+                model=model_,
+                args=arguments,
+                train_dataset=dataset,
+                loss=cross.BinaryCrossEntropyLoss(model_),
+                callbacks=[pace.listener(job.steps)],
             )
         else:
             model_ = SentenceTransformer(str(model), **load)
@@ -265,10 +270,14 @@ def theirs(job: Job, model: Path, seed: int, out: Path, dtype: str) -> dict[str,
                 **words,
             )
             trainer = SentenceTransformerTrainer(
-                model=model_, args=arguments, train_dataset=Dataset.from_list(job.rows), loss=kind(model_)
+                model=model_,
+                args=arguments,
+                train_dataset=Dataset.from_list(job.rows),
+                loss=kind(model_),
+                callbacks=[pace.listener(job.steps)],
             )
         began = time.perf_counter()
         trainer.train()
         trained = time.perf_counter() - began
     model_.save_pretrained(str(out), create_model_card=False)
-    return {**took, "train_seconds": trained}
+    return {**took, "train_seconds": trained, **pace.rows(job.batch_size)}

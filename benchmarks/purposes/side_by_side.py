@@ -41,6 +41,8 @@ class Job:
     judge: Callable[[Path], dict[str, float]]
     judges_base: bool = field(default=False)
     """Whether the untouched model has an answer that the figures can stand beside."""
+    fastest: bool = field(default=False)
+    """Whether the other tool takes its documented settings for speed: readers of its own, like lengths."""
 
 
 Arm = Callable[[Job, Path, int, Path, str], dict[str, float]]
@@ -72,16 +74,53 @@ def clock() -> Iterator[dict[str, float]]:
     found["seconds"] = time.perf_counter() - began
 
 
-def fitted(load: Callable[[], Any], splits: Any, out: Path) -> dict[str, float]:
+@dataclass
+class Pace:
+    """When steps were done, from the one after which kernels and readers are warm."""
+
+    after: int = 20
+    began: float = 0.0
+    ended: float = 0.0
+    steps: int = 0
+
+    def at(self, step: int, last: int) -> None:
+        """A step is done; the device is waited for where the clock is read."""
+        if step in (self.after, last) and step >= self.after:
+            if DEVICE != "cpu":
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            self.began, self.ended = (now, now) if step == self.after else (self.began, now)
+            self.steps = step - self.after
+
+    def rows(self, batch: int) -> dict[str, float]:
+        """Rows a second, where enough steps were done."""
+        return {"rows_per_second": self.steps * batch / (self.ended - self.began)} if self.steps else {}
+
+    def listener(self, last: int) -> Any:
+        """What transformers' trainers tell of steps."""
+        from transformers import TrainerCallback
+
+        pace = self
+
+        class Listener(TrainerCallback):
+            def on_step_end(self, *told: Any, **_: Any) -> None:
+                pace.at(told[1].global_step, last)
+
+        return Listener()
+
+
+def fitted(load: Callable[[], Any], splits: Any, out: Path, job: Job) -> dict[str, float]:
     """Train one of Luthier's tasks and save it. train_seconds: without loading and the checkpoint's writing.
 
     Its weights and the optimiser's state are always written at the end; the other arms write none.
     """
-    writing = 0.0
+    writing, pace = 0.0, Pace()
 
     def listen(event: Row) -> None:
         nonlocal writing
         writing += event["seconds"] if event["kind"] == "checkpoint" else 0.0
+        if event["kind"] == "step":
+            pace.at(event["step"], job.steps)
 
     with clock() as took:
         task = load()
@@ -90,7 +129,8 @@ def fitted(load: Callable[[], Any], splits: Any, out: Path) -> dict[str, float]:
         trained = time.perf_counter() - began - writing
     task.save_merged(out)
     task.free()
-    return {**took, "train_seconds": trained, "step_seconds": result.seconds}
+    figures = {"train_seconds": trained, "step_seconds": result.seconds, **pace.rows(job.batch_size)}
+    return {**took, **figures}
 
 
 def training_words(job: Job) -> Row:
@@ -125,6 +165,7 @@ def trainer_words(job: Job, seed: int, out: Path, dtype: str) -> Row:
         "logging_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
+        **({"dataloader_num_workers": 4, "dataloader_persistent_workers": True} if job.fastest else {}),
     }
 
 
