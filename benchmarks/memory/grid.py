@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 import traceback
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 KINDS = ("long", "chat", "reading", "vision", "ragged", "sharded")
 UNTIMED = 0.55
 """Share of the time in which rows that are not timed may begin, before those that are."""
+LIGHTLY = "GRID_LIGHTLY"
+"""Set for a process that imports little before it forks."""
 GATHERED = 10
 """Steps after which the time that is left is foretold."""
 
@@ -249,16 +252,6 @@ def _place(row: Row) -> float:
 
 def warm_up() -> None:
     """Import once, for all forks, what a row needs; nothing of it may start CUDA."""
-    import torch._dynamo
-    import torch._inductor.compile_fx
-    import transformers
-    from transformers import (  # noqa: F401
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoModelForSequenceClassification,
-    )
-
     import luthier.tasks.causal
     import luthier.tasks.classification
     import luthier.tasks.lists
@@ -268,10 +261,36 @@ def warm_up() -> None:
     import luthier.training.loop
     import luthier.training.sharding  # noqa: F401
 
+    if LIGHTLY in os.environ:
+        return
+    from transformers import (  # noqa: F401
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSequenceClassification,
+    )
+
     for name in ("llama", "qwen2", "qwen3", "bert", "xlm_roberta", "modernbert"):
         __import__(f"transformers.models.{name}.modeling_{name}")
-    assert transformers.__version__
-    assert not torch.cuda.is_initialized()
+    if not card_after_fork():
+        # Something imported here has started CUDA: begin again without it, and let each row import it.
+        print("forked processes cannot use the card: beginning again with fewer imports", file=sys.stderr)
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, LIGHTLY: "1"})
+
+
+def card_after_fork() -> bool:
+    """Whether a forked process can use the card, where there is one."""
+    import torch
+
+    if not torch.cuda.device_count():
+        return True
+    if (process := os.fork()) == 0:
+        try:
+            torch.zeros(1, device="cuda")
+            os._exit(0)
+        except Exception:
+            os._exit(1)
+    return os.waitpid(process, 0)[1] == 0
 
 
 def main() -> None:

@@ -1,0 +1,88 @@
+"""The measured grid: its rows stand as they were before anything was measured, and its figures add up."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "memory"
+MODULES = ("grid_rows", "grid_more", "grid_children")
+
+
+@pytest.fixture
+def grid(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return {name: importlib.import_module(name) for name in MODULES}
+
+
+def digest(rows: Any) -> str:
+    return hashlib.sha256("".join(f"{row.key}{row.blind}" for row in rows).encode()).hexdigest()[:12]
+
+
+def test_rows_and_rule_are_those_that_were_written_before_the_first_measurement(
+    grid: dict[str, ModuleType],
+) -> None:
+    assert digest(grid["grid_rows"].rows()) == "3509fe4c394d"
+    assert digest(grid["grid_more"].every_row()) == "632a69516957"
+
+
+def test_every_row_is_its_own_and_every_kind_has_seen_rows(grid: dict[str, ModuleType]) -> None:
+    more = grid["grid_more"]
+    rows = more.every_row()
+    assert len({row.key for row in rows}) == len(rows) >= 80
+    timed = [row for row in rows if row.steps == 13]
+    assert len(timed) >= 24
+    for kind in ("chat", "reading", "vision", "ragged", "sharded"):
+        assert any(more.kind_of(row) == kind and not row.blind for row in rows), kind
+    assert sum(more.kind_of(row) in ("reading", "vision") for row in rows) >= 10
+
+
+def test_a_row_of_pairs_is_counted_as_a_plan_counts_it(grid: dict[str, ModuleType]) -> None:
+    row = grid["grid_more"].Further(
+        "MiniLM-L6", "full", 16, 128, purpose="similarity", texts=3, accumulation=4
+    )
+    assert row.shape.tokens == 16 * 3 * 128
+    assert row.shape.compared == 64 * 64 * 2
+    assert row.shape.padded
+
+
+def found_by(row: Any, rank: int, meeting: str, alone: bool) -> dict[str, Any]:
+    if row.micro == 7:
+        raise MemoryError("no room")
+    return {"allocated": row.micro * 10 + rank, "process": os.getpid(), "alone": alone}
+
+
+def test_rows_run_in_processes_of_their_own_and_one_that_fails_ends_no_other(
+    grid: dict[str, ModuleType],
+) -> None:
+    row, run = grid["grid_rows"].Row, grid["grid_children"].run
+    rows = [row("tiny", "lora", micro, 8) for micro in (1, 7, 3)]
+    asked = list(rows)
+    ended = {
+        one.micro: said
+        for one, said, _ in run(
+            asked, found_by, workers=2, room=25.0, planned=lambda one: 10.0, devices=lambda one: 2,
+            begins=lambda: True,
+        )
+    }  # fmt: skip
+    assert asked == []
+    assert ended[1]["allocated"] == 11
+    assert ended[3]["allocated"] == 31
+    assert ended[1]["process"] not in (os.getpid(), ended[3]["process"])
+    assert ended[7]["error"] == "MemoryError: no room"
+
+
+def test_no_row_begins_when_time_is_up(grid: dict[str, ModuleType]) -> None:
+    rows = [grid["grid_rows"].Row("tiny", "lora", 1, 8)]
+    found = grid["grid_children"].run(
+        rows, found_by, workers=2, room=1.0, planned=lambda one: 1.0, devices=lambda one: 1,
+        begins=lambda: False,
+    )  # fmt: skip
+    assert list(found) == []
+    assert len(rows) == 1
