@@ -59,6 +59,10 @@ def text_config(model: Any) -> Any:
     return model.config if found is None else found()
 
 
+Asked = tuple[Sequence[Message], Sequence[dict[str, Any]] | None]
+"""A chat and the tools that its model is told of."""
+
+
 class TorchGenerator:
     """A `Generator` over a model in this process.
 
@@ -108,11 +112,15 @@ class TorchGenerator:
         Raises DataError when a prompt leaves no room in the model's context.
         """
         given = tools if tools is not None else [None] * len(chats)
+        return self.answers(list(zip(chats, given, strict=True)), max_new_tokens, progress)
+
+    def answers(self, asked: Sequence[Asked], most: int, progress: Progress | None = None) -> list[Generated]:
+        """Greedy answers of at most so many tokens, in the order asked."""
         prompts = [
             self.tokenizer.encode(self.tokenizer.render(chat, tools=used, add_generation_prompt=True))
-            for chat, used in zip(chats, given, strict=True)
+            for chat, used in asked
         ]
-        answers = self.greedy(prompts, max_new_tokens=max_new_tokens, progress=progress)
+        answers = self.greedy(prompts, max_new_tokens=most, progress=progress)
         return [
             Generated(self.tokenizer.decode(answer.ids), answer.ids, answer.stopped) for answer in answers
         ]

@@ -157,6 +157,13 @@ class ModelTask(ABC):
     ) -> dict[str, EvalResult]:
         """Each test split judged with the trained model."""
 
+    def listening(
+        self, splits: Splits, told: Callable[[Metrics], None], world: World
+    ) -> Callable[[Metrics], None]:
+        """What listens to a training, whose model is loaded, and passes every event on to `told`."""
+        del splits, world
+        return told
+
     def before_training(  # noqa: B027
         self, splits: Splits, run_directory: Path, digest: str, on_metrics: Callable[[Metrics], None]
     ) -> None:
@@ -234,6 +241,7 @@ class ModelTask(ABC):
         """
         if self.trained_digest is not None:
             self._load_base()
+        on_metrics = self.listening(splits, on_metrics, world)
         digest = self._checkpoint_digest(recipe_digest)
         if world.first and self.task_type == "CAUSAL_LM":
             for text in lacking(self.model):

@@ -22,15 +22,15 @@ from luthier.models.lora import adapters_off
 from luthier.models.packed import packing_of
 from luthier.schema.protocols import Generator, Progress, Splits
 from luthier.schema.recipe import QLora
-from luthier.schema.results import EvalResult, TrainResult
+from luthier.schema.results import EvalResult
 from luthier.schema.rows import PairTokens
 from luthier.tasks.base import ModelTask, Rows, Told
 from luthier.tasks.batches import RowBatches, validation_batches
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.glimpses import Glimpses
-from luthier.training.loop import Control, Metrics
+from luthier.training.loop import Metrics
 from luthier.training.objective import MicroBatch, Objective
-from luthier.training.world import ALONE, World
+from luthier.training.world import World
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,32 +57,14 @@ class ChatTask(ModelTask):
             four_bit=method if isinstance(method, QLora) and self.home == self.device else None,
         )
 
-    def fit(
-        self,
-        splits: Splits,
-        run_directory: Path,
-        *,
-        recipe_digest: str,
-        on_metrics: Callable[[Metrics], None],
-        control: Control | None = None,
-        resume: bool = True,
-        world: World = ALONE,
-    ) -> TrainResult:
-        """As every task; a few held-out prompts are answered at each evaluation (see `tasks.glimpses`)."""
-        if self.trained_digest is not None:
-            self._load_base()
-        if world.size == 1 and not self.recipe.training.compile:
-            most = self.recipe.evaluation.max_new_tokens
-            on_metrics = Glimpses(self.model, self.tokenizer, splits.validation, on_metrics, most=most)
-        return super().fit(
-            splits,
-            run_directory,
-            recipe_digest=recipe_digest,
-            on_metrics=on_metrics,
-            control=control,
-            resume=resume,
-            world=world,
-        )
+    def listening(
+        self, splits: Splits, told: Callable[[Metrics], None], world: World
+    ) -> Callable[[Metrics], None]:
+        """A few held-out prompts are answered at each evaluation (see `tasks.glimpses`)."""
+        if world.size > 1 or self.recipe.training.compile:
+            return told
+        most = self.recipe.evaluation.max_new_tokens
+        return Glimpses(self.model, self.tokenizer, splits.validation, told, most=most)
 
     def objective(self) -> Objective:
         choice = self.recipe.training

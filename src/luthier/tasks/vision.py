@@ -17,7 +17,7 @@ from luthier.data.image_tokens import ImageTokens
 from luthier.data.images import image_parts
 from luthier.data.seeing import SeeingTokenizer, load_seeing, measure
 from luthier.data.store import row_lengths
-from luthier.models.generate import TorchGenerator
+from luthier.models.generate import Asked, TorchGenerator
 from luthier.models.heads import Head, head_is_right, head_of
 from luthier.models.load import check_model_directory, quiet
 from luthier.models.lora import adapter_paths
@@ -183,38 +183,25 @@ class SeeingGenerator(TorchGenerator):
 
     eyes: Eyes
 
-    def generate(
-        self,
-        chats: Sequence[Sequence[Message]],
-        *,
-        tools: Sequence[Sequence[dict[str, Any]] | None] | None = None,
-        max_new_tokens: int,
-        progress: Progress | None = None,
-    ) -> list[Generated]:
-        """Greedy answers in the order of chats. Errors: DataError, FileProblem for images that are gone."""
-        given = list(tools) if tools is not None else [None] * len(chats)
-        blind = [place for place, chat in enumerate(chats) if not image_parts(chat)]
-        seeing = [place for place in range(len(chats)) if place not in set(blind)]
+    def answers(self, asked: Sequence[Asked], most: int, progress: Progress | None = None) -> list[Generated]:
+        """As every model's. Errors: DataError, FileProblem for images that are gone."""
+        seeing = [place for place, (chat, _) in enumerate(asked) if image_parts(chat)]
+        blind = [place for place in range(len(asked)) if place not in set(seeing)]
         found: dict[int, Generated] = {}
         if blind:
-            answers = super().generate(
-                [chats[place] for place in blind],
-                tools=[given[place] for place in blind],
-                max_new_tokens=max_new_tokens,
-            )
-            found |= dict(zip(blind, answers, strict=True))
-        most = self.batch_size or AT_ONCE
+            found |= dict(zip(blind, super().answers([asked[place] for place in blind], most), strict=True))
+        at_once = self.batch_size or AT_ONCE
         with self.scope():
-            for start in range(0, len(seeing), most):
-                places = seeing[start : start + most]
-                part = [(chats[place], given[place]) for place in places]
-                found |= dict(zip(places, self._answers(part, max_new_tokens), strict=True))
+            for start in range(0, len(seeing), at_once):
+                places = seeing[start : start + at_once]
+                part = [asked[place] for place in places]
+                found |= dict(zip(places, self._seen(part, most), strict=True))
                 if progress is not None:
-                    progress(len(blind) + start + len(places), len(chats))
-        return [found[place] for place in range(len(chats))]
+                    progress(len(blind) + start + len(places), len(asked))
+        return [found[place] for place in range(len(asked))]
 
     @torch.inference_mode()
-    def _answers(self, part: Sequence[tuple[Sequence[Message], Any]], most: int) -> Iterator[Generated]:
+    def _seen(self, part: Sequence[Asked], most: int) -> Iterator[Generated]:
         """Answers to one batch, padded on the left."""
         tokenizer = self.tokenizer
         assert isinstance(tokenizer, SeeingTokenizer)
