@@ -45,6 +45,14 @@ def test_copies_are_of_their_moment():
     assert again["weights"]["w"].data_ptr() == copied["weights"]["w"].data_ptr(), "buffers are used again"
 
 
+def test_what_nobody_changes_later_is_not_held_twice():
+    weight, gathered, held = torch.ones(6), torch.ones(6), HostCopies()
+    copied = held.copy({"weights": {"part": weight[2:], "whole": gathered}}, live=[weight])["weights"]
+    weight += 1
+    assert torch.equal(copied["part"], torch.ones(4)), "a view of what is changed is copied"
+    assert copied["whole"].data_ptr() == gathered.data_ptr()
+
+
 def test_one_write_at_a_time_and_its_failure_is_raised_once():
     writer, gate, done = Writer(), threading.Event(), []
     writer.submit(lambda: (gate.wait(), done.append(1)))

@@ -205,7 +205,8 @@ class _Run:
         self.watched = 0
         alone = not (world.divided or division.side or self.optimizer.in_backward)
         # A layer whose input is on the host runs backward inside another's pass; replayed graphs tell nobody.
-        early = alone and choice.activation_checkpointing != "offload" and not choice.cuda_graphs
+        nested = choice.activation_checkpointing == "offload" or bool(choice.offload_parameters)
+        early = alone and not nested and not choice.cuda_graphs
         self.overlap: Overlap | None = None
         if early and world.shares > 1:
             self.overlap = Overlap(self.optimizer.model_weights, self.optimizer.masters, world)
@@ -610,7 +611,10 @@ class _Run:
         weights, optimizer = self.optimizer.weights(), self.optimizer.state()
         average = None if self.average is None else self.average.whole()
         if self.world.first:
-            self.saver.save(self.position, weights=weights, optimizer=optimizer, average=average)
+            # What was gathered from the others is nobody else's and need not be copied.
+            averages = {} if self.average is None else self.average.values
+            live = [*self.optimizer.tensors(), *averages.values()] if self.apart else None
+            self.saver.save(self.position, weights=weights, optimizer=optimizer, average=average, live=live)
 
     def finish(self) -> TrainResult:
         """Put the selected weights into the model and say what came of it."""

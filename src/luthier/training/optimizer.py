@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -186,6 +186,12 @@ class Optimizer:
         apart = [(own, master) for own, master in pairs if own.dtype != master.dtype]
         if apart:
             torch._foreach_copy_([weight for weight, _ in apart], [master for _, master in apart])
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that an update changes in this process: masters and the optimiser's states."""
+        yield from self.masters.values()
+        for state in self.adamw.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def weights(self) -> dict[str, Tensor]:
         """Trained weights by the model's names, in full precision."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,15 +40,19 @@ class Saver:
         weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Any],
         average: Mapping[str, Tensor] | None,
+        live: Iterable[Tensor] | None = None,
     ) -> None:
-        """Copy the parts of a step's checkpoint and begin to write them, or write them at once."""
+        """Copy the parts of a step's checkpoint and begin to write them, or write them at once.
+
+        live: which of their tensors the training changes (`HostCopies.copy`).
+        """
         began = time.perf_counter()
         self.wait()
         random = checkpoint.random_state()
         parts: dict[str, Any] = {"weights": weights, "optimizer": optimizer, "average": average}
         beside = self.choice.background_checkpoints is not False
         if beside:
-            parts = self._copies.copy(parts)
+            parts = self._copies.copy(parts, live=live)
         event = self._event = {"kind": "checkpoint", "step": position.step}
 
         def write() -> None:

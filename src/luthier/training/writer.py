@@ -6,7 +6,7 @@ A training waits for the copy alone, and for a write that has not ended when the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -62,14 +62,20 @@ class HostCopies:
     """Copies of tensors in the host's memory, in buffers that are made once and filled again.
 
     From a GPU into pinned memory, all of them under way before the first is waited for. A tensor that is
-    on the host is copied too: the training goes on changing it.
+    on the host is copied too, where the training goes on changing it.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._live: set[int] | None = None
 
-    def copy(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The nest of mappings and sequences with every tensor copied; they stay until the next call."""
+    def copy(self, values: Mapping[str, Any], *, live: Iterable[Tensor] | None = None) -> dict[str, Any]:
+        """The nest of mappings and sequences with every tensor copied; they stay until the next call.
+
+        live: those that are changed later, any others on the host being made for this call alone (gathered
+        from several processes): these are taken as they are. None: all may be changed.
+        """
+        self._live = None if live is None else {_place(one) for one in live}
         cuda = [False]
         found = {name: self._copied(str(name), value, cuda) for name, value in values.items()}
         if cuda[0]:
@@ -87,6 +93,8 @@ class HostCopies:
         return value
 
     def _tensor(self, path: str, tensor: Tensor, cuda: list[bool]) -> Tensor:
+        if self._live is not None and not tensor.is_cuda and _place(tensor) not in self._live:
+            return tensor
         buffer = self._buffers.get(path)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -94,3 +102,8 @@ class HostCopies:
         cuda[0] = cuda[0] or tensor.is_cuda
         buffer.copy_(tensor, non_blocking=True)
         return buffer
+
+
+def _place(tensor: Tensor) -> int:
+    """Where its numbers lie, which tensors that share them have in common."""
+    return tensor.untyped_storage().data_ptr()
