@@ -456,15 +456,27 @@ def shown(command: str, lines: Sequence[str]) -> str:
 
 def published_table() -> str:
     """Figures that others published beside the formula's: benchmarks/memory/published.py."""
-    path = ROOT / "benchmarks" / "memory" / "published.py"
-    spec = importlib.util.spec_from_file_location("published_points", path)
+    found: str = script_of("memory/published").table()
+    return found
+
+
+def step_time_table() -> str:
+    """Where the time of each profiled step goes: benchmarks/speed/profile_picture.py."""
+    script = script_of("speed/profile_picture")
+    found: str = script.table(script.steps())
+    return found
+
+
+def script_of(name: str) -> Any:
+    """A script of ``benchmarks`` as a module."""
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = script
     spec.loader.exec_module(script)
-    found: str = script.table()
-    return found
+    return script
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
@@ -534,6 +546,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"request-{name}": partial(transcript, name) for name in REQUESTS},
     **{f"plan-{name}": partial(whole_transcript, name) for name in PLANS},
     "published": published_table,
+    "step-time": step_time_table,
 }
 
 
