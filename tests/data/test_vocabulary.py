@@ -3,9 +3,10 @@
 import pytest
 from transformers import AutoTokenizer
 
+from luthier.data.chat_template import check_template, marks_of
 from luthier.data.tokenizer import load_tokenizer
 from luthier.data.vocabulary import character_tokenizer, save_tokenizer, train_bpe
-from luthier.errors import DataError
+from luthier.errors import DataError, Unsupported
 
 TEXTS = ["First Citizen:\nBefore we proceed, hear me.", "All:\n  Speak, speak! 1608"]
 STRANGE = "Zürich 漢字 \t 😀"
@@ -31,6 +32,20 @@ def test_ids_and_texts_are_those_of_transformers(tmp_path, kind):
 
 def test_the_size_of_a_vocabulary_is_kept():
     assert train_bpe(TEXTS * 50, 280).get_vocab_size() <= 280
+
+
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_marks_of_a_chat_template_are_tokens_of_their_own(tmp_path, kind):
+    marks = marks_of("chatml")
+    fast = train_bpe(TEXTS, 300, marks) if kind == "bpe" else character_tokenizer(TEXTS, marks)
+    save_tokenizer(fast, tmp_path, context=64)
+    ours = load_tokenizer(tmp_path)
+    check_template(ours, "chatml")
+    assert [len(ours.encode(mark)) for mark in marks] == [1, 1]
+    plain = train_bpe(TEXTS, 300) if kind == "bpe" else character_tokenizer(TEXTS)
+    save_tokenizer(plain, tmp_path / "plain", context=64)
+    with pytest.raises(Unsupported, match=r"no <\|im_start\|> and no"):
+        check_template(load_tokenizer(tmp_path / "plain"), "chatml")
 
 
 def test_an_alphabet_has_an_end():

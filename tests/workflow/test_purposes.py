@@ -132,6 +132,25 @@ def test_pretraining_from_scratch_from_recipe_to_answer(tmp_path: Path, tokenize
     assert "set method.name: full" in refused
 
 
+def test_a_chat_from_scratch_has_the_marks_of_its_template(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{number} old {thing}", "completion": colour}
+        for number in range(5)
+        for thing, colour in zip(THINGS, COLOURS, strict=True)
+    ]
+    write(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "recipe.yaml").write_text(
+        "task: chat\nmodel: {from_scratch: {parameters: 30k, vocabulary: 300, hidden_size: 32, layers: 2}, "
+        "chat_template: chatml}\nmethod: {name: full}\ndata: {train: rows.jsonl}\n"
+        "training: {max_steps: 2, learning_rate: 1e-3, batch_size: 4}\nexport: {gguf: []}\n"
+    )
+    assert "Predicted peak" in says(tmp_path, "plan", "recipe.yaml")
+    (shown,) = json.loads(says(tmp_path, "data", "show", "recipe.yaml", "--json", "-n", "1"))["rows"]
+    said = [token["text"] for token in shown["tokens"]]
+    assert said[0] == "<|im_start|>"
+    assert "".join(token["text"] for token in shown["tokens"] if token["trained"]) == "red<|im_end|>"
+
+
 def test_what_a_purpose_cannot_do_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     encoder, decoder = save_encoder(tmp_path / "encoder"), save_tiny_model(tmp_path / "decoder")
     one = write(tmp_path / "one.jsonl", [{"text": f"a {i}", "label": "same"} for i in range(40)])

@@ -49,11 +49,14 @@ def read_template(name: str) -> str:
     )
 
 
+def marks_of(name: str | None) -> tuple[str, ...]:
+    """What the vocabulary must have as tokens of their own for a template that is named."""
+    return ("<|im_start|>", "<|im_end|>") if name == "chatml" else ()
+
+
 def check_template(tokenizer: FileTokenizer, name: str) -> None:
     """Refuse a template whose marks the vocabulary does not have. Errors: Unsupported."""
-    if name != "chatml":
-        return
-    missing = [mark for mark in ("<|im_start|>", "<|im_end|>") if len(tokenizer.encode(mark)) != 1]
+    missing = [mark for mark in marks_of(name) if len(tokenizer.encode(mark)) != 1]
     if missing:
         raise Unsupported(
             f"this vocabulary has no {' and no '.join(missing)}",

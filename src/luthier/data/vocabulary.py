@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,8 +15,11 @@ PAD = "<|padding|>"
 UNKNOWN = "<|unknown|>"
 
 
-def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
-    """Byte-level byte-pair encoding of at most ``size`` tokens; it can write every text."""
+def train_bpe(texts: Iterable[str], size: int, marks: Sequence[str] = ()) -> Tokenizer:
+    """Byte-level byte-pair encoding of at most ``size`` tokens; it can write every text.
+
+    marks: texts that are tokens of their own, those of a chat template.
+    """
     fast = Tokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -27,7 +30,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     fast.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[END, PAD],
+        special_tokens=[END, PAD, *marks],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -35,8 +38,8 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     return fast
 
 
-def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """One token for each character of the texts; others become the unknown one.
+def character_tokenizer(texts: Iterable[str], marks: Sequence[str] = ()) -> Tokenizer:
+    """One token for each character of the texts, and for each of the marks; others become the unknown one.
 
     Errors: DataError where there are more characters than an alphabet has.
     """
@@ -46,11 +49,11 @@ def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
             f"the text has {len(found):,} different characters: too many for one token each",
             hint="set model.from_scratch.tokenizer: bpe",
         )
-    names = [END, PAD, UNKNOWN, *found]
+    names = [END, PAD, UNKNOWN, *marks, *found]
     fast = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token=UNKNOWN))
     fast.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     fast.decoder = decoders.Fuse()
-    fast.add_special_tokens([END, PAD, UNKNOWN])
+    fast.add_special_tokens([END, PAD, UNKNOWN, *marks])
     return fast
 
 

@@ -15,14 +15,15 @@ from luthier.data.passes import joins_texts, plain_chat
 from luthier.data.preferences import read_held_out, render_pairs
 from luthier.data.read import read_file
 from luthier.data.render import render_rows
-from luthier.data.seeing import SeeingTokenizer, load_seeing
+from luthier.data.seeing import SeeingTokenizer
 from luthier.data.shapes import by_file, several
 from luthier.data.show import show_tokens
 from luthier.data.sources import resolve
-from luthier.data.tokenizer import FileTokenizer, load_tokenizer
+from luthier.data.tokenizer import FileTokenizer
 from luthier.data.vision import chat_or_view
 from luthier.errors import DataError, LuthierError, UsageError
 from luthier.runs.model import Say
+from luthier.runs.prepare import tokenizer_of
 from luthier.runs.scratch import bring_model
 from luthier.schema.load import load_recipe, recipe_from
 from luthier.schema.protocols import ChatRow, TokenRow
@@ -60,9 +61,9 @@ def rendered_rows(
     else:
         recipe = recipe_from({"model": {"id": model}, "data": {"train": str(source)}}, overrides)
     found = bring_model(recipe, say=say)
-    if recipe.vision is not None:
-        return _seen(recipe, load_seeing(found.path, max_pixels=recipe.vision.max_pixels), count)
-    tokenizer = load_tokenizer(found.path)
+    tokenizer = tokenizer_of(recipe, found.path)
+    if isinstance(tokenizer, SeeingTokenizer):
+        return _seen(recipe, tokenizer, count)
     if recipe.preference is not None:
         return _pairs(recipe.data, tokenizer, count)
     chats = first_chats(recipe.data, base=Path("/"), count=count, say=say)

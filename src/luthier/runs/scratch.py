@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from luthier.data.chat_template import marks_of
 from luthier.data.load import read_chats
 from luthier.data.tokenizer import load_tokenizer
 from luthier.data.vocabulary import character_tokenizer, save_tokenizer, train_bpe
@@ -55,7 +56,8 @@ def scratch_model(recipe: Recipe, *, say: Say) -> LocalModel:
             hint="set task: text-generation, or name a base model",
         )
     texts = list(_texts(recipe)) if choice.tokenizer in ("bpe", "characters") else []
-    digest = hashlib.sha256(json.dumps([choice.model_dump(mode="json"), recipe.seed]).encode())
+    marks = marks_of(recipe.model.chat_template)
+    digest = hashlib.sha256(json.dumps([choice.model_dump(mode="json"), recipe.seed, *marks]).encode())
     for text in texts:
         digest.update(text.encode("utf-8", "replace") + b"\0")
     folder = room("models") / f"scratch-{digest.hexdigest()[:16]}"
@@ -83,10 +85,11 @@ def _make(recipe: Recipe, texts: list[str], folder: Path) -> None:
     choice = recipe.model.from_scratch
     assert choice is not None
     folder.mkdir(parents=True)
+    marks = marks_of(recipe.model.chat_template)
     if choice.tokenizer == "bpe":
-        save_tokenizer(train_bpe(texts, choice.vocabulary), folder, context=choice.context)
+        save_tokenizer(train_bpe(texts, choice.vocabulary, marks), folder, context=choice.context)
     elif choice.tokenizer == "characters":
-        save_tokenizer(character_tokenizer(texts), folder, context=choice.context)
+        save_tokenizer(character_tokenizer(texts, marks), folder, context=choice.context)
     else:
         given = Path(choice.tokenizer).expanduser()
         if not (given / "tokenizer.json").is_file():
