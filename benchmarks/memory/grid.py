@@ -118,7 +118,7 @@ def measure(row: Row, rank: int, meeting: str, alone: bool) -> dict[str, Any]:
             torch.cuda.set_device(device)
         model = build(row, device, skeleton(row))
         through: Any = at_once
-        if world.divided:
+        if world.sharded:
             through = divide(model, world, masters=not row.optimizer.startswith("adamw-bf16"))
         with torch.no_grad():
             objective = through(objective_of, row, model)

@@ -119,7 +119,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         cuda_graphs=row["graphs"] == "1",
     )  # fmt: skip
     through, before = at_once, torch.cuda.memory_allocated() if device.startswith("cuda") else 0
-    if world.divided:
+    if world.sharded:
         through = divide(model, world, masters=not without_masters(choice.optimizer))
     with torch.no_grad():
         objective = through(
@@ -171,7 +171,7 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
         "spread": [round(event["seconds"] * 1e3, 1) for event in steps],
         "devices": world.size,
         "shard": world.sizes["shard"],
-        "reshard": row["reshard"] if world.divided else "",
+        "reshard": row["reshard"] if world.sharded else "",
         "along": row["along"],
         "whole_gb": before / 1e9,
         "mfu_datasheet": work / seconds / DATASHEET / world.size,

@@ -98,7 +98,7 @@ def train(name: str, world: World, folder: Path, *, until: int | None = None) ->
     choice = CHOICE.model_copy(update=dict(case.changes))
     model = model_of(case)
     through = at_once
-    if world.divided:
+    if world.sharded:
         through = divide(model, world, masters=choice.optimizer != "adamw-bf16")
     with torch.no_grad():
         objective = through(causal_objective, model)
@@ -116,7 +116,7 @@ def train(name: str, world: World, folder: Path, *, until: int | None = None) ->
         )  # fmt: skip
         facts = {name: getattr(result, name) for name in FACTS}
         events.append({"kind": "result", **facts})
-    if world.size > 1 and not world.divided:
+    if world.size > 1 and not world.sharded:
         events.append({"kind": "spread", "spread": spread(model)})
     if world.first:
         known = folder / "events.json"

@@ -65,7 +65,7 @@ def _train(path: Path, digest: str, tell: Any) -> None:
     with together(
         rank, size, kind, local=local, address=os.environ["RENDEZVOUS"], parallel=choice.parallel
     ) as world:
-        work.device, work.divided = str(world.device), world.apart
+        work.device, work.divided = str(world.device), world.divided
         if choice.nodes > 1:
             _same_everywhere(work, world)
             hand_out(run.path, world, guest=guest, writes=guest and local == 0)

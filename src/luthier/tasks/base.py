@@ -252,7 +252,7 @@ class ModelTask(ABC):
         if full:
             train_all_but(self.model, self.recipe.training.frozen_layers)
         through = at_once
-        if world.divided:
+        if world.sharded:
             masters = not without_masters(self.recipe.training.optimizer)
             through = divide(self.model, world, masters=masters)
         try:

@@ -179,7 +179,7 @@ class _Run:
         division: Division,
     ) -> None:
         self.world, self.seed, self.through = world, seed, through
-        self.division, self.apart = division, world.apart
+        self.division, self.divided = division, world.divided
         self.model, self.objective, self.train, self.validation = model, objective, train, validation
         self.choice, self.directory, self.recipe_digest = choice, directory, recipe_digest
         self.device, self.on_metrics = device, on_metrics if world.first else _nobody
@@ -196,14 +196,14 @@ class _Run:
         self.saved_step: int | None = None
         self.saver = Saver(directory, choice, recipe_digest, self.on_metrics)
         self.graphs = 0
-        if not self.apart:
+        if not self.divided:
             world.same(self.optimizer.masters.values())
         self.optimizer.round_back()
         checkpoint.seed_everything(seed)
         self.memory = PhaseWatch(device)
         self.memory.phases["load"] = memory_now(device)
         self.watched = 0
-        alone = not (world.divided or division.side or self.optimizer.in_backward)
+        alone = not (world.sharded or division.side or self.optimizer.in_backward)
         # A layer whose input is on the host runs backward inside another's pass; replayed graphs tell nobody.
         nested = choice.activation_checkpointing == "offload" or bool(choice.offload_parameters)
         early = alone and not nested and not choice.cuda_graphs
@@ -354,7 +354,7 @@ class _Run:
                     raise
                 if self.optimizer.in_backward:
                     raise self._updated_already("memory ran out") from None
-                if self.world.divided or self.division.side:
+                if self.world.sharded or self.division.side:
                     # The others wait for this one's part: there is no second try.
                     raise self._too_much(batches) from None
                 out = True
@@ -365,7 +365,7 @@ class _Run:
                 break
             self._shrink(batches)
             draws.put_back(self.device)
-        if self.world.size > 1 and not self.world.divided and self.overlap is None:
+        if self.world.size > 1 and not self.world.sharded and self.overlap is None:
             self._add_up()
         norm = self.optimizer.clip()
         total, count = self.world.total(loss.item(), tokens)
@@ -605,7 +605,7 @@ class _Run:
         if self.saved_step == self.position.step:
             return
         self.saved_step = self.position.step
-        if not self.world.first and not self.apart:
+        if not self.world.first and not self.divided:
             return
         # Where the weights are divided all give their parts, and the first writes them.
         weights, optimizer = self.optimizer.weights(), self.optimizer.state()
@@ -613,7 +613,7 @@ class _Run:
         if self.world.first:
             # What was gathered from the others is nobody else's and need not be copied.
             averages = {} if self.average is None else self.average.values
-            live = [*self.optimizer.tensors(), *averages.values()] if self.apart else None
+            live = [*self.optimizer.tensors(), *averages.values()] if self.divided else None
             self.saver.save(self.position, weights=weights, optimizer=optimizer, average=average, live=live)
 
     def finish(self) -> TrainResult:
@@ -624,7 +624,7 @@ class _Run:
         selected = selected_step(now, self.choice)
         folder = self.checkpoints / step_name(selected)
         # A machine that takes part in another one's run has no folder of it; its weights are not kept.
-        if selected != now.step and not self.apart and (self.world.first or folder.is_dir()):
+        if selected != now.step and not self.divided and (self.world.first or folder.is_dir()):
             self.optimizer.load_weights(checkpoint.load_weights(folder))
         if self.choice.select == "ema" and self.average is not None:
             self.optimizer.load_weights(self.average.values)

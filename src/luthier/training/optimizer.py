@@ -76,7 +76,7 @@ class Optimizer:
         self.gradients = Gradients()
         follow: dict[Tensor, Tensor] = {}
         for name, weight in self.model_weights.items():
-            assert is_divided(weight) or not world.divided, f"{name} is gathered"
+            assert is_divided(weight) or not world.sharded, f"{name} is gathered"
             own = own_part(weight)
             kept = pure or weight.dtype == torch.float32
             if kept and own is weight:

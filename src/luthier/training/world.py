@@ -81,12 +81,12 @@ class World:
         return self.rank // inner % self.sizes[name]
 
     @property
-    def divided(self) -> bool:
-        """Whether no process holds the whole model."""
+    def sharded(self) -> bool:
+        """Whether each process has a part of every tensor, and gathers the others."""
         return self.sizes["shard"] > 1
 
     @property
-    def apart(self) -> bool:
+    def divided(self) -> bool:
         """Whether no process holds the whole model, in whatever way it is divided."""
         return any(self.sizes[name] > 1 for name in ("shard", "tensor", "pipeline", "expert"))
 
@@ -119,7 +119,7 @@ class World:
         fewer works through the first item once more, and that does not count.
         """
         own = [(item, True) for item in self.own(items)]
-        missing = -(-len(items) // self.shares) - len(own) if self.divided else 0
+        missing = -(-len(items) // self.shares) - len(own) if self.sharded else 0
         return own + [(items[0], False)] * missing
 
     def total(self, *numbers: float) -> list[float]:
