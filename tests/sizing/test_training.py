@@ -154,7 +154,14 @@ def test_states_of_adamw() -> None:
     total = count_parameters(SMALL).total
     shape = TrainingShape(micro_batch_size=1, sequence_length=8)
     step = training_memory(SMALL, Full(), shape, dtype="bfloat16").phases[-1]
-    assert step.parts["weights"] + step.parts["gradients"] + step.parts["optimizer"] == total * (2 + 4 + 12)
+    assert step.parts["weights"] + step.parts["gradients"] + step.parts["optimizer"] == total * (2 + 2 + 12)
+    two = shape.model_copy(update={"batch_size": 2})
+    sums = training_memory(SMALL, Full(), two, dtype="bfloat16").phases[-1]
+    assert sums.parts["weights"] + sums.parts["gradients"] + sums.parts["optimizer"] == total * (2 + 4 + 12)
+    host = training_memory(SMALL, Full(), shape, dtype="bfloat16", cuda=False).phases[-1]
+    assert host.parts["gradients"] == 4 * total
+    shared = shape.model_copy(update={"added_up": True})
+    assert training_memory(SMALL, Full(), shared, dtype="bfloat16").phases[-1].parts["gradients"] == 4 * total
     single = training_memory(SMALL, Full(), shape, dtype="float32").phases[-1]
     assert single.parts["weights"] + single.parts["gradients"] + single.parts["optimizer"] == total * 16
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from luthier.schema.recipe import TrainingChoice
-from luthier.training import fused, rounding, updates
+from luthier.sizing import loss_chunks
+from luthier.training import fused, losses, rounding, updates
 from luthier.training.optimizer import Optimizer
 
 pytest.importorskip("triton")
@@ -74,6 +75,35 @@ def test_a_row_that_is_no_number_says_so(kernels):
     targets, losses = torch.tensor([1, 2, 3], device=DEVICE), torch.zeros(3, device=DEVICE)
     kernels.cross_entropy_(logits, targets, losses)
     assert losses.isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("words", [64, 67])  # rows that begin anywhere, and where products want them
+def test_loss_over_chunks_of_logits(monkeypatch, words):
+    """In chunks of sixteen rows, with places that do not count, against the loss in fp32."""
+    monkeypatch.setattr(loss_chunks, "CUDA_CHUNK_NUMBERS_WITH_WEIGHT", 1)
+    torch.manual_seed(4)
+    hidden = torch.randn(50, 32).to(DEVICE, torch.bfloat16)
+    weight = (torch.randn(words, 32) * 0.3).to(DEVICE, torch.bfloat16)
+    targets = torch.randint(0, words, (50,), device=DEVICE)
+    targets[::7] = -100
+    places = torch.tensor([3, words - 1], device=DEVICE)
+    results = []
+    for over, kind in ((losses._over_16_bits, torch.bfloat16), (losses._over_fp32, torch.float32)):
+        found = losses._Found(
+            torch.empty_like(hidden, dtype=kind),
+            torch.zeros_like(weight, dtype=torch.float32),
+            torch.zeros(2, 32, device=DEVICE),
+            places,
+        )
+        total = over(hidden.to(kind), weight.to(kind), targets, (0.5, 20.0), found, filled=True)
+        results.append((total, found))
+    (total, found), (wanted, exact) = results
+    assert total.item() == pytest.approx(wanted.item(), rel=5e-3)
+    for name in ("hidden", "weight", "new"):
+        one, other = getattr(found, name).float(), getattr(exact, name)
+        assert (one - other).norm() <= 2e-2 * other.norm()
+    assert not found.hidden[::7].any()
+    torch.testing.assert_close(found.new, found.weight[places], rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs a GPU's memory")

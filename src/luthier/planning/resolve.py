@@ -306,6 +306,7 @@ class _Resolver:
             compared=self._compared(batch, texts),
             optimizer=self.given.training.optimizer,
             update_in_backward=self.given.training.update_in_backward,
+            added_up=self.devices > 1,
             ema=self.given.training.ema is not None,
             background_checkpoints=bool(self.given.training.background_checkpoints),
             log_probs=tunes_preferences(self.given),

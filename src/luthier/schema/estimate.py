@@ -98,6 +98,8 @@ class TrainingShape(Record):
     """Whether a moving average of the trained weights stands beside them, in fp32."""
     background_checkpoints: bool = False
     """Whether a copy of what a checkpoint holds stays in the host's memory."""
+    added_up: bool = False
+    """Whether the gradients of several devices are added up, in fp32."""
     log_probs: bool = False
     """Whether the loss reads the log-probability of each token (pairs of answers), so that logits are made
     again in the backward pass."""

@@ -23,6 +23,9 @@ class Kernels:
     are all there at once."""
     fused_loss: bool = True
     """chunked, on CUDA in half precision: whether one kernel turns a chunk's logits into their gradient."""
+    fused_update: bool = True
+    """On CUDA: whether one kernel updates all weights, which makes nothing on its way and takes the gradients
+    of a lone micro-batch as they are, and whether the head's gradient is added up within the product."""
     layers: Literal["plain", "fused", "compiled"] = "plain"
     """plain: transformers' own norms and MLP; fused: Liger's; compiled: a graph for each layer, whose
     norms keep their input as it is and whose kernels hold several results of the MLP at once."""

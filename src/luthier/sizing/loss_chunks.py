@@ -20,3 +20,10 @@ def chunk_rows(words: int, *, fused: bool, trains_weight: bool = False) -> int:
     if fused:
         numbers = CUDA_CHUNK_NUMBERS_WITH_WEIGHT if trains_weight else CUDA_CHUNK_NUMBERS
     return max(LEAST_ROWS, numbers // words)
+
+
+def row_stride(words: int) -> int:
+    """Numbers from one row of 16-bit logits to the next: rows begin at multiples of sixteen bytes, which the
+    fast matrix products need.
+    """
+    return -(-words // 8) * 8

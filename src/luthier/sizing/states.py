@@ -89,13 +89,18 @@ def paged_bytes(arch: Architecture, method: Method) -> int:
     return sum(2 * times * size for times, size in trained_tensors(arch, method) if size >= LEAST_PAGED)
 
 
-def update_bytes(arch: Architecture, method: Method, optimizer: OptimizerName, *, wide: int) -> int:
-    """What the update makes for a moment, a tensor or part of one at a time; fused kernels make nothing."""
+def update_bytes(
+    arch: Architecture, method: Method, optimizer: OptimizerName, *, wide: int, fused: bool = False
+) -> int:
+    """What the update makes for a moment, a tensor or part of one at a time; fused kernels make nothing.
+
+    fused: whether weights in bf16 alone have one too (CUDA).
+    """
     if optimizer == "muon":
         # In fp32 with Nesterov's momentum, twice in bf16, and two products of it with itself.
         matrices = [matrix for _, matrix in muon_matrices(arch)]
         return max((8 * m.weights + 4 * min(m.inputs, m.outputs) ** 2 for m in matrices), default=0)
-    if not without_masters(optimizer):
+    if fused or not without_masters(optimizer):
         return 0
     largest = max(size for _, size in trained_tensors(arch, method))
     return UPDATE_BYTES[wide] * min(largest, UPDATE_NUMBERS)

@@ -15,7 +15,7 @@ from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, OptimizerName, QLora, without_masters
 from luthier.sizing.activations import OURS, Kernels, Layer
 from luthier.sizing.layers import distinct_layers, layer_matrices
-from luthier.sizing.loss_chunks import chunk_rows
+from luthier.sizing.loss_chunks import chunk_rows, row_stride
 from luthier.sizing.parameters import (
     ParameterCount,
     count_parameters,
@@ -75,8 +75,13 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
     dtype: str,
     kernels: Kernels,
     optimizer: OptimizerName = "adamw",
+    *,
+    narrow: bool = False,
 ) -> Resident:
-    """Weights, adapters, gradients, and the optimiser's states."""
+    """Weights, adapters, gradients, and the optimiser's states.
+
+    narrow: whether gradients beside fp32 masters stay in the weights' type.
+    """
     element = BYTES[dtype]
     if isinstance(method, Full):
         trained = count.backbone
@@ -86,7 +91,7 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
         at_once = trained
         if kernels.updates_in_backward:
             at_once = max(numbers for _, numbers in trained_tensors(arch, method))
-        return Resident(count.total * element, 0, at_once * size, states, trained)
+        return Resident(count.total * element, 0, at_once * (element if narrow else size), states, trained)
     assert isinstance(method, Lora)
     adapters = lora_parameters(arch, method.rank, method.targets)
     if method.dora:
@@ -107,7 +112,13 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
     masters = size == 2 and kernels.masters and not without_masters(optimizer)
     wide = 4 if masters else size
     states = adapters * 4 * masters + moments(arch, method, optimizer, wide=wide)
-    return Resident(weights, adapters * size, adapters * wide, states, adapters)
+    return Resident(weights, adapters * size, adapters * (size if narrow else wide), states, adapters)
+
+
+def narrow_gradients(kernels: Kernels, shape: TrainingShape) -> bool:
+    """Whether a step's gradients are never added up, so that they stay in the weights' type."""
+    alone = shape.accumulation == 1 and shape.shard == 1 and not (shape.added_up or shape.compared)
+    return kernels.fused_update and kernels.masters and shape.optimizer == "adamw" and alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +200,12 @@ def training_memory(
     check_shape(arch, shape)
     if shape.update_in_backward:
         kernels = replace(kernels, updates_in_backward=True)
-    count = count_parameters(arch)
-    held, gathered = resident(arch, count, method, dtype, kernels, shape.optimizer), Gathered()
+    if not cuda:
+        kernels = replace(kernels, fused_update=False)
+    count, gathered = count_parameters(arch), Gathered()
+    held = resident(
+        arch, count, method, dtype, kernels, shape.optimizer, narrow=narrow_gradients(kernels, shape)
+    )
     if shape.shard > 1:
         held, gathered = divided(held, arch, method, shape, dtype=dtype, kernels=kernels)
     element = 4 if kernels.wide_residual else BYTES[dtype]
@@ -331,14 +346,14 @@ class _Step:
         widest = max(arch.intermediate_size, arch.attention_heads * arch.head_dim)
         self.widened = 2 * h * widest if isinstance(method, QLora) else 0
         self.early = gathered.gradients or (held.gradients if shape.accumulation > 1 else 0)
-        self.collected = (
-            4 if kernels.masters and element == 2 and not without_masters(shape.optimizer) else element
-        )
+        wide = kernels.masters and element == 2 and not without_masters(shape.optimizer)
+        self.collected = 4 if wide and not narrow_gradients(kernels, shape) else element
         self.updated = update_bytes(
             arch,
             method,
             shape.optimizer,
             wide=BYTES[method.adapter_dtype] if isinstance(method, Lora) else element,
+            fused=kernels.fused_update,
         )
 
     def forward(self) -> list[_Moment]:
@@ -411,10 +426,11 @@ class _Step:
             # logsumexp's temporary is as large as the fp32 logits; the next chunk is made beside the last.
             return self.trained * h * e + vocab * max(rows * 8, rows * 4 + following * (6 if e == 2 else 4))
         if self.cuda and e == 2 and self.kernels.fused_loss:
-            # A kernel turns a chunk of 16-bit logits into their gradient; the next is made beside it.
-            rows, following = self._chunks(fused=True, trains_weight=self.full)
-            chunks = 2 * vocab * (rows + following)
-            return chunks + 2.0 * self.trained * h * e + (self.head * 6 if self.full else 0)
+            # A kernel turns a chunk of 16-bit logits into their gradient; the next takes its place. The
+            # head's gradient is added up in fp32 within the product.
+            rows, _ = self._chunks(fused=True, trains_weight=self.full)
+            found = 2.0 * self.trained * h * e + 4 * self.trained
+            return 2 * row_stride(vocab) * rows + found + (self.head * 4 if self.full else 0)
         rows, following = self._chunks(fused=False)
         # fp32 logits with logsumexp's temporary; from the second chunk on beside what the last one left.
         left, made = (4, 8) if e == 4 else (6, 6)
@@ -476,8 +492,9 @@ class _Step:
             height = 2 * hidden + self.arch.vocab_size * numbers * (rows + following)
             return height + (self.head * (4 + self.element) if self.full else 0)
         if self.full and self.kernels.loss == "chunked":
-            # The gradient as it was kept, scaled, and in the model's type.
-            return 3 * hidden + self.head * (8 + (2 if self.element == 2 else 0))
+            # The gradient as it was kept, and scaled in the model's type.
+            made = self.element if self.kernels.fused_loss or self.element == 4 else 4 + self.element
+            return 3 * hidden + self.head * (4 + made)
         return 3 * hidden
 
 

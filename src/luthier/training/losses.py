@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -10,8 +11,42 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from luthier.sizing.loss_chunks import chunk_rows
+from luthier.sizing.loss_chunks import chunk_rows, row_stride
+from luthier.training.fused import kernels
 from luthier.training.objective import IGNORED
+
+
+@dataclass
+class _Found:
+    """What the chunks' gradients come to: of hidden states, of the weight, of a few of its rows."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    new: Tensor | None
+    places: Tensor | None
+
+    @property
+    def wanted(self) -> bool:
+        return any(one is not None for one in (self.hidden, self.weight, self.new))
+
+    def take(self, grad: Tensor, weight: Tensor, part: Tensor, start: int) -> None:
+        """Hand the gradient of the logits of a chunk, which begins at start, on."""
+        if self.hidden is not None:
+            torch.mm(grad, weight, out=self.hidden[start : start + part.shape[0]])
+        if self.weight is not None:
+            if _adds_wide(grad):
+                # Added up within the product, in fp32: nothing is made beside it.
+                into = torch.ops.aten.addmm.dtype_out
+                into(self.weight, grad.t(), part, torch.float32, out=self.weight)
+            else:
+                self.weight += grad.t() @ part
+        if self.new is not None and self.places is not None:
+            self.new += grad.index_select(1, self.places).t() @ part
+
+
+def _adds_wide(grad: Tensor) -> bool:
+    """Whether a product of 16-bit matrices can be added to an fp32 one."""
+    return grad.is_cuda and grad.dtype != torch.float32 and torch.version.hip is None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -34,50 +69,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         places: Tensor | None,
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_new = None
-        if new is not None and places is not None and ctx.needs_input_grad[6]:
-            grad_new = torch.zeros_like(new, dtype=torch.float32)
+        need_new = new is not None and places is not None and ctx.needs_input_grad[6]
+        found = _Found(
+            torch.empty_like(hidden) if need_hidden else None,
+            torch.zeros_like(weight, dtype=torch.float32) if need_weight else None,
+            torch.zeros_like(new, dtype=torch.float32) if need_new and new is not None else None,
+            places,
+        )
         fused = weight.is_cuda and need_hidden and weight.dtype != torch.float32
-        rows = chunk_rows(weight.shape[0], fused=fused, trains_weight=need_weight)
-        for start in range(0, hidden.shape[0], rows):
-            part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
-            counts = None
-            if filled:
-                counts = wanted != IGNORED
-                wanted = wanted.clamp(min=0)
-            logits = part @ weight.t()
-            if fused:
-                grad = logits
-                total += _slope(multiplier, softcap)(logits, wanted, counts)
-                _spread(grad, weight, part, grad_hidden, grad_weight, start)
-                _gather(grad, part, grad_new, places)
-                continue
-            logits = logits.float()
-            if multiplier != 1:
-                logits *= multiplier
-            if softcap:
-                logits.div_(softcap).tanh_().mul_(softcap)
-            slope = 1 - (logits / softcap).square_() if softcap and (need_hidden or need_weight) else None
-            norm = logits.logsumexp(dim=1, keepdim=True)
-            losses = norm - logits.gather(1, wanted)
-            total += (losses if counts is None else losses * counts).sum()
-            if not (need_hidden or need_weight or grad_new is not None):
-                continue
-            grad = logits.sub_(norm).exp_()
-            grad.scatter_add_(1, wanted, grad.new_full((), -1.0).expand_as(wanted))
-            if slope is not None:
-                grad *= slope
-            if multiplier != 1:
-                grad *= multiplier
-            if counts is not None:
-                grad *= counts
-            grad = grad.to(weight.dtype)
-            _spread(grad, weight, part, grad_hidden, grad_weight, start)
-            _gather(grad, part, grad_new, places)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_new)
+        over = _over_16_bits if fused else _over_fp32
+        total = over(hidden, weight, targets, (multiplier, softcap), found, filled=filled)
+        ctx.save_for_backward(found.hidden, found.weight, found.new)
         ctx.weight_dtype = weight.dtype
         ctx.new_dtype = None if new is None else new.dtype
         return total
@@ -89,7 +91,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden, weight, new = ctx.saved_tensors
         return (
             None if hidden is None else (hidden * grad).to(hidden.dtype),
-            None if weight is None else (weight * grad).to(ctx.weight_dtype),
+            # In one pass: another fp32 matrix of that size is not made.
+            None
+            if weight is None
+            else torch.mul(weight, grad, out=weight.new_empty(0, dtype=ctx.weight_dtype)),
             None,
             None,
             None,
@@ -99,32 +104,76 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _spread(  # noqa: PLR0917 (private)
-    grad: Tensor,
-    weight: Tensor,
-    part: Tensor,
-    grad_hidden: Tensor | None,
-    grad_weight: Tensor | None,
-    start: int,
-) -> None:
-    """Hand the gradient of a chunk's logits on to hidden states and weight."""
-    if grad_hidden is not None:
-        torch.mm(grad, weight, out=grad_hidden[start : start + part.shape[0]])
-    if grad_weight is not None:
-        grad_weight += grad.t() @ part
+Bend = tuple[float, float | None]
+"""What logits are multiplied with, and their softcap."""
 
 
-def _gather(grad: Tensor, part: Tensor, grad_new: Tensor | None, places: Tensor | None) -> None:
-    """Hand the gradient of a chunk's logits on to a few rows of the weight."""
-    if grad_new is not None and places is not None:
-        grad_new += grad.index_select(1, places).t() @ part
+def _over_16_bits(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bend: Bend, found: _Found, *, filled: bool
+) -> Tensor:
+    """The losses' sum, by a kernel that turns a chunk of 16-bit logits into their gradient in place."""
+    count, words = hidden.shape[0], weight.shape[0]
+    rows = min(count, chunk_rows(words, fused=True, trains_weight=found.weight is not None))
+    # One place for all chunks: each is done with when the next one is made.
+    room = hidden.new_empty(rows, row_stride(words))
+    losses = torch.zeros(count, dtype=torch.float32, device=hidden.device)
+    for start in range(0, count, max(1, rows)):
+        part, wanted = hidden[start : start + rows], targets[start : start + rows]
+        logits = room[: part.shape[0], :words]
+        torch.mm(part, weight.t(), out=logits)
+        each = losses[start : start + rows]
+        if (kernel := kernels()) is not None:
+            kernel.cross_entropy_(logits, wanted, each, multiplier=bend[0], softcap=bend[1])
+        else:
+            counts = wanted[:, None] != IGNORED if filled else None
+            each.copy_(_slope(*bend)(logits, wanted[:, None].clamp(min=0), counts))
+        found.take(logits, weight, part, start)
+    return losses.sum()
+
+
+def _over_fp32(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bend: Bend, found: _Found, *, filled: bool
+) -> Tensor:
+    """The losses' sum, in torch's own operations on a chunk of logits in fp32."""
+    multiplier, softcap = bend
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    rows = chunk_rows(weight.shape[0], fused=False)
+    for start in range(0, hidden.shape[0], rows):
+        part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
+        counts = None
+        if filled:
+            counts = wanted != IGNORED
+            wanted = wanted.clamp(min=0)
+        logits = part @ weight.t()
+        logits = logits.float()
+        if multiplier != 1:
+            logits *= multiplier
+        if softcap:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        slope = 1 - (logits / softcap).square_() if softcap and found.wanted else None
+        norm = logits.logsumexp(dim=1, keepdim=True)
+        losses = norm - logits.gather(1, wanted)
+        total += (losses if counts is None else losses * counts).sum()
+        if not found.wanted:
+            continue
+        grad = logits.sub_(norm).exp_()
+        grad.scatter_add_(1, wanted, grad.new_full((), -1.0).expand_as(wanted))
+        if slope is not None:
+            grad *= slope
+        if multiplier != 1:
+            grad *= multiplier
+        if counts is not None:
+            grad *= counts
+        found.take(grad.to(weight.dtype), weight, part, start)
+    return total
 
 
 @cache
 def _slope(multiplier: float, softcap: float | None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """A kernel that turns 16-bit logits into their gradient in place and returns the sum of the losses.
+    """A kernel that turns 16-bit logits into their gradient in place and returns the losses.
 
-    Its third argument says which rows count; all where there is none.
+    What torch's compiler makes of it, where Triton's own is missing. Its third argument says which rows
+    count; all where there is none.
     """
 
     def slope(logits: Tensor, wanted: Tensor, counts: Tensor | None) -> Tensor:
@@ -141,7 +190,7 @@ def _slope(multiplier: float, softcap: float | None) -> Callable[[Tensor, Tensor
         if counts is not None:
             losses, grad = losses * counts, grad * counts
         logits.copy_(grad)
-        return losses.sum()
+        return losses[:, 0]
 
     compiled = torch.compile(slope)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.sizing.loss_chunks import chunk_rows
+from luthier.sizing.loss_chunks import chunk_rows, row_stride
 
 MULTIPROCESSORS = 132
 """Of an H100: the norm's backward kernel has one row of partial sums for each, where its scale is trained."""
@@ -76,28 +76,26 @@ class _LinearLoss(torch.autograd.Function):
 
 
 class _OwnLoss(torch.autograd.Function):
-    """Our own loss on CUDA: a chunk of 16-bit logits becomes their gradient, the next is made beside it."""
+    """Our own loss on CUDA: one chunk of 16-bit logits at a time, each in the place of the one before."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         trains = ctx.needs_input_grad[1]
-        total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if trains else None
-        rows = chunk_rows(weight.shape[0], fused=True, trains_weight=trains)
-        for start in range(0, hidden.shape[0], rows):
-            part = hidden[start : start + rows]
-            logits = part @ weight.t()
-            if grad_weight is not None:
-                grad_weight += logits.t() @ part
+        rows = min(hidden.shape[0], chunk_rows(weight.shape[0], fused=True, trains_weight=trains))
+        logits = hidden.new_empty((rows, row_stride(weight.shape[0])))
+        losses = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
+        del logits
         ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
+        ctx.weight_dtype = weight.dtype
+        return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden, weight = ctx.saved_tensors
         found = (hidden * grads[0]).to(hidden.dtype)
-        return found, None if weight is None else (weight * grads[0]).to(found.dtype)
+        return found, None if weight is None else torch.empty_like(weight, dtype=ctx.weight_dtype)
 
 
 def own_loss(hidden: Tensor, weight: Tensor) -> Tensor:

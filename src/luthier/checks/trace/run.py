@@ -155,6 +155,7 @@ def _code() -> str:
         "models/lora.py",
         "sizing/loss_chunks.py",
         "sizing/states.py",
+        "training/gradients.py",
         "training/losses.py",
         "training/optimizer.py",
     )

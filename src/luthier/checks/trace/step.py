@@ -24,6 +24,8 @@ from luthier.models.lora import add_lora
 from luthier.schema.base import Record
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, QLora, TrainingChoice
+from luthier.sizing.activations import OURS
+from luthier.sizing.training import narrow_gradients
 from luthier.training.losses import linear_cross_entropy
 from luthier.training.optimizer import Optimizer
 
@@ -79,9 +81,10 @@ def trace_step(request: StepRequest) -> Timeline:
     mark_layers(model, recorder)
     keep_layers(layers_of(model), request.shape, recorder)
     for name, weight in optimizer.model_weights.items():
-        named = _name_master(recorder, optimizer.masters[name])
+        named = _name_gradient(recorder, optimizer, optimizer.masters[name])
         weight.register_post_accumulate_grad_hook(named)  # type: ignore[no-untyped-call]
     update = StatesOnly(list(optimizer.masters.values()))
+    optimizer.gradients.single = narrow_gradients(OURS, request.shape)
     for _ in range(2):
         timeline.allocate(CUBLAS[request.hopper], "workspace")
     batch = _Batch(request.shape) if head is not None else PaddedBatch(request.shape)
@@ -146,12 +149,14 @@ def _optimiser_step(  # noqa: PLR0917 (private, called once)
         del loss
     timeline.mark(f"optimizer{number}")
     recorder.tag = "optimizer"
-    optimizer.clip()
+    if optimizer.gradients.single:
+        optimizer.gradients.norm(optimizer.masters.values())
+    else:
+        optimizer.clip()
     update.step()
     with torch.no_grad():
         optimizer.round_back()
-    for master in optimizer.masters.values():
-        master.grad = None
+    optimizer.forget()
 
 
 def _loss(model: Any, head: Head, batch: _Batch, recorder: Recorder, request: StepRequest) -> Tensor:
@@ -170,12 +175,12 @@ def _loss(model: Any, head: Head, batch: _Batch, recorder: Recorder, request: St
     )
 
 
-def _name_master(recorder: Recorder, master: Tensor) -> Any:
-    """A hook that names the gradient of an fp32 master."""
+def _name_gradient(recorder: Recorder, optimizer: Optimizer, master: Tensor) -> Any:
+    """A hook that names the gradient of a master."""
 
     def hook(_weight: Tensor) -> None:
-        if master.grad is not None:
-            recorder.rename(master.grad, "gradients")
+        if (grad := optimizer.gradients.of(master)) is not None:
+            recorder.rename(grad, "gradients")
 
     return hook
 
