@@ -31,6 +31,7 @@ from luthier.training.objective import (
     flatten,
     full_logits_loss,
     rounded,
+    trained_tokens,
     unpack,
 )
 from luthier.training.preference import token_log_probs
@@ -56,7 +57,7 @@ class CausalObjective:
         return attending_to_documents(model) if self.documents else nullcontext()
 
     def weight(self, batch: MicroBatch) -> float:
-        return float(flatten(batch).targets.numel())
+        return float(trained_tokens(batch))
 
     def __call__(self, model: Any, batch: MicroBatch) -> Loss:
         flat = flatten(batch)

@@ -115,6 +115,11 @@ def flatten(batch: MicroBatch) -> Flat:
     )
 
 
+def trained_tokens(batch: MicroBatch) -> int:
+    """How many targets `flatten` gives: trained tokens but those that begin a document, at position 0."""
+    return int(((batch.labels != IGNORED) & (batch.document_ids > 0) & (batch.position_ids > 0)).sum())
+
+
 ROUND = 64
 """Tokens of a flat batch are filled up to a multiple of this."""
 
