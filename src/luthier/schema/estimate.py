@@ -84,6 +84,8 @@ class TrainingShape(Record):
     """Whether layers are compiled, which keeps less and needs more at once."""
     padded: bool = False
     """Whether rows lie side by side, padded to the longest, with a mask: where a text is read as a whole."""
+    recorded: bool = False
+    """Whether the kernels of a micro-batch are recorded and launched at once (CUDA graphs), for time."""
     compared: int = 0
     """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
     shard: int = 1
