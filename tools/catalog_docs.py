@@ -460,6 +460,12 @@ def published_table() -> str:
     return found
 
 
+def validated_table() -> str:
+    """What the measured grid of memory has rows of: benchmarks/memory/validated.py."""
+    found: str = script_of("memory/validated").table()
+    return found
+
+
 def step_time_table() -> str:
     """Where the time of each profiled step goes: benchmarks/speed/profile_picture.py."""
     script = script_of("speed/profile_picture")
@@ -546,6 +552,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"request-{name}": partial(transcript, name) for name in REQUESTS},
     **{f"plan-{name}": partial(whole_transcript, name) for name in PLANS},
     "published": published_table,
+    "validated": validated_table,
     "step-time": step_time_table,
 }
 

@@ -185,6 +185,7 @@ class Further(Row):
         batch = self.micro * self.accumulation
         changed: dict[str, Any] = {"shard": self.shard, "patches": self.patches}
         changed["patches_per_token"] = self.patches / self.length
+        changed["added_up"] = self.devices > 1
         if self.reads:
             # As a plan counts them: the texts of a row together, and every query against every document.
             compared = batch * batch * max(1, self.texts - 1) if self.purpose == "similarity" else 0
