@@ -14,6 +14,7 @@ from luthier.planning.resolve import Resolved, resolve
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, Parallel, QLora, Recipe
+from luthier.sizing.loss_chunks import chunk_rows
 from luthier.sizing.training import training_memory
 
 ROWS = {"count": 1_000, "total": 1_000_000, "maximum": 2_048}
@@ -190,7 +191,9 @@ def test_what_two_gpus_held_is_predicted(shard: int, measured: float) -> None:
     memory = training_memory(
         card.architecture, Lora(rank=16), shape, dtype="bfloat16", kernels=kernels, hopper=True
     )
-    assert memory.peak.total == pytest.approx(measured, rel=0.005)
+    # When that was measured the next chunk of logits was made beside the last one.
+    chunk = 2 * card.architecture.vocab_size * chunk_rows(card.architecture.vocab_size, fused=True)
+    assert memory.peak.total == pytest.approx(measured - chunk, rel=0.005)
 
 
 @pytest.mark.parametrize(
