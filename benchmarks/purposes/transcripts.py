@@ -3,7 +3,8 @@
     python benchmarks/purposes/transcripts.py --data FOLDER --out WORK [--only NAME ...]
 
 FOLDER holds the data sets of ``run.py``, of which each purpose takes a few hundred rows; WORK keeps the runs.
-The model is all-MiniLM-L6-v2 or SmolLM2-135M-Instruct, whose weights come from the package index, and the
+The model is all-MiniLM-L6-v2 or SmolLM2-135M-Instruct, whose weights come from the package index; pictures
+and experts have tiny random models with rows made for them (`tests/seeing.py`, `tests/families.py`). The
 trainings are short: minutes on two cores. What the commands print goes into the page as it is.
 """
 
@@ -24,6 +25,12 @@ from typing import Any
 from side_by_side import Row, read
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from families import build  # noqa: E402
+from seeing import picture, save_seeing_model, write_pictures  # noqa: E402
+from tiny import COLOURS, chat, save_tiny_model  # noqa: E402
+
 PAGE = ROOT / "docs" / "transcripts.md"
 MINILM = (
     "model.id=sentence-transformers/all-MiniLM-L6-v2",
@@ -36,7 +43,8 @@ Each purpose from a shipped recipe to an answer, as two cores without a GPU prin
 a few hundred rows, to show the way rather than the best score. Other work shared the cores, so that times
 are far above what was predicted. `benchmarks/purposes/transcripts.py` runs them again and writes this page;
 what it leaves out of a terminal's lines is the path of the folder. The rows are of banking77, goemotions
-and Disfl-QA (CC BY 4.0) and of Shakespeare's plays.
+and Disfl-QA (CC BY 4.0) and of Shakespeare's plays. No small weights of models that see or have experts are
+in the package index: these two are random models of a few ten thousand weights with rows made for them.
 """
 
 
@@ -47,10 +55,12 @@ class Shown:
     name: str
     title: str
     about: str
-    rows: Callable[[Path], list[Row] | str]
+    rows: Callable[[Path], list[Row] | str | None]
     recipe: str
     changes: tuple[str, ...]
     asked: tuple[tuple[str, ...], ...]
+    model: Callable[[Path], Any] | None = None
+    """Makes a model in ``model`` and what else the rows name, below the folder."""
 
 
 def few_labels(data: Path) -> list[Row]:
@@ -94,6 +104,31 @@ def asked_to_rewrite(data: Path) -> list[Row]:
         }
         for row in preferred(data)
     ]
+
+
+def seen(folder: Path) -> None:
+    """A random model that sees, and a picture to ask about."""
+    save_seeing_model(folder / "model", "qwen3_vl")
+    write_pictures(folder, 96, name="questions.jsonl")
+    picture(folder / "asked.png", "green", seed=99)
+
+
+def mixed(folder: Path) -> None:
+    """A random mixture of four experts a layer."""
+    place = save_tiny_model(folder / "model")
+    build("Qwen3Moe", vocab_size=384, max_position_embeddings=256, hidden_size=64).save_pretrained(place)
+
+
+def ready(data: Path) -> None:
+    """Rows that were written with the model."""
+    del data
+
+
+def orders(data: Path) -> list[Row]:
+    """Colours of things as JSON."""
+    del data
+    things = [f"{size} hat {number}" for number in range(9) for size in ("old", "new")]
+    return [chat(thing, colour) for thing in things for colour in COLOURS]
 
 
 def plays(data: Path) -> str:
@@ -180,6 +215,50 @@ SHOWN = (
         (("evaluate", "latest", "--data", "more.jsonl"),),
     ),
     Shown(
+        "pictures",
+        "Pictures",
+        "96 pictures of four colours with the same question: only what is seen tells the answer.",
+        ready,
+        "vision-qwen3-vl-4b-lora",
+        (
+            "model.id=model",
+            "model.dtype=float32",
+            "vision.max_pixels=2048",
+            "vision.projector=true",
+            "training.epochs=10",
+            "training.learning_rate=1e-2",
+            "training.batch_size=8",
+            "training.sequence_length=256",
+            "training.evaluate_every=60",
+            "evaluation.max_new_tokens=6",
+            "export.gguf=[]",
+        ),
+        (("generate", "latest", "What colour?", "--image", "asked.png"),),
+        model=seen,
+    ),
+    Shown(
+        "experts",
+        "A mixture of experts",
+        "Adapters on the attention and on all experts, merged, exported and asked in llama.cpp.",
+        orders,
+        "experts-qwen3-30b-a3b-lora",
+        (
+            "model.id=model",
+            "model.dtype=float32",
+            "training.epochs=14",
+            "training.learning_rate=5e-3",
+            "training.batch_size=8",
+            "training.sequence_length=64",
+            "training.evaluate_every=60",
+            "evaluation.max_new_tokens=16",
+            "evaluation.floor_rows=0",
+            "evaluation.probe_rows=0",
+            "export.gguf=Q8_0",
+        ),
+        (("chat", "latest", "--once", "the old hat 3 is red"),),
+        model=mixed,
+    ),
+    Shown(
         "pretraining",
         "Text generation, from scratch",
         "Shakespeare's plays, one token a character.",
@@ -197,6 +276,8 @@ def prepare(one: Shown, data: Path, folder: Path) -> str:
     recipe = (folder / "recipe.yaml").read_text()
     match = re.search(r"train: \[([\w.-]+)", recipe)
     assert match is not None, one.recipe
+    if found is None:
+        return match[1]
     if isinstance(found, str):
         (folder / match[1]).write_text(found)
     else:
@@ -236,6 +317,8 @@ def transcript(one: Shown, data: Path, out: Path) -> None:
     trained = folder / "train.txt"
     if not trained.is_file():
         (folder / "recipe.yaml").unlink(missing_ok=True)
+        if one.model is not None:
+            one.model(folder)
         copied = said(folder, ["recipes", "copy", one.recipe, "recipe.yaml"])
         prepare(one, data, folder)
         trained.write_text(copied + "\n" + said(folder, ["train", "recipe.yaml", *one.changes]))
