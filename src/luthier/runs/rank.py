@@ -32,6 +32,7 @@ def main() -> int:
             out.write(json.dumps(values) + "\n")
             out.flush()
 
+        from luthier.runs.gone import gpu_gone
         from luthier.training.touch import lost_touch
 
         try:
@@ -40,13 +41,16 @@ def main() -> int:
             found = {"kind": type(error).__name__, "message": str(error), "hint": error.hint}
             tell(error=found, code=error.exit_code)
             return error.exit_code
-        except RuntimeError as error:
-            if (lost := lost_touch(error, int(os.environ["RANK"]))) is None:
+        except (RuntimeError, AssertionError) as error:
+            gone = gpu_gone(error, Path(sys.argv[1]).name)
+            lost = lost_touch(error, int(os.environ["RANK"])) if isinstance(error, RuntimeError) else None
+            if (said := gone or lost) is None:
                 raise
             traceback.print_exc()
-            found = {"kind": "TrainingError", "message": str(lost), "hint": lost.hint}
-            tell(error=found, code=lost.exit_code, lost_touch=True)
-            return lost.exit_code
+            found = {"kind": "TrainingError", "message": str(said), "hint": said.hint}
+            # Who has only lost the others says less than one who knows why.
+            tell(error=found, code=said.exit_code, **({} if gone else {"lost_touch": True}))
+            return said.exit_code
     return 0
 
 

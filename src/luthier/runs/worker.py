@@ -23,6 +23,7 @@ from typing import Any
 
 from luthier.errors import DoesNotFit, Interrupted, LuthierError
 from luthier.runs.directory import RunDirectory
+from luthier.runs.gone import gpu_gone
 from luthier.runs.memory import MemoryWatch
 from luthier.runs.process import identity
 from luthier.runs.shortage import ways_out
@@ -172,17 +173,24 @@ def work(path: Path, job: Job | None = None) -> int:
             )
         except Exception as error:  # a bug: its traceback goes to the log, its one line to the status
             traceback.print_exc()
-            failure = Failure(
-                kind=type(error).__name__,
-                message=f"{type(error).__name__}: {error}",
-                hint=f"this is a fault of Luthier; the log has its traceback: luthier runs logs {run.id}",
-                exit_code=1,
-            )
+            failure = _failed(error, run)
         else:
             board.end("done")
             return 0
         board.end("failed", failure)
         return failure.exit_code
+
+
+def _failed(error: Exception, run: RunDirectory) -> Failure:
+    """What is said of an error that nobody raised for a person: a GPU that has gone, or a bug."""
+    if (gone := gpu_gone(error, run.id)) is not None:
+        return Failure(kind=type(gone).__name__, message=str(gone), hint=gone.hint, exit_code=gone.exit_code)
+    return Failure(
+        kind=type(error).__name__,
+        message=f"{type(error).__name__}: {error}",
+        hint=f"this is a fault of Luthier; the log has its traceback: luthier runs logs {run.id}",
+        exit_code=1,
+    )
 
 
 def main() -> None:
