@@ -130,7 +130,8 @@ def computed(model: Any, objective: Any, division: Division) -> Found:
     weights = trained(model)
     division.add_up(weights)
     norm = division.norm(weights).item()
-    grads = division.whole({name: one.grad for name, one in weights.items() if one.grad is not None})
+    found = {name: one.grad for name, one in weights.items() if one.grad is not None}
+    grads = division.whole(found, weights)
     grads = {name: grad.cpu() for name, grad in grads.items()}
     return {"loss": loss.item(), "norm": norm, "grads": grads}
 

@@ -2,8 +2,9 @@
 
 Along tensor and expert a process has a slice of some weights and all of the others; along pipeline it has
 the weights of some layers alone; along context it has all of them and gradients of its own tokens. Slices
-are plain tensors, so the layers compute as ever. Checkpoints hold whole weights under the model's names:
-they go on with any number of processes, divided in any way.
+are plain tensors, so the layers compute as ever. Along shard it has a part of every weight
+(`training.sharding`). Checkpoints hold whole weights under the model's names: they go on with any number
+of processes, divided in any way.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from luthier.training.sharding import is_divided, part_of, whole_of
 from luthier.training.world import ALONE, World, add_over
 
 ALONG = ("pipeline", "context", "expert", "tensor")
 """Sides of the grid along which processes work on the same micro-batches."""
 State = dict[str, Any]
 Groups = list[list[str]]
+Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,59 +131,64 @@ class Division:
 
     # -- weights and states ------------------------------------------------------------------
 
-    def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All trained weights in the first process, on the host. Every process must call it."""
-        if not self.apart:
-            return dict(weights)
+    def whole(self, values: Mapping[str, Tensor], weights: Weights) -> dict[str, Tensor]:
+        """Values of all trained weights in the first process, on the host. Every process must call it.
+
+        values: of this process's part of its weights. weights: those of the model that it has, by name.
+        """
         if self.side == "pipeline":
             stages: list[dict[str, Tensor]] = self._told_all(
-                {name: tensor.detach().cpu() for name, tensor in weights.items()}
+                {name: tensor.detach().cpu() for name, tensor in values.items()}
             )
             return {name: tensor for stage in reversed(stages) for name, tensor in stage.items()}
-        return {name: self._joined(tensor, self.cuts.get(name)) for name, tensor in weights.items()}
+        return {name: self._joined(tensor, name, weights[name]) for name, tensor in values.items()}
 
-    def whole_state(self, state: State, groups: Groups) -> State:
+    def whole_state(self, state: State, groups: Groups, weights: Weights) -> State:
         """The state of the optimiser over all trained weights. Every process must call it.
 
-        groups: names of this process's weights by parameter group.
+        groups: names of this process's weights by parameter group. weights: these weights.
         """
-        if not self.apart:
+        if self._has_all(weights):
             return state
         if self.side == "pipeline":
             stages = self._told_all((groups, _named(state, groups, lambda value, _: value.cpu())))
             every = {name: values for _, named in reversed(stages) for name, values in named.items()}
             return _numbered(state, _merged([one for one, _ in stages]), every)
-        return _numbered(state, groups, _named(state, groups, self._joined_of))
+        joined = _named(state, groups, lambda value, name: self._joined(value, name, weights[name]))
+        return _numbered(state, groups, joined)
 
-    def own_state(self, state: State, groups: Groups) -> State:
-        """What this process has of a whole optimiser state. Every process must call it; groups as there."""
-        if not self.apart:
+    def own_state(self, state: State, groups: Groups, weights: Weights) -> State:
+        """What this process has of a whole optimiser state. Every process must call it; the rest as there."""
+        if self._has_all(weights):
             return state
         order = _merged(self._told_all(groups)) if self.side == "pipeline" else groups
-        return _numbered(state, groups, _named(state, order, self._slice_of))
+        sliced = _named(state, order, lambda value, name: self._slice(value, name, weights.get(name)))
+        return _numbered(state, groups, sliced)
 
-    def _joined_of(self, value: Tensor, name: str) -> Tensor:
-        return self._joined(value, self.cuts.get(name))
-
-    def _slice_of(self, value: Tensor, name: str) -> Tensor:
-        return self._slice(value, self.cuts.get(name))
-
-    def own(self, weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-        """What this process has of whole weights. names: of its own."""
+    def own(self, values: Mapping[str, Tensor], weights: Weights) -> dict[str, Tensor]:
+        """What this process has of the values of all trained weights. weights: its own."""
         if self.side == "pipeline":
-            kept = set(names)
-            return {name: tensor for name, tensor in weights.items() if name in kept}
-        return {name: self._slice(tensor, self.cuts.get(name)) for name, tensor in weights.items()}
+            return {name: tensor for name, tensor in values.items() if name in weights}
+        return {name: self._slice(tensor, name, weights.get(name)) for name, tensor in values.items()}
 
-    def _joined(self, tensor: Tensor, dim: int | None) -> Tensor:
-        if dim is None:
+    def _has_all(self, weights: Weights) -> bool:
+        return not self.apart and not any(map(is_divided, weights.values()))
+
+    def _joined(self, tensor: Tensor, name: str, weight: Tensor) -> Tensor:
+        if is_divided(weight):
+            return whole_of(tensor, weight)
+        if (dim := self.cuts.get(name)) is None:
             return tensor
         part = tensor.detach().contiguous()
         parts = [torch.empty_like(part) for _ in range(self.count)]
         dist.all_gather(parts, part, group=self.group)
         return torch.cat(parts, dim).cpu() if self.world.first else part
 
-    def _slice(self, tensor: Tensor, dim: int | None) -> Tensor:
+    def _slice(self, tensor: Tensor, name: str, weight: Tensor | None) -> Tensor:
+        """weight: None for one that this process has not."""
+        if weight is not None and is_divided(weight):
+            return part_of(tensor, weight)
+        dim = self.cuts.get(name)
         return tensor if dim is None else tensor.chunk(self.count, dim)[self.place].contiguous()
 
     def _told_all(self, value: Any) -> list[Any]:

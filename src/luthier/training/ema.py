@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-
-from luthier.training.sharding import part_of, whole_of
+from torch import Tensor
 
 
 class Trained(Protocol):
     """What holds the weights: `training.optimizer.Optimizer`."""
 
     masters: dict[str, Tensor]
-    model_weights: dict[str, nn.Parameter]
 
     def round_back(self) -> None: ...
 
@@ -24,7 +21,7 @@ class Trained(Protocol):
 class Average:
     """``a = decay a + (1 - decay) w`` after each update, in fp32; the first update's weights begin it.
 
-    Bytes for each trained weight: 4.
+    Of weights that each process has all of. Bytes for each trained weight: 4.
     """
 
     def __init__(self, optimizer: Trained, decay: float) -> None:
@@ -41,19 +38,13 @@ class Average:
         for name, value in self.values.items():
             value.lerp_(masters[name].detach().float(), 1 - self.decay)
 
-    def whole(self) -> dict[str, Tensor]:
-        """The average by the model's names. Of divided weights all call it together."""
-        weights = self.optimizer.model_weights
-        return {name: whole_of(value, weights[name]) for name, value in self.values.items()}
-
     @torch.no_grad()
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Take up a saved average."""
-        masters, weights = self.optimizer.masters, self.optimizer.model_weights
+        masters = self.optimizer.masters
         assert saved.keys() == masters.keys(), "the average is of other weights"
         self.values = {
-            name: part_of(value, weights[name]).to(masters[name].device, torch.float32, copy=True)
-            for name, value in saved.items()
+            name: value.to(masters[name].device, torch.float32, copy=True) for name, value in saved.items()
         }
 
     @contextmanager

@@ -609,11 +609,10 @@ class _Run:
             return
         # Where the weights are divided all give their parts, and the first writes them.
         weights, optimizer = self.optimizer.weights(), self.optimizer.state()
-        average = None if self.average is None else self.average.whole()
+        average = None if self.average is None else self.average.values
         if self.world.first:
             # What was gathered from the others is nobody else's and need not be copied.
-            averages = {} if self.average is None else self.average.values
-            live = [*self.optimizer.tensors(), *averages.values()] if self.divided else None
+            live = self.optimizer.tensors() if self.divided else None
             self.saver.save(self.position, weights=weights, optimizer=optimizer, average=average, live=live)
 
     def finish(self) -> TrainResult:

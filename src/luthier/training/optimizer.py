@@ -16,7 +16,7 @@ from luthier.training.fused import FusedAdamW
 from luthier.training.gradients import Gradients
 from luthier.training.layers import layers_of
 from luthier.training.rounding import RoundedAdamW
-from luthier.training.sharding import is_divided, own_part, part_of, whole_of
+from luthier.training.sharding import is_divided, own_part
 from luthier.training.updates import groups_of, update_of
 from luthier.training.world import ALONE, World
 
@@ -195,44 +195,26 @@ class Optimizer:
 
     def weights(self) -> dict[str, Tensor]:
         """Trained weights by the model's names, in full precision."""
-        found = {name: whole_of(master, self.model_weights[name]) for name, master in self.masters.items()}
-        return self.division.whole(found)
+        return self.division.whole(self.masters, self.model_weights)
 
     def state(self) -> dict[str, Any]:
         """States of the optimiser. Of divided weights all call it together, and the first is given them."""
-        return self.division.whole_state(self._states(self.adamw.state_dict(), whole_of), self._groups())
+        return self.division.whole_state(self.adamw.state_dict(), self._groups(), self.model_weights)
 
     def _groups(self) -> list[list[str]]:
         """Names of the weights in each group of parameters."""
         names = {id(master): name for name, master in self.masters.items()}
         return [[names[id(master)] for master in group["params"]] for group in self.adamw.param_groups]
 
-    def _states(self, found: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
-        """States with every moment of a divided weight changed from part to whole, or the other way."""
-        order = [name for group in self._groups() for name in group]
-        states = {}
-        for index, values in found["state"].items():
-            weight = self.model_weights[order[index]]
-            shapes = (weight.shape, self.masters[order[index]].shape) if is_divided(weight) else ()
-            states[index] = {
-                key: change(value, weight) if isinstance(value, Tensor) and value.shape in shapes else value
-                for key, value in values.items()
-            }
-        return {**found, "state": states}
-
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy saved weights in; names and shapes must be the trained ones."""
-        parts = {
-            name: part_of(whole, own) if (own := self.model_weights.get(name)) is not None else whole
-            for name, whole in self.division.own(weights, self.masters).items()
-        }
-        put_weights(self.masters, parts)
+        put_weights(self.masters, self.division.own(weights, self.model_weights))
         self.round_back()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        own = self.division.own_state(dict(state), self._groups())
-        self.adamw.load_state_dict(self._states(own, part_of))
+        own = self.division.own_state(dict(state), self._groups(), self.model_weights)
+        self.adamw.load_state_dict(own)
 
     def close(self) -> None:
         """Let go of the model."""
