@@ -1,5 +1,7 @@
 """What holds on a GPU; left out where there is none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -79,6 +81,27 @@ def test_a_run_learns_and_resumes(make_source, make_documents, tmp_path, lora):
     _, after = run(resume=True)
     assert len(after) == 12
     assert after == pytest.approx(losses[20:], rel=0.02)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-bf16"])
+@pytest.mark.parametrize(("batch", "micro"), [(4, 4), (4, 2), (6, 4)])  # one micro-batch, two, two or one
+def test_recorded_steps_are_the_plain_ones(make_source, make_documents, tmp_path, optimizer, batch, micro):
+    found = {}
+    for recorded in (False, True):
+        choice = TrainingChoice(
+            epochs=6, learning_rate=2e-3, optimizer=optimizer, cuda_graphs=recorded, checkpoint_every=99
+        )
+        model, events = build().to(CUDA, torch.bfloat16), []
+        objective = replace(causal_objective(model), longest=19)
+        assert objective.recordable
+        fit(
+            model, objective, make_source(make_documents(18), batch, micro), [], choice=choice, seed=1,
+            directory=tmp_path / str(recorded), recipe_digest="r", device=CUDA, on_metrics=events.append,
+        )  # fmt: skip
+        found[recorded] = [event["loss"] for event in events if event["kind"] == "step"]
+        assert not [event["text"] for event in events if "kernel by kernel" in event.get("text", "")]
+    assert found[True][-1] < found[True][0] - 0.3
+    assert found[True] == pytest.approx(found[False], rel=0.03)
 
 
 @pytest.mark.parametrize("keeping", ["none", "selective", "full", "offload"])
