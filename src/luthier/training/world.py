@@ -215,7 +215,7 @@ def together(
     cuda = kind == "cuda"
     device = torch.device(kind, local) if cuda else torch.device(kind)
     if cuda:
-        torch.cuda.init()  # says in words where there is none
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # says in words where there is none
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
