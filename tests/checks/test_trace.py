@@ -185,6 +185,21 @@ def test_packed_bases_and_compiled_layers_of_our_trainer(method: Method, compile
     assert lighter == pytest.approx(expected, rel=0.01, abs=linear * 0.015)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-bf16", "adamw-8bit", "paged-adamw-8bit"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_states_and_gradients_are_those_of_the_optimiser(optimizer: Any, parts: int) -> None:
+    config = CONFIG | {"num_hidden_layers": 2}
+    shape = TrainingShape(
+        micro_batch_size=1, sequence_length=64, batch_size=parts, optimizer=optimizer, trained_share=0.5
+    )
+    found = whole(trace_step(StepRequest(config=config, method=Full(), shape=shape)), 2, expandable=True)
+    formula = training_memory(architecture_from_config(config), Full(), shape, dtype="bfloat16")
+    assert found.allocated == pytest.approx(formula.peak.total, rel=0.01)
+    held = {phase.name: phase.parts for phase in formula.phases}["optimizer"]
+    for part in ("optimizer", "gradients"):
+        assert found.phases["optimizer"][part] == pytest.approx(held[part], rel=0.01), part
+
+
 @pytest.mark.parametrize(
     ("mode", "compiled", "recomputed"),
     [("selective", True, None), ("offload", True, None), ("offload", False, None), ("full", True, 2)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -25,10 +26,12 @@ from luthier.schema.base import Record
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, QLora, TrainingChoice
 from luthier.sizing.activations import OURS
+from luthier.sizing.states import BLOCK, LEAST_IN_EIGHT_BITS, LEAST_PAGED
 from luthier.sizing.training import narrow_gradients
 from luthier.training.losses import linear_cross_entropy
 from luthier.training.optimizer import Optimizer
 
+IN_EIGHT_BITS = ("adamw-8bit", "paged-adamw-8bit")
 _TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -68,7 +71,7 @@ def trace_step(request: StepRequest) -> Timeline:
     timeline = Timeline()
     recorder = Recorder(timeline, HIDDEN)
     full = isinstance(request.method, Full)
-    optimizer = Optimizer(model, TrainingChoice(learning_rate=1e-4))
+    optimizer = Optimizer(model, _choice(request.shape))
     for parameter in model.parameters():
         recorder.add(parameter.data, "adapters" if parameter.requires_grad and not full else "weights")
     for buffer in model.buffers():
@@ -83,7 +86,7 @@ def trace_step(request: StepRequest) -> Timeline:
     for name, weight in optimizer.model_weights.items():
         named = _name_gradient(recorder, optimizer, optimizer.masters[name])
         weight.register_post_accumulate_grad_hook(named)  # type: ignore[no-untyped-call]
-    update = StatesOnly(list(optimizer.masters.values()))
+    update = _States(list(optimizer.masters.values()), request.shape.optimizer)
     optimizer.gradients.single = narrow_gradients(OURS, request.shape)
     for _ in range(2):
         timeline.allocate(CUBLAS[request.hopper], "workspace")
@@ -187,6 +190,33 @@ def _name_gradient(recorder: Recorder, optimizer: Optimizer, master: Tensor) -> 
 
 def _model(request: StepRequest) -> tuple[Any, Head | None]:
     """The model on meta, adapted and in training, with its head over the vocabulary where it writes text."""
+def _choice(shape: TrainingShape) -> TrainingChoice:
+    """The settings of an optimiser that can be made without a GPU and holds the same masters."""
+    name = "adamw" if shape.optimizer in IN_EIGHT_BITS else shape.optimizer
+    return TrainingChoice(learning_rate=1e-4, optimizer=name)
+
+
+class _States(StatesOnly):
+    """Both moments of each weight, as its optimiser keeps them."""
+
+    def __init__(self, parameters: Iterable[Tensor], name: str) -> None:
+        super().__init__(parameters)
+        self.name = name
+
+    def step(self) -> None:
+        if self.states or self.name not in IN_EIGHT_BITS:
+            super().step()
+            return
+        for weight in self.parameters:
+            if weight.numel() < LEAST_IN_EIGHT_BITS:
+                self.states += [torch.zeros_like(weight) for _ in range(2)]
+                continue
+            blocks = -(-weight.numel() // BLOCK)
+            self.states += [torch.zeros(blocks, device=weight.device) for _ in range(2)]
+            if self.name == "adamw-8bit" or weight.numel() < LEAST_PAGED:
+                self.states += [torch.zeros_like(weight, dtype=torch.uint8) for _ in range(2)]
+
+
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     config = _config(CONFIG_MAPPING, request)
