@@ -84,8 +84,8 @@ def test_a_run_learns_and_resumes(make_source, make_documents, tmp_path, lora):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-bf16"])
-@pytest.mark.parametrize(("batch", "micro"), [(4, 4), (4, 2), (6, 4)])  # one micro-batch, two, two or one
-def test_recorded_steps_are_the_plain_ones(make_source, make_documents, tmp_path, optimizer, batch, micro):
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 2), (6, 4)])  # one micro-batch, two, two or one
+def test_recorded_steps_are_the_plain_ones(make_source, make_documents, tmp_path, optimizer, sizes):
     found = {}
     for recorded in (False, True):
         choice = TrainingChoice(
@@ -95,7 +95,7 @@ def test_recorded_steps_are_the_plain_ones(make_source, make_documents, tmp_path
         objective = replace(causal_objective(model), longest=19)
         assert objective.recordable
         fit(
-            model, objective, make_source(make_documents(18), batch, micro), [], choice=choice, seed=1,
+            model, objective, make_source(make_documents(18), *sizes), [], choice=choice, seed=1,
             directory=tmp_path / str(recorded), recipe_digest="r", device=CUDA, on_metrics=events.append,
         )  # fmt: skip
         found[recorded] = [event["loss"] for event in events if event["kind"] == "step"]
