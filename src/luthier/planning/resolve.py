@@ -141,7 +141,7 @@ class _Resolver:
         tokens, steps = self._amount(together)
         self._kernels(steps)
         shape = self._copied(self._cut(together, texts))
-        self._launches(shape)
+        shape = self._launches(shape)
         self._intervals(steps)
         evaluation = self._evaluation()
         question = self._question(tokens)
@@ -440,13 +440,15 @@ class _Resolver:
                 hint="set training.compile: true, or training.activation_checkpointing: full",
             )
 
-    def _launches(self, shape: TrainingShape) -> None:
-        """Whether the kernels of a micro-batch are launched one by one."""
+    def _launches(self, shape: TrainingShape) -> TrainingShape:
+        """Whether the kernels of a micro-batch are launched one by one: the shape that says so."""
         compiled = bool(self.value("training.compile"))
         check_graphs(self.given, self.device, compiled=compiled)
-        if self.device == "cuda":
-            pays, why = records(self.given, self.arch, shape, self.hardware, compiled=compiled)
-            self.derive("training.cuda_graphs", pays, why)
+        if self.device != "cuda":
+            return shape
+        pays, why = records(self.given, self.arch, shape, self.hardware, compiled=compiled)
+        recorded = self.derive("training.cuda_graphs", pays, why)
+        return shape.model_copy(update={"recorded": bool(recorded)})
 
     def _evaluation(self) -> EvaluationShape:
         """How many prompts are answered at once."""
