@@ -67,6 +67,11 @@ def encoder() -> None:
     check_model(recipe(), SimpleNamespace(causal=False, model_type="bert"))  # type: ignore[arg-type]
 
 
+def headless() -> None:
+    """A decoder that was saved as an embedder or a classifier."""
+    check_model(recipe(), SimpleNamespace(causal=True, head=False))  # type: ignore[arg-type]
+
+
 def yes_or_no() -> None:
     """An encoder that is asked for a word."""
     from luthier.models.rerank import read_rerank_settings
@@ -86,6 +91,7 @@ def unmarked() -> None:
 
 REFUSED: tuple[tuple[str, Callable[[], object]], ...] = (
     ("an encoder for chat or text generation", encoder),
+    ("an embedder or classifier made of a decoder, for chat or text generation", headless),
     ("multi-class classification to GGUF", planned(ONE, export={"gguf": ["Q8_0"]})),
     ("multi-label classification to GGUF", planned("multi-label-classification", export={"gguf": ["Q8_0"]})),
     ("reranking to GGUF", planned("reranking", export={"gguf": ["Q8_0"]})),

@@ -180,6 +180,28 @@ def test_unknown_type_is_checked_against_its_weights() -> None:
         architecture_from_config(LLAMA_8B, total_parameters=8_030_261_247)
 
 
+def test_a_decoder_saved_without_its_head_is_counted_without(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+
+    config = LlamaConfig(
+        vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, num_labels=3, tie_word_embeddings=False,
+    )  # fmt: skip
+    for made in (LlamaModel(config), LlamaForSequenceClassification(config)):
+        made.save_pretrained(tmp_path / type(made).__name__)
+        found = architecture_of(tmp_path / type(made).__name__)
+        assert not found.head
+        assert found.other_parameters == (96 if hasattr(made, "score") else 0)
+        assert count_parameters(found).total == sum(weight.numel() for weight in made.parameters())
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "writes")
+    assert architecture_of(tmp_path / "writes").head
+    torn = tmp_path / "LlamaModel" / "config.json"
+    words = json.loads(torn.read_text())
+    torn.write_text(json.dumps({**words, "architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(Unsupported, match="fewer than the shape"):
+        architecture_of(torn.parent)
+
+
 def test_saved_folder_is_read_by_its_headers(tmp_path) -> None:  # type: ignore[no-untyped-def]
     np = pytest.importorskip("numpy")
     save = pytest.importorskip("safetensors.numpy").save_file

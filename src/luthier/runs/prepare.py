@@ -185,6 +185,12 @@ def check_model(recipe: Recipe, architecture: Architecture) -> None:
             hint="choose a decoder (`luthier models --purpose chat`), or set task to what encoders do: "
             "multi-class-classification, multi-label-classification, similarity or reranking",
         )
+    if spec_of(recipe.task).answers == "chat" and not architecture.head:
+        raise Unsupported(
+            f"{recipe.model.id} was saved without an output matrix over its vocabulary, as embedders and "
+            f"classifiers are: it cannot write text, which {recipe.task} asks for",
+            hint="choose the model that it was made from, or a task that needs no text",
+        )
 
 
 def with_labels(recipe: Recipe, data: LoadedData) -> Recipe:
