@@ -14,6 +14,7 @@ from luthier.schema.recipe import Recipe
 FULL = {"method": {"name": "full"}}
 NEW = {"model": {"id": "m", "new_tokens": ["<a>"]}}
 PAIRS = {"preference": {"loss": "dpo"}}
+AWAY = {"offload_parameters": True}
 AT_ONCE = {"update_in_backward": True, "max_grad_norm": 0}
 
 
@@ -35,6 +36,13 @@ def recipe(training: dict[str, Any], **sections: Any) -> Recipe:
         (AT_ONCE | {"optimizer": "paged-adamw-8bit"}, FULL, Unsupported, "not tested"),
         (AT_ONCE | {"devices": 2}, FULL, Unsupported, "all devices"),
         ({"ema": 0.9, "devices": 2, "parallel": {"tensor": 2}}, FULL, Unsupported, "parallel.tensor"),
+        (AWAY, FULL, Unsupported, "weights that are trained"),
+        (AWAY, {"task": "similarity"}, Unsupported, "not for similarity"),
+        (AWAY, PAIRS, Unsupported, "preference pairs"),
+        (AWAY | {"devices": 2}, {}, Unsupported, "each device"),
+        (AWAY | {"activation_checkpointing": "none"}, {}, Unsupported, "keeps for its backward pass"),
+        (AWAY | {"recomputed_layers": 3}, {}, Unsupported, "keeps for its backward pass"),
+        (AWAY | {"cuda_graphs": True}, {}, Unsupported, "recorded"),
         ({}, NEW | {"task": "similarity"}, Unsupported, "models that write"),
         ({}, NEW | {"vision": {}}, Unsupported, "a model that sees"),
         ({}, NEW | PAIRS, Unsupported, "preference pairs"),
@@ -59,6 +67,7 @@ def test_refused_with_a_way_out(
         (AT_ONCE | {"batch_size": 8, "micro_batch_size": 8}, FULL),
         ({"ema": 0.9, "devices": 2}, FULL),
         ({"devices": 2, "parallel": {"replicate": 2}}, NEW),
+        (AWAY | {"activation_checkpointing": "offload"}, NEW),
     ],
 )
 def test_what_goes_together_passes(training: dict[str, Any], sections: dict[str, Any]) -> None:

@@ -116,6 +116,7 @@ def test_nothing_is_left_open_and_each_value_has_a_source() -> None:
         for name, value in done.training
         if value is None
         and name not in ("max_steps", "patience", "recomputed_layers", "ema", "parallel", "cuda_graphs")
+        and name != "offload_parameters"
     ]
     assert open_keys == []
     assert done.model.dtype == "float32"
@@ -322,3 +323,38 @@ def test_selective_checkpointing_brings_compiled_layers() -> None:
     refused = recipe(training=TrainingChoice.model_validate(few | {"compile": False}))
     with pytest.raises(RecipeError, match="selective needs compiled layers"):
         resolve(refused, arch=LLAMA_8B, hardware=RTX_4090, profile=PROFILE)
+
+
+def test_frozen_weights_wait_on_the_host_where_nothing_else_fits() -> None:
+    big = parse_hardware("a100")
+    card = big.accelerators[0].model_copy(update={"memory_free": 10 * GIB})
+    tight = big.model_copy(update={"accelerators": (card,)})
+
+    def plan(machine: Hardware, **training: object) -> Resolved:
+        asked = recipe(training=training)
+        return resolve(asked, arch=LLAMA_8B, hardware=machine, profile=PROFILE)
+
+    roomy = plan(big)
+    assert roomy.recipe.training.offload_parameters is None
+    found = plan(tight)
+    training = found.recipe.training
+    assert training.offload_parameters is True
+    assert training.activation_checkpointing in ("full", "offload")
+    assert training.cuda_graphs is not True
+    said = found.recipe.sources["training.offload_parameters"]
+    assert "reads the frozen weights twice from the host" in said
+    assert found.estimate.tensors.expected < 10 * GIB
+    assert any("wait in the host's memory" in one for one in found.estimate.assumptions)
+    slow, fast = found.estimate.seconds, roomy.estimate.seconds
+    assert slow is not None
+    assert fast is not None
+    assert slow.expected > fast.expected
+    with pytest.raises(DoesNotFit):
+        plan(tight, offload_parameters=False)
+    poor = tight.model_copy(update={"memory_free": 12 * GIB})
+    with pytest.raises(DoesNotFit, match="offload_parameters"):
+        plan(poor, offload_parameters=True)
+    with pytest.raises(DoesNotFit, match="even one row at a time"):
+        plan(poor)
+    with pytest.raises(Unsupported, match="offload_parameters"):
+        plan(LAPTOP, offload_parameters=True)

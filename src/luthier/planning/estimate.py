@@ -17,10 +17,10 @@ from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, PADDED, PADDED_ON_
 from luthier.sizing.calibration import CONTEXT_HOPPER, RESERVED
 from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
+from luthier.sizing.offload import bringing_seconds, on_device, waiting
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import rate_of
 from luthier.sizing.states import paged_bytes, update_flops
-from luthier.sizing.step_time import STEP_SOURCE, step_time
 from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase, resident, training_memory
 from luthier.sizing.vision import tower_flops
 
@@ -35,8 +35,6 @@ COMMUNICATION = 600 * MIB
 FORMULA_BAND = 0.05
 """Half-width of the formula's band on a GPU, as a share."""
 HOST_BAND = 0.10
-FASTER, SLOWER = 0.8, 1.3
-"""Band of a time that is counted part by part: hosts that launch kernels differ by as much."""
 DIVIDED = "states sharded over"
 """How the assumption begins that says so."""
 STEPS_TO_COMPILE = 50
@@ -97,6 +95,8 @@ def estimate_training(
     )
     if evaluation is not None:
         held = resident(arch, count_parameters(arch), method, dtype, used, shape.optimizer)
+        if shape.offload_parameters:
+            held = on_device(held, arch, method, BYTES[dtype])
         judged = evaluation_phase(arch, evaluation, held, dtype=dtype, cuda=device == "cuda")
         memory = TrainingMemory((*memory.phases, judged), memory.trainable, memory.total)
     if device == "cuda":
@@ -124,12 +124,10 @@ def estimate_training(
     each = flops.total + tower_flops(arch, shape)
     work = each * tokens + update_flops(arch, shape.optimizer) * steps
     seconds = rate.seconds(work) if rate is not None else None
-    source = rate.source if rate is not None else None
-    if gpu is not None and dtype == "bfloat16":
-        step = step_time(arch, method, shape, gpu, measured=matrix_rate)
-        if step is not None:
-            middle = step.total * steps
-            seconds, source = Range(low=middle * FASTER, expected=middle, high=middle * SLOWER), STEP_SOURCE
+    if seconds is not None and shape.offload_parameters:
+        seconds = _beside_copies(
+            seconds, bringing_seconds(arch, method, shape, gpu, element=BYTES[dtype], tokens=tokens)
+        )
     found = Estimate(
         phases=phases,
         tensors=tensors,
@@ -146,10 +144,12 @@ def estimate_training(
             *_assumptions(shape, device, gpu, dtype),
             *_kept_wide(arch, method, dtype),
             *_paged(arch, method, shape),
-            *((source,) if source else ()),
+            *_waiting(arch, method, shape, dtype),
+            *((rate.source,) if rate else ()),
         ),
     )
-    if corrections is None or shape.shard > 1:  # measured were models that one device holds
+    # Measured were models that one device holds.
+    if corrections is None or shape.shard > 1 or shape.offload_parameters:
         return found
     return corrections.correct(found, arch, method, shape, dtype)
 
@@ -202,6 +202,26 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
         tokens=-(-tokens // shape.devices),
         device=device,
         dtype=shape.dtype,
+    )
+
+
+def _beside_copies(seconds: Range, copying: float) -> Range:
+    """Time of computing and copying beside each other: that of the slower, whose link may be half as fast."""
+    return Range(
+        low=max(seconds.low, copying),
+        expected=max(seconds.expected, copying),
+        high=max(seconds.high, 2 * copying),
+    )
+
+
+def _waiting(arch: Architecture, method: Method, shape: TrainingShape, dtype: str) -> tuple[str, ...]:
+    """Words for frozen weights that are not on the device."""
+    if not shape.offload_parameters:
+        return ()
+    found = waiting(arch, method, BYTES[dtype])
+    return (
+        f"{found.total / 2**30:.1f} GiB of frozen weights wait in the host's memory, "
+        f"{2 * found.largest / 2**30:.2f} GiB of them on the device at a time",
     )
 
 

@@ -64,4 +64,6 @@ def _never(recipe: Recipe, *, compiled: bool) -> str | None:
         return "noise is drawn anew for each micro-batch"
     if training.activation_checkpointing == "offload":
         return "inputs that wait in the host's memory are not recorded"
+    if training.offload_parameters:
+        return "copies of weights that wait in the host's memory are not recorded"
     return None

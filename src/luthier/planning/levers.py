@@ -33,12 +33,19 @@ def check_levers(recipe: Recipe) -> None:
         _check_updates(recipe)
     if recipe.model.new_tokens:
         _check_new_tokens(recipe)
+    if recipe.training.offload_parameters and (why := why_not_offloaded(recipe)) is not None:
+        raise Unsupported(f"training.offload_parameters: {why[0]}", hint=why[1])
     if training.devices > 1:
         _check_shared(recipe)
 
 
 def check_units(recipe: Recipe, hardware: Hardware, device: str) -> None:
-    """Refuse types that the device's matrix units do not take. Errors: Unsupported."""
+    """Refuse types and kinds of memory that the device does not have. Errors: Unsupported."""
+    if recipe.training.offload_parameters and device != "cuda":
+        raise Unsupported(
+            "training.offload_parameters leaves weights in the host's memory, where a CPU has all of them",
+            hint="leave training.offload_parameters out",
+        )
     if not isinstance(recipe.method, Lora) or recipe.method.base != "float8":
         return
     gpu = hardware.accelerators[0] if device == "cuda" else None
@@ -48,6 +55,34 @@ def check_units(recipe: Recipe, hardware: Hardware, device: str) -> None:
             f"{'a CPU' if gpu is None else gpu.name} has not (Ada, Hopper and newer have)",
             hint="leave method.base out, or use method.name: qlora to save memory",
         )
+
+
+def why_not_offloaded(recipe: Recipe) -> tuple[str, str] | None:
+    """Why the layers' frozen weights cannot wait in the host's memory, with a way out; None if they can."""
+    training, out = recipe.training, "leave training.offload_parameters out"
+    if not isinstance(recipe.method, Lora):
+        return (
+            "weights that are trained change at every step, with gradients and states as large as they are",
+            f"method.name: lora or qlora, or {out}",
+        )
+    if recipe.task not in ("chat", "text-generation") or recipe.preference is not None:
+        return f"it is done for chat and text generation without preference pairs, not for {recipe.task}", out
+    if recipe.vision is not None:
+        return "it is not done for a model that sees", out
+    if training.devices > 1:
+        return (
+            "each device would keep all weights in the host's memory",
+            "training.parallel.shard divides them over the devices instead",
+        )
+    kept = training.activation_checkpointing
+    if kept not in (None, "full", "offload") or training.recomputed_layers is not None:
+        return (
+            "what a layer keeps for its backward pass would hold its weights on the GPU",
+            "set training.activation_checkpointing: full (or offload), for all layers",
+        )
+    if training.cuda_graphs:
+        return "copies of weights cannot be recorded", "leave training.cuda_graphs out"
+    return None
 
 
 def _check_updates(recipe: Recipe) -> None:

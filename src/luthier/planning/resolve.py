@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luthier.catalog.index import index
 from luthier.catalog.purposes import spec_of, tunes_preferences
-from luthier.errors import RecipeError
+from luthier.errors import DoesNotFit, RecipeError
 from luthier.planning.correction import Corrections
 from luthier.planning.division import check_division, divided_along
 from luthier.planning.estimate import Device, compiles, device_of, estimate_training, evaluation_seconds
 from luthier.planning.launching import check_graphs, records
-from luthier.planning.layout import answers_do_not_fit, choose, over_devices
-from luthier.planning.levers import check_levers, check_units
-from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit
+from luthier.planning.layout import Layout, answers_do_not_fit, choose, over_devices
+from luthier.planning.levers import check_levers, check_units, why_not_offloaded
+from luthier.planning.solver import GIB, HOST_SHARE, Question, copies_to_products, demand_host, does_not_fit
 from luthier.planning.together import check_devices, why_not_divided
 from luthier.schema.base import Range
 from luthier.schema.data_profile import LengthProfile
@@ -309,15 +311,25 @@ class _Resolver:
             added_up=self.devices > 1,
             ema=self.given.training.ema is not None,
             background_checkpoints=bool(self.given.training.background_checkpoints),
+            offload_parameters=bool(self.given.training.offload_parameters),
             log_probs=tunes_preferences(self.given),
             extra_forwards=self._reference_passes(),
         )
         question = self._question(1)
-        layout = choose(
-            question, wanted, devices=self.devices, given=self.given.training.parallel,
+        pick = partial(
+            choose, question, devices=self.devices, given=self.given.training.parallel,
             dividable=why_not_divided(self.given) is None,
             micro_fixed=micro is not None, checkpointing_fixed=mode is not None,
         )  # fmt: skip
+        if wanted.offload_parameters:
+            demand_host(question)
+        try:
+            layout = pick(wanted)
+        except DoesNotFit as error:
+            found = self._waiting(question, wanted, pick)
+            if found is None:
+                raise error from None
+            layout = found
         shape = layout.shape
         if self.devices > 1:
             self.values["training.parallel"] = layout.sizes
@@ -345,6 +357,30 @@ class _Resolver:
             else f"without it the step would not fit {question.budget / GIB:.1f} GiB, or run slower",
         )
         return shape
+
+    def _waiting(
+        self, question: Question, wanted: TrainingShape, pick: Callable[[TrainingShape], Layout]
+    ) -> Layout | None:
+        """The cut with frozen weights in the host's memory; None if they may not be, or that fits no more."""
+        asked = self.given.training.offload_parameters
+        if asked is not None or self.device != "cuda" or why_not_offloaded(self.given) is not None:
+            return None
+        try:
+            demand_host(question)
+            layout = pick(wanted.model_copy(update={"offload_parameters": True}))
+        except DoesNotFit:
+            return None
+        copies = copies_to_products(question, layout.shape)
+        beside = "which takes no longer than the products"
+        if copies > 1:
+            beside = f"which makes a step take about {copies:.1f} times as long"
+        self.derive(
+            "training.offload_parameters",
+            True,
+            f"nothing else fits {question.budget / GIB:.1f} GiB: each micro-batch reads the frozen weights "
+            f"twice from the host, {beside}",
+        )
+        return layout
 
     def _copied(self, shape: TrainingShape) -> TrainingShape:
         """Whether the host's memory has room for a copy of what a checkpoint holds."""

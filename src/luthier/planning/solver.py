@@ -12,6 +12,12 @@ from luthier.schema.estimate import Estimate, TrainingShape
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora
+from luthier.sizing.activations import OURS
+from luthier.sizing.flops import training_flops
+from luthier.sizing.offload import bringing_seconds, host_bytes
+from luthier.sizing.parameters import count_parameters
+from luthier.sizing.speed import rate_of
+from luthier.sizing.training import BYTES, resident
 
 GPU_SHARE = 0.97
 """Share of a GPU's free memory that a run may take."""
@@ -112,6 +118,20 @@ def memory_budget(hardware: Hardware, device: Device) -> int:
     return int(hardware.memory_free * HOST_SHARE)
 
 
+def demand_host(question: Question) -> None:
+    """Refuse frozen weights that the host's memory has no room for. Errors: DoesNotFit."""
+    count, element = count_parameters(question.arch), BYTES[question.dtype]
+    held = resident(question.arch, count, question.method, question.dtype, OURS)
+    needed = host_bytes(question.arch, question.method, element, resident=held.weights)
+    room = int(question.hardware.memory_free * HOST_SHARE)
+    if needed > room:
+        raise DoesNotFit(
+            f"frozen weights that wait in the host's memory (training.offload_parameters) need "
+            f"{needed / GIB:.1f} GiB there, and {room / GIB:.1f} GiB are free",
+            hint="method.name: qlora holds them in a quarter; or a machine with more memory",
+        )
+
+
 def largest_step(question: Question, shape: TrainingShape, *, micro_fixed: bool = False,
                  checkpointing_fixed: bool = False) -> TrainingShape:  # fmt: skip
     """The fastest cut of a step that fits: micro-batch and checkpointing are chosen, the rest is kept.
@@ -132,7 +152,8 @@ def largest_step(question: Question, shape: TrainingShape, *, micro_fixed: bool 
 def _cuts(shape: TrainingShape, micro_fixed: bool, checkpointing_fixed: bool) -> Iterator[TrainingShape]:
     batch = shape.batch_size or shape.micro_batch_size
     micros = [shape.micro_batch_size] if micro_fixed else [m for m in range(batch, 0, -1) if batch % m == 0]
-    modes = [shape.activation_checkpointing] if checkpointing_fixed else ["none", "full"]
+    derived = ["full", "offload"] if shape.offload_parameters else ["none", "full"]
+    modes = [shape.activation_checkpointing] if checkpointing_fixed else derived
     for mode in modes:
         for micro in micros:
             yield shape.model_copy(update={"micro_batch_size": micro, "activation_checkpointing": mode})
@@ -148,12 +169,31 @@ def step_speed(question: Question, shape: TrainingShape) -> float:
     if shape.recomputed_layers is not None and recomputes:
         again = min(1.0, shape.recomputed_layers / question.arch.layers)
         share = 1 / (1 + again * (1 / SLOWER_WITH_CHECKPOINTING - 1))
+    if shape.offload_parameters:
+        share /= max(1.0, copies_to_products(question, shape))
     if shape.shard == 1:
         return busy * share
     gathers = {"layer": 2.0, "backward": 1.0, "step": 1.0 / shape.accumulation}[shape.reshard]
     if isinstance(question.method, QLora):
         gathers *= IN_FOUR_BITS
     return 1 / (1 / (busy * share) + gathers * GATHER_TOKENS[question.device] / tokens)
+
+
+def copies_to_products(question: Question, shape: TrainingShape) -> float:
+    """Time in which a micro-batch's frozen weights are brought from the host, over that of its products."""
+    gpu = question.hardware.accelerators[0] if question.hardware.accelerators else None
+    rate = rate_of(question.hardware, question.device, measured=question.matrix_rate, dtype=question.dtype)
+    if rate is None:
+        return 1.0
+    length = shape.mean_length or shape.sequence_length
+    tokens = round(shape.micro_batch_size * length)
+    element = BYTES[question.dtype]
+    copying = bringing_seconds(question.arch, question.method, shape, gpu, element=element, tokens=tokens)
+    each = training_flops(
+        question.arch, question.method, length=length / shape.documents, trained_share=shape.trained_share,
+        checkpointing=True,
+    )  # fmt: skip
+    return copying / rate.seconds(each.total * tokens).expected
 
 
 def longest_sequence(question: Question, shape: TrainingShape, *, most: int) -> int | None:
@@ -198,6 +238,14 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         away = shape.model_copy(update={"activation_checkpointing": "offload"})
         what = "layers' inputs in the host's memory"
         consider(what, "training.activation_checkpointing=offload", question, away, 0)
+    alone = question.device == "cuda" and shape.shard == 1
+    if alone and not isinstance(question.method, Full) and not (shape.offload_parameters or shape.padded):
+        waits = base.model_copy(
+            update={"offload_parameters": True, "activation_checkpointing": "full", "recomputed_layers": None}
+        )
+        what = "frozen weights in the host's memory, two layers on the GPU at a time"
+        noticed = 2 if copies_to_products(question, waits) > 1 else 0
+        consider(what, "training.offload_parameters=true", question, waits, noticed)
     if shape.optimizer == "adamw" and question.device == "cuda" and shape.shard == 1:
         eight = shape.model_copy(update={"optimizer": "adamw-8bit"})
         consider("moments in eight bits", "training.optimizer=adamw-8bit", question, eight, 1)

@@ -78,6 +78,8 @@ class TrainingShape(Record):
     patches_per_token: float = 0.0
     """Patches of all rows over their tokens, for time."""
     activation_checkpointing: Literal["none", "selective", "full", "offload"] = "none"
+    offload_parameters: bool = False
+    """Whether the layers' frozen weights wait in the host's memory, two layers on the device at a time."""
     recomputed_layers: int | None = None
     """How many layers that holds for; None: all. The others keep everything."""
     compiled: bool = False

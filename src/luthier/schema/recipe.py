@@ -430,6 +430,9 @@ class TrainingChoice(Record):
     activation_checkpointing: Literal["none", "selective", "full", "offload"] | None = None
     """What the backward pass computes again: nothing, all but matrix products and attention (compiled layers
     only), whole layers, or whole layers whose inputs wait in the host's memory; derived from memory."""
+    offload_parameters: bool | None = None
+    """Whether the layers' frozen weights wait in the host's memory and come to the GPU one layer ahead (LoRA
+    and QLoRA, layers computed again); derived: where nothing else fits."""
     recomputed_layers: int | None = Field(None, ge=0)
     """How many layers, from the first, activation_checkpointing holds for; all when not given."""
     compile: bool | None = None

@@ -206,6 +206,10 @@ def training_memory(
     held = resident(
         arch, count, method, dtype, kernels, shape.optimizer, narrow=narrow_gradients(kernels, shape)
     )
+    if shape.offload_parameters:
+        from luthier.sizing.offload import on_device
+
+        held = on_device(held, arch, method, BYTES[dtype])
     if shape.shard > 1:
         held, gathered = divided(held, arch, method, shape, dtype=dtype, kernels=kernels)
     element = 4 if kernels.wide_residual else BYTES[dtype]

@@ -29,13 +29,14 @@ from luthier.models.merge_files import FilesMerge, files_merge, without_weights
 from luthier.models.merging import merge_and_compare, probe, write_and_compare
 from luthier.models.new_tokens import grow, train_rows
 from luthier.models.packed import demand_float8, pack_base, packing_of
+from luthier.models.streamed import settle_on_host, stream_layers
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Full, Lora, Recipe, without_masters
 from luthier.schema.results import EvalResult, ParityCheck, TrainResult
 from luthier.tasks.parallel import take_part
 from luthier.tasks.warm import start_from_adapter
 from luthier.training import checkpoint
-from luthier.training.layers import train_all_but
+from luthier.training.layers import layers_of, train_all_but
 from luthier.training.loop import BatchSource, Control, Metrics, fit, selected_checkpoint
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import put_weights
@@ -102,7 +103,9 @@ class ModelTask(ABC):
         self.recipe, self.directory = recipe, model_directory
         self.tokenizer: FileTokenizer = tokenizer
         self.device = torch.device(device)
-        self.home = torch.device("cpu") if divided else self.device
+        self.streams = bool(recipe.training.offload_parameters)
+        """Whether the layers' frozen weights wait in the host's memory while the model is used."""
+        self.home = torch.device("cpu") if divided or self.streams else self.device
         """Where the weights are read to."""
         self.base_digest = weights_digest(model_directory, cache=cache)
         self.model: Any = None
@@ -213,6 +216,8 @@ class ModelTask(ABC):
                 train_rows(self.model, list(self.tokenizer.new_tokens), dtype=dtype)
             if self.recipe.method.init_from is not None:
                 start_from_adapter(self.model, Path(self.recipe.method.init_from), whole=self.whole)
+        if self.streams:
+            stream_layers(self.model, layers_of(self.model), self.device)
 
     def ensure_base(self) -> None:
         """Read the weights again where training or merging has overwritten them."""
@@ -362,6 +367,7 @@ class ModelTask(ABC):
         """
         assert self.trained_digest is not None, "load_trained comes first"
         directory.mkdir(parents=True, exist_ok=True)
+        settle_on_host(self.model)
         streams = self.merges_files and isinstance(self.recipe.method, Lora) and not self.merged
         streams = streams and not self.recipe.model.trust_remote_code  # its code would have to go along
         streamed = files_merge(self.model, self.directory) if streams else None

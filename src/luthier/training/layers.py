@@ -3,16 +3,20 @@
 ``none`` keeps what the backward pass reads. ``selective`` keeps the results of matrix products and of
 attention and computes the rest again, which costs no matrix product. ``full`` keeps a layer's input
 alone and runs the layer again. ``offload`` is ``full`` with the inputs in the host's memory.
+
+A layer whose frozen weights wait in the host's memory has them on the device while it runs, forwards and
+backwards (``streamed``, see `Held`). What it keeps for its backward pass would hold them there, so that only
+``full`` and ``offload`` go with it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +51,13 @@ KEPT = (
 )
 _GRAPHS = 64
 """Graphs of one layer at most: kinds of layers x modes."""
+
+
+class Held(Protocol):
+    """Where a layer's frozen weights are: on the device within the blocks (`models.streamed`)."""
+
+    def forward(self, *, again: bool = False) -> AbstractContextManager[None]: ...
+    def backward(self) -> AbstractContextManager[None]: ...
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -104,7 +115,7 @@ def prepared(
     that holds for; all when None, and the others keep everything. compiled: one graph for all layers of
     a kind, whatever the number of tokens; only where gradients are asked for, so that an evaluation
     makes no graphs of its own. backend: torch.compile's. A model that marks no layers runs as it is,
-    which ``say`` is told.
+    which ``say`` is told. Raises Unsupported where weights wait on the host and a layer keeps anything.
     """
     layers = layers_of(model)
     clock = CompileClock()
@@ -115,6 +126,13 @@ def prepared(
     with _graphs(compiled):
         for index, layer in enumerate(layers):
             kept: Keeping = keeping if index < many else "none"
+            held: Held | None = layer.__dict__.get("streamed")
+            if held is not None and kept not in ("full", "offload"):
+                raise Unsupported(
+                    "training.offload_parameters: what a layer keeps for its backward pass would hold its "
+                    "weights on the device",
+                    hint="set training.activation_checkpointing: full (or offload), for all layers",
+                )
             if not compiled and kept == "none":
                 continue
             if hasattr(layer, "set_modules_to_forward_prefetch"):
@@ -124,7 +142,7 @@ def prepared(
                 # The slot that nn.Module.compile fills: it is called in place of the layer's own forward,
                 # whichever way a version of transformers puts its own recomputation around that.
                 run = layer._call_impl
-                layer._compiled_call_impl = _Call(run, kept, backend if compiled else None, clock)
+                layer._compiled_call_impl = _Call(run, kept, backend if compiled else None, clock, held)
         try:
             yield clock
         finally:
@@ -188,21 +206,27 @@ class _Call:
     """What runs in a layer's place."""
 
     def __init__(
-        self, plain: Callable[..., Any], keeping: Keeping, backend: str | None, clock: CompileClock
+        self,
+        plain: Callable[..., Any],
+        keeping: Keeping,
+        backend: str | None,
+        clock: CompileClock,
+        held: Held | None = None,
     ) -> None:
-        self.plain, self.keeping, self.clock = plain, keeping, clock
+        self.plain, self.keeping, self.clock, self.held = plain, keeping, clock, held
         run = plain
-        if keeping in ("selective", "full"):
+        if keeping in ("selective", "full") and held is None:
             run = partial(_recomputed, plain, keeping == "selective")
         if backend is not None:
             run = torch.compile(run, backend=backend)
-        if keeping == "offload":
-            run = partial(_offloaded, run)
+        if keeping == "offload" or held is not None:
+            run = partial(_offloaded, run, held, keeping == "offload")
         self.run, self.compiled = run, backend is not None
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return self.plain(hidden, *args, **kwargs)
+            with nullcontext() if self.held is None else self.held.forward(again=True):
+                return self.plain(hidden, *args, **kwargs)
         if not self.compiled:
             return self.run(hidden, *args, **kwargs)
         if not hidden.requires_grad:
@@ -257,32 +281,45 @@ def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
 
 
 class _Offloaded(torch.autograd.Function):
-    """A layer whose input waits in the host's memory until the backward pass runs the layer again."""
+    """A layer that the backward pass runs again; its input waits for that, in the host's memory if ``away``.
+
+    held: where the layer's frozen weights are meanwhile, if not on the device.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, anchor: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(  # noqa: PLR0917 (autograd passes by place)
+        ctx: Any,
+        hidden: Tensor,
+        anchor: Tensor,
+        run: Callable[[Tensor], Tensor],
+        held: Held | None,
+        away: bool,
+    ) -> Tensor:
         del anchor
-        ctx.run, ctx.device = run, hidden.device
+        ctx.run, ctx.device, ctx.held = run, hidden.device, held
         ctx.generators = torch.get_rng_state(), _cuda_state(hidden.device)
-        host = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=hidden.is_cuda)
-        host.copy_(hidden, non_blocking=True)
-        ctx.save_for_backward(host)
-        with torch.no_grad():
+        kept = hidden
+        if away:
+            kept = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=hidden.is_cuda)
+            kept.copy_(hidden, non_blocking=True)
+        ctx.save_for_backward(kept)
+        with torch.no_grad(), nullcontext() if held is None else held.forward():
             return run(hidden)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (host,) = ctx.saved_tensors
-        hidden = host.to(ctx.device, non_blocking=True).requires_grad_(True)
+        (kept,) = ctx.saved_tensors
+        hidden = kept.detach().to(ctx.device, non_blocking=True).requires_grad_(True)
         states = torch.get_rng_state(), _cuda_state(ctx.device)
         _set_states(ctx.device, *ctx.generators)
-        try:
-            with torch.enable_grad():
-                out = ctx.run(hidden)
-        finally:
-            _set_states(ctx.device, *states)
-        torch.autograd.backward(out, grads[0])
-        return hidden.grad, None, None
+        with nullcontext() if ctx.held is None else ctx.held.backward():
+            try:
+                with torch.enable_grad():
+                    out = ctx.run(hidden)
+            finally:
+                _set_states(ctx.device, *states)
+            torch.autograd.backward(out, grads[0])
+        return hidden.grad, None, None, None, None
 
 
 def _cuda_state(device: torch.device) -> Tensor | None:
@@ -295,8 +332,10 @@ def _set_states(device: torch.device, host: Tensor, cuda: Tensor | None) -> None
         torch.cuda.set_rng_state(cuda, device)
 
 
-def _offloaded(run: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Run a layer keeping its input in the host's memory; layers return one tensor or a tuple of one."""
+def _offloaded(
+    run: Callable[..., Any], held: Held | None, away: bool, hidden: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """Run a layer keeping its input alone; layers return one tensor or a tuple of one."""
     shape: list[bool] = []
 
     def only(states: Tensor) -> Tensor:
@@ -309,5 +348,5 @@ def _offloaded(run: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: An
     # call the backward pass, also for the first layer above frozen embeddings.
     anchor = torch.empty(0, device=hidden.device, requires_grad=True)
     apply: Any = _Offloaded.apply
-    out = apply(hidden, anchor, only)
+    out = apply(hidden, anchor, only, held, away)
     return (out,) if shape[0] else out

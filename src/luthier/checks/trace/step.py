@@ -104,6 +104,8 @@ def _not_traced(shape: TrainingShape) -> str | None:
         return f"training.optimizer: {shape.optimizer}"
     if shape.update_in_backward:
         return "training.update_in_backward"
+    if shape.offload_parameters:
+        return "training.offload_parameters"
     return "training.ema" if shape.ema else None
 
 

@@ -1,0 +1,171 @@
+"""Frozen weights that come one layer ahead: the same answers and gradients, and what is where when."""
+
+import pytest
+import torch
+import transformers
+
+from luthier.errors import Unsupported
+from luthier.models.lora import adapted as adapted_layers
+from luthier.models.lora import add_lora, merge
+from luthier.models.packed import pack_base
+from luthier.models.streamed import LEAST, settle_on_host, stream_layers
+from luthier.schema.recipe import Lora, QLora, TrainingChoice
+from luthier.training.layers import layers_of, prepared
+from luthier.training.optimizer import Optimizer
+
+METHODS = {
+    "lora": Lora(rank=4),
+    "dora": Lora(rank=4, dora=True, dropout=0.2),
+    "qlora": QLora(rank=4),
+    "float8": Lora(rank=4, base="float8"),
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def every_weight_waits(monkeypatch):
+    """Tiny models have no weights that are worth it."""
+    monkeypatch.setattr("luthier.models.streamed.LEAST", 512)
+
+
+def adapted(tiny, family, method):
+    model = tiny(family)
+    pack_base(model, method)
+    add_lora(model, method, seed=1)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return model
+
+
+def batch():
+    return torch.randint(3, 160, (2, 17), generator=torch.Generator().manual_seed(9))
+
+
+def step(model, keeping, compiled=False):
+    """Loss and gradients of one pass in training."""
+    model.train()
+    torch.manual_seed(4)
+    ids = batch()
+    with prepared(model, keeping=keeping, compiled=compiled, backend="aot_eager"):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return loss.detach(), found
+
+
+@pytest.mark.parametrize("keeping", ["full", "offload"])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_those_of_weights_that_stay(tiny, family, method, keeping):
+    expected_loss, expected = step(adapted(tiny, family, METHODS[method]), keeping)
+    model = adapted(tiny, family, METHODS[method])
+    chain = stream_layers(model, layers_of(model), CPU)
+    seen = []
+
+    def look(layer, _args):
+        """A layer's frozen tensors stand in one of the places while it runs."""
+        for tensor in layer.base_tensors():
+            if tensor.numel() * tensor.element_size() >= 512:
+                inside = [
+                    place.data_ptr() <= tensor.data_ptr() < place.data_ptr() + place.numel()
+                    for place in chain.places
+                ]
+                seen.append(any(inside))
+
+    for _, layer in list(adapted_layers(model)):
+        layer.register_forward_pre_hook(look)
+    loss, found = step(model, keeping)
+    assert len(seen) >= 2 * 2 * 7
+    assert all(seen)
+    assert torch.equal(loss, expected_loss)
+    assert found.keys() == expected.keys()
+    for name, grad in found.items():
+        assert torch.equal(grad, expected[name]), name
+    # Two layers: each is brought once forwards and both are still there backwards.
+    assert chain.copies == 2
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_compiled_layers_take_streamed_weights(tiny, method):
+    expected_loss, expected = step(adapted(tiny, "llama", METHODS[method]), "full")
+    model = adapted(tiny, "llama", METHODS[method])
+    stream_layers(model, layers_of(model), CPU)
+    loss, found = step(model, "full", compiled=True)
+    assert torch.allclose(loss, expected_loss, atol=1e-5)
+    for name, grad in found.items():
+        assert torch.allclose(grad, expected[name], atol=1e-5, rtol=1e-4), name
+
+
+def test_two_places_serve_any_number_of_layers(tiny):
+    config = tiny("llama").config
+    config.num_hidden_layers = 5
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    add_lora(model, Lora(rank=2), seed=1)
+    ids = batch()
+    before = model(ids).logits
+    parameters = {id(one): one.data_ptr() for one in model.parameters()}
+    chain = stream_layers(model, layers_of(model), CPU)
+    assert len(chain.places) == 2
+    assert sum(place.numel() for place in chain.places) == 2 * max(chain.sizes)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, before)
+    # Five layers, and the first again for the next pass.
+    assert chain.copies == 6
+    assert sorted(chain.holds) == [0, 4]
+    waiting = [part for parts in chain.parts for part in parts]
+    assert len(waiting) == 5 * 7
+    for parts, host in zip(chain.parts, chain.host, strict=True):
+        first, last = host.data_ptr(), host.data_ptr() + host.numel()
+        assert all(first <= part.tensor.data_ptr() < last for part in parts)
+    assert {id(one) for one in model.parameters()} == parameters.keys()
+    began = chain.copies
+    found = step(model, "full")
+    # Forwards five, the first of which was there; backwards all but the two that still were.
+    assert chain.copies - began == 4 + 3
+    settle_on_host(model)
+    expected = step(model, "full")
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(grad, expected[1][name]) for name, grad in found[1].items())
+
+
+def test_what_a_layer_keeps_would_hold_its_weights(tiny):
+    model = adapted(tiny, "llama", METHODS["lora"])
+    stream_layers(model, layers_of(model), CPU)
+    for settings in ({"keeping": "none"}, {"keeping": "full", "recomputed": 1}):
+        with pytest.raises(Unsupported, match="offload_parameters"), prepared(model, **settings):
+            pass
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_trained_model_settles_and_merges_as_any_other(tiny, method):
+    model, other = (adapted(tiny, "qwen3", METHODS[method]) for _ in range(2))
+    stream_layers(model, layers_of(model), CPU)
+    for one in (model, other):
+        optimizer = Optimizer(one, TrainingChoice(learning_rate=1e-2))
+        ids = batch()
+        with prepared(one, keeping="full"):
+            one(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step(1e-2)
+    ids = batch()
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, other(ids).logits)
+        assert settle_on_host(model)
+        assert not settle_on_host(model)
+        assert torch.equal(model(ids).logits, other(ids).logits)
+        merge(model)
+        merge(other)
+        assert torch.equal(model(ids).logits, other(ids).logits)
+
+
+def test_small_tensors_stay(tiny, monkeypatch):
+    monkeypatch.setattr("luthier.models.streamed.LEAST", LEAST)
+    model = adapted(tiny, "llama", METHODS["lora"])
+    chain = stream_layers(model, layers_of(model), CPU)
+    assert chain.sizes == [0, 0]
+    with torch.no_grad():
+        model(batch())
