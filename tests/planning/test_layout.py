@@ -253,6 +253,20 @@ def test_parts_along_other_sides_are_counted(side: str) -> None:
     assert found.estimate.tensors.expected < whole.estimate.tensors.expected
 
 
+def test_launches_are_recorded_where_each_device_has_the_whole_model() -> None:
+    asked = {"devices": 2, "batch_size": 2, "sequence_length": 64, "compile": True}
+    small = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    whole = resolved(small, "full", "2xh100", **asked).recipe.training
+    assert (whole.parallel, whole.cuda_graphs) == (Parallel(replicate=2, shard=1), True)
+    given = {**asked, "parallel": {"replicate": 2}, "cuda_graphs": True}
+    assert resolved(small, "full", "2xh100", **given).recipe.training.cuda_graphs is True
+    with pytest.raises(Unsupported, match="divided over devices are not recorded"):
+        resolved(small, "full", "2xh100", **{**given, "parallel": {"shard": 2}})
+    kept = resolved(small, "full", "2xh100", **asked, parallel={"reshard": "step"})
+    assert kept.recipe.training.cuda_graphs is False
+    assert "not recorded" in kept.recipe.sources["training.cuda_graphs"]
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_base_in_four_bits_is_divided_too(method: str) -> None:
     shared = {"devices": 2, "parallel": {"shard": 2}}

@@ -17,6 +17,7 @@ LAUNCHING, LAUNCHING_ADAPTERS = 2.5e-3, 6e-3
 """Seconds of the host for one layer of a micro-batch, without adapters and with."""
 REACHED = 0.4
 """Share of the datasheet's rate that products reach."""
+DIVIDED = "weights or rows that are divided over devices are not recorded"
 
 
 def check_graphs(recipe: Recipe, device: str, *, compiled: bool) -> None:
@@ -30,7 +31,7 @@ def records(
     recipe: Recipe, arch: Architecture, shape: TrainingShape, hardware: Hardware, *, compiled: bool
 ) -> tuple[bool, str]:
     """Whether recording pays on a CUDA device, and why."""
-    if why := _never(recipe, compiled=compiled):
+    if why := _never(recipe, compiled=compiled) or (DIVIDED if shape.shard > 1 else None):
         return False, why
     flops = hardware.accelerators[0].bf16_flops if hardware.accelerators else None
     if not flops:
@@ -56,8 +57,9 @@ def _never(recipe: Recipe, *, compiled: bool) -> str | None:
         return "only compiled layers are recorded"
     if spec_of(recipe.task).answers != "chat" or tunes_preferences(recipe):
         return "only next-token losses are recorded"
-    if training.devices > 1 and training.parallel is not None:
-        return "weights or rows that are divided over devices are not recorded"
+    sizes = training.parallel.sizes(training.devices) if training.parallel is not None else {}
+    if any(size > 1 for name, size in sizes.items() if name != "replicate"):
+        return DIVIDED
     if training.update_in_backward:
         return "updates in the backward pass are not recorded"
     if training.neftune_alpha or (isinstance(method, Lora) and method.dropout):
