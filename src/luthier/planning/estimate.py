@@ -21,6 +21,7 @@ from luthier.sizing.offload import bringing_seconds, on_device, waiting
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import rate_of
 from luthier.sizing.states import paged_bytes, update_flops
+from luthier.sizing.step_time import STEP_SOURCE, step_time
 from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase, resident, training_memory
 from luthier.sizing.vision import tower_flops
 
@@ -35,6 +36,8 @@ COMMUNICATION = 600 * MIB
 FORMULA_BAND = 0.05
 """Half-width of the formula's band on a GPU, as a share."""
 HOST_BAND = 0.10
+FASTER, SLOWER = 0.8, 1.3
+"""Band of a time that is counted part by part: hosts that launch kernels differ by as much."""
 DIVIDED = "states sharded over"
 """How the assumption begins that says so."""
 STEPS_TO_COMPILE = 50
@@ -124,6 +127,12 @@ def estimate_training(
     each = flops.total + tower_flops(arch, shape)
     work = each * tokens + update_flops(arch, shape.optimizer) * steps
     seconds = rate.seconds(work) if rate is not None else None
+    source = rate.source if rate is not None else None
+    if gpu is not None and dtype == "bfloat16":
+        step = step_time(arch, method, shape, gpu, measured=matrix_rate)
+        if step is not None:
+            middle = step.total * steps
+            seconds, source = Range(low=middle * FASTER, expected=middle, high=middle * SLOWER), STEP_SOURCE
     if seconds is not None and shape.offload_parameters:
         seconds = _beside_copies(
             seconds, bringing_seconds(arch, method, shape, gpu, element=BYTES[dtype], tokens=tokens)
@@ -145,7 +154,7 @@ def estimate_training(
             *_kept_wide(arch, method, dtype),
             *_paged(arch, method, shape),
             *_waiting(arch, method, shape, dtype),
-            *((rate.source,) if rate else ()),
+            *((source,) if source else ()),
         ),
     )
     # Measured were models that one device holds.

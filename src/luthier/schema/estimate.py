@@ -84,10 +84,10 @@ class TrainingShape(Record):
     """How many layers that holds for; None: all. The others keep everything."""
     compiled: bool = False
     """Whether layers are compiled, which keeps less and needs more at once."""
-    padded: bool = False
-    """Whether rows lie side by side, padded to the longest, with a mask: where a text is read as a whole."""
     recorded: bool = False
     """Whether the kernels of a micro-batch are recorded and launched at once (CUDA graphs), for time."""
+    padded: bool = False
+    """Whether rows lie side by side, padded to the longest, with a mask: where a text is read as a whole."""
     compared: int = 0
     """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
     shard: int = 1
@@ -98,12 +98,12 @@ class TrainingShape(Record):
     """Whose states stand beside the trained weights."""
     update_in_backward: bool = False
     """Whether each weight is updated, and its gradient dropped, as soon as the gradient is there."""
+    added_up: bool = False
+    """Whether the gradients of several devices are added up, in fp32."""
     ema: bool = False
     """Whether a moving average of the trained weights stands beside them, in fp32."""
     background_checkpoints: bool = False
     """Whether a copy of what a checkpoint holds stays in the host's memory."""
-    added_up: bool = False
-    """Whether the gradients of several devices are added up, in fp32."""
     log_probs: bool = False
     """Whether the loss reads the log-probability of each token (pairs of answers), so that logits are made
     again in the backward pass."""

@@ -190,8 +190,6 @@ def _name_gradient(recorder: Recorder, optimizer: Optimizer, master: Tensor) -> 
     return hook
 
 
-def _model(request: StepRequest) -> tuple[Any, Head | None]:
-    """The model on meta, adapted and in training, with its head over the vocabulary where it writes text."""
 def _choice(shape: TrainingShape) -> TrainingChoice:
     """The settings of an optimiser that can be made without a GPU and holds the same masters."""
     name = "adamw" if shape.optimizer in IN_EIGHT_BITS else shape.optimizer
@@ -219,6 +217,8 @@ class _States(StatesOnly):
                 self.states += [torch.zeros_like(weight, dtype=torch.uint8) for _ in range(2)]
 
 
+def _model(request: StepRequest) -> tuple[Any, Head | None]:
+    """The model on meta, adapted and in training, with its head over the vocabulary where it writes text."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     config = _config(CONFIG_MAPPING, request)
