@@ -33,7 +33,7 @@ os.environ.setdefault("LUTHIER_TIMEOUT", "90")
 
 from grid_build import batches_of, build, objective_of, skeleton
 from grid_children import run
-from grid_more import Further, cost, every_row, kind_of, tiny_rows
+from grid_more import Further, Gathered, cost, every_row, kind_of, tiny_rows
 
 from luthier.schema.recipe import Parallel, TrainingChoice
 
@@ -109,7 +109,8 @@ def measure(row: Row, rank: int, meeting: str, alone: bool) -> dict[str, Any]:
         world = ALONE
         if devices > 1:
             assert isinstance(row, Further)
-            parallel = Parallel(shard=row.shard)
+            kept = row.reshard if isinstance(row, Gathered) else None
+            parallel = Parallel(shard=row.shard, reshard=kept)
             address = f"file://{meeting}"
             world = held.enter_context(
                 together(rank, devices, device.type, local=rank, address=address, parallel=parallel)

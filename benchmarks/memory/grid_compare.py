@@ -18,7 +18,7 @@ from statistics import mean, median
 from typing import Any
 
 from compare import ESTIMATORS, GUIDE_C, accelerate_says, plot, transformer_math
-from grid_more import ALL, Further, every_row, kind_of, tiny_rows
+from grid_more import ALL, Further, Gathered, every_row, kind_of, tiny_rows
 from grid_predict import architecture, estimate, formula
 from grid_rows import METHODS, Row
 
@@ -175,6 +175,7 @@ def brief(row: Row) -> str:
         words += [f"{row.texts} texts"] * (row.texts > 1) + ["uneven"] * row.ragged
         words += [f"{row.image} pixels, tower {row.tower}"] * bool(row.image)
         words += [f"2 GPUs, shard {row.shard}"] * (row.devices > 1)
+        words += [f"kept for a {row.reshard}"] * isinstance(row, Gathered)
     return " ".join(words)
 
 

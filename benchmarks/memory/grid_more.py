@@ -196,6 +196,17 @@ class Further(Row):
         return super().shape.model_copy(update=changed)
 
 
+@dataclass(frozen=True)
+class Gathered(Further):
+    """A row whose divided weights stay gathered (``training.parallel.reshard``)."""
+
+    reshard: Literal["layer", "backward", "step"] = "layer"
+
+    @property
+    def shape(self) -> TrainingShape:
+        return super().shape.model_copy(update={"reshard": self.reshard})
+
+
 def kind_of(row: Row) -> str:
     """The row's kind, for ``--kind``: chat, long, reading, vision, ragged or sharded."""
     if not isinstance(row, Further):
@@ -254,6 +265,8 @@ def sharded_rows() -> Iterator[Further]:
     yield Further("Qwen2.5-14B", "lora", 2, 2048, "full", devices=2, shard=2)
     yield Further("Qwen2.5-1.5B", "full", 4, 1024, devices=2)
     yield Further("Qwen3-8B", "qlora", 2, 2048, "full", compiled=False, devices=2, shard=2)
+    yield Gathered("Qwen3-8B", "lora", 2, 2048, accumulation=4, devices=2, shard=2, reshard="step", steps=13)
+    yield Gathered("Qwen2.5-3B", "full", 2, 2048, accumulation=2, devices=2, shard=2, reshard="backward")
 
 
 def tiny_rows() -> Iterator[Row]:
@@ -276,6 +289,7 @@ def tiny_rows() -> Iterator[Row]:
     yield Further("tiny", "lora", 2, 128, compiled=False, devices=2, shard=2)
     yield Further("tiny", "full", 2, 128, compiled=False, accumulation=2, devices=2, shard=2)
     yield Further("tiny", "full", 2, 128, compiled=False, devices=2)
+    yield Gathered("tiny", "lora", 2, 128, compiled=False, accumulation=2, devices=2, shard=2, reshard="step")
 
 
 def every_row() -> list[Row]:
