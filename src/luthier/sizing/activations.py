@@ -211,7 +211,9 @@ class Layer:
         if arch.latent_attention is not None:
             kept += (arch.latent_attention.query_rank + arch.latent_attention.kv_rank) * (4 + e)
             kv = q
-        if arch.qk_norm:
+        if arch.qk_norm and self.kernels.layers != "plain":
+            kept += (q + kv) * e + 4 * (heads + kv_heads)  # as they are, and one number a head
+        elif arch.qk_norm:
             kept += (q + kv) * (4 + (e if isinstance(self.method, Full) else 0))
         if arch.gated_attention:
             kept += 2 * q * e
