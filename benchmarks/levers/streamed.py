@@ -18,6 +18,7 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,7 @@ from luthier.training.layers import layers_of  # noqa: E402
 from luthier.training.world import ALONE  # noqa: E402
 
 
-def new_tokens(name: str) -> dict[int, tuple[int, ...]]:
-    """Two tokens after a shape's last one, and what they were before."""
-    size = SHAPES[name].vocab_size
-    return {size: (5, 9), size + 1: (7, 11, 30)}
-
-
-def predicted(row: dict[str, str], *, away: bool, new: bool) -> float:
+def predicted(row: dict[str, str], *, away: bool, new: Sequence[int]) -> float:
     """Peak of the tensors in the closed form, GB."""
     arch = architecture_from_config(SHAPES[row["model"]].to_dict())
     length = min(int(row["length"]), int(row["tokens"]))
@@ -56,8 +51,9 @@ def predicted(row: dict[str, str], *, away: bool, new: bool) -> float:
         activation_checkpointing="full", compiled=row["compile"] == "1", offload_parameters=away,
     )  # fmt: skip
     cuda = torch.cuda.is_available()
+    method = QLora() if row["method"] == "qlora" else Lora()
     memory = training_memory(
-        with_new_tokens(arch, new_tokens(row["model"]) if new else ()), QLora() if row["method"] == "qlora" else Lora(), shape,
+        with_new_tokens(arch, new), method, shape,
         dtype="bfloat16", kernels=kernels_for("cuda" if cuda else "cpu", "bfloat16", compiled=shape.compiled),
         hopper=cuda and torch.cuda.get_device_capability() >= (9, 0), cuda=cuda,
     )  # fmt: skip
@@ -83,10 +79,13 @@ def rate(chain: Any) -> float:
     return size / (time.perf_counter() - began) / 1e9
 
 
-def measured(model: Any, row: dict[str, str], device: torch.device, **said: Any) -> dict[str, Any]:
+def measured(
+    model: Any, row: dict[str, str], device: torch.device, new: Sequence[int], **said: Any
+) -> dict[str, Any]:
     found = step.measure(model, row, str(device), ALONE)
-    foretold = predicted(row, away=said["away"], new=said["new_tokens"])
+    foretold = predicted(row, away=said["away"], new=new)
     kept = ("step_ms", "tokens_per_second", "allocated_gb", "loss", "first_step_s", "notes")
+    said = {**said, "new_tokens": len(new)}
     return {**said, **{key: found[key] for key in kept}, "predicted_gb": foretold}
 
 
@@ -122,24 +121,21 @@ def main() -> None:
         }  # fmt: skip
         rows = [row | {"tokens": tokens, "length": str(min(2048, int(tokens)))} for tokens in asked.tokens]
         model = step.adapted(row, str(device))
-        before = logits(model, device)
         if not asked.away_only:
             for one in rows:
-                put(**measured(model, one, device, method=method, tokens=one["tokens"], away=False,
-                               new_tokens=False))  # fmt: skip
-            for name, weight in model.named_parameters():
-                if name.endswith("lora_B"):
-                    weight.data.zero_()  # as it began, so that logits can be compared
+                put(**measured(model, one, device, (), method=method, tokens=one["tokens"], away=False))
+        new: tuple[int, ...] = ()
         if asked.new_tokens:
-            grow(model, new_tokens(asked.model))
-            train_rows(model, list(new_tokens(asked.model)))
-            before = logits(model, device)
-            put(**measured(model, rows[0], device, method=method, tokens=rows[0]["tokens"], away=False,
-                           new_tokens=True))  # fmt: skip
-            for name, weight in model.named_parameters():
-                if name.endswith("lora_B"):
-                    weight.data.zero_()
-            before = logits(model, device)
+            size = SHAPES[asked.model].vocab_size
+            new = (size, size + 1)
+            grow(model, {new[0]: (5, 9), new[1]: (7, 11, 30)})
+            train_rows(model, new)
+            put(**measured(model, rows[0], device, new, method=method, tokens=rows[0]["tokens"], away=False))
+            SHAPES[asked.model].vocab_size = size
+        for name, weight in model.named_parameters():
+            if name.endswith("lora_B"):
+                weight.data.zero_()  # as it began, so that logits can be compared
+        before = logits(model, device)
         began = time.perf_counter()
         chain = streamed.stream_layers(model, layers_of(model), device)
         gc.collect()
@@ -153,8 +149,7 @@ def main() -> None:
         put(method=method, moving_s=moving, logits_apart=apart, held_gb=held, waiting_gb=waiting,
             gb_s=rate(chain))  # fmt: skip
         for one in rows:
-            put(**measured(model, one, device, method=method, tokens=one["tokens"], away=True,
-                           new_tokens=asked.new_tokens))  # fmt: skip
+            put(**measured(model, one, device, new, method=method, tokens=one["tokens"], away=True))
         del model, chain, before
         gc.collect()
 
