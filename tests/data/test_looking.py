@@ -88,7 +88,7 @@ def test_a_recipes_task_and_held_out_rows_are_checked(tmp_path: Path) -> None:
     assert (report.format, report.read, report.dropped) == ("multi-class", 21, {"missing-label": 1})
     assert found(report)["leakage"] == ("a.jsonl:4",)
     assert found(report)["prompt-leakage"] == ("a.jsonl:5",)
-    wrong = check(("a.jsonl",), base=tmp_path, purpose="similarity")
+    wrong = check(("a.jsonl",), base=tmp_path, purpose="reranking")
     assert (wrong.kept, wrong.dropped) == (0, {"unknown-shape": 21})
 
 
