@@ -89,7 +89,7 @@ def test_what_the_recipe_says_is_kept() -> None:
     ("model", "method", "machine", "training", "wanted"),
     [
         ("Qwen/Qwen3-8B", "full", "2xh200", {"micro_batch_size": 4}, "layer"),  # no room
-        ("Qwen/Qwen3-8B", "full", "2xh200", {"micro_batch_size": 2}, "backward"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "full", "2xh200", {"micro_batch_size": 4}, "backward"),
         ("Qwen/Qwen2.5-3B", "full", "2xh200", {"micro_batch_size": 2}, "step"),
         ("Qwen/Qwen2.5-3B", "full", "2xh200", {"micro_batch_size": 8}, "backward"),  # one a step
     ],
