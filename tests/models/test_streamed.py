@@ -169,3 +169,40 @@ def test_small_tensors_stay(tiny, monkeypatch):
     assert chain.sizes == [0, 0]
     with torch.no_grad():
         model(batch())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("keeping", ["full", "offload"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_copies_beside_computing_on_a_gpu(tiny, method, keeping):
+    config = tiny("llama").config
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 6, 512, 1024
+    found = []
+    for away in (False, True):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config).to("cuda", torch.bfloat16)
+        pack_base(model, METHODS[method])
+        add_lora(model, METHODS[method], seed=1)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.endswith("lora_B"):
+                    weight.normal_(0, 0.02, generator=torch.Generator("cuda").manual_seed(len(name)))
+        ids = torch.randint(3, 160, (4, 512), generator=torch.Generator().manual_seed(9)).cuda()
+        if away:
+            chain = stream_layers(model, layers_of(model), torch.device("cuda"))
+            assert all(part.tensor.device.type == "cpu" for parts in chain.parts for part in parts)
+        for _ in range(4):
+            model.zero_grad()
+            with prepared(model.train(), keeping=keeping):
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+        grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        with torch.no_grad():
+            found.append((loss.detach(), grads, model.eval()(ids).logits))
+    (loss, grads, logits), (other_loss, other_grads, other_logits) = found
+    assert torch.equal(loss, other_loss)
+    assert torch.equal(logits, other_logits)
+    assert grads.keys() == other_grads.keys()
+    for name, grad in grads.items():  # attention's backward pass adds up in any order there
+        near = 2e-2 * float(grad.abs().max())
+        assert torch.allclose(grad, other_grads[name], atol=near, rtol=0), name

@@ -10,14 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chat_run import fitted
 from luthier.data.load import load_splits
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
-from luthier.errors import Interrupted
 from luthier.models.load import load_causal
 from luthier.schema.protocols import Splits
 from luthier.schema.recipe import Recipe
 from luthier.tasks.registry import load_task
-from luthier.training.checkpoint import load_weights
 from tiny import chat, save_tiny_model
 from tiny_encoders import rows_of
 
@@ -51,23 +50,6 @@ def made(folder: Path, model: Path, method: str, **training: Any) -> tuple[Recip
     )  # fmt: skip
     tokenizer = load_tokenizer(model, new_tokens=NEW)
     return recipe, load_splits(recipe, tokenizer, base=folder, sequence_length=64).splits, tokenizer
-
-
-def fitted(task: Any, splits: Splits, run: Path, stop_after: int | None = None) -> dict[str, Any]:
-    steps: list[int] = []
-
-    def ask() -> Any:
-        steps.append(1)
-        return "stop" if len(steps) == stop_after else None
-
-    words: dict[str, Any] = {"recipe_digest": "d", "on_metrics": lambda _: None, "control": ask}
-    task.splits = splits
-    if stop_after is None:
-        task.fit(splits, run, **words)
-    else:
-        with pytest.raises(Interrupted):
-            task.fit(splits, run, **words)
-    return dict(load_weights(max((run / "checkpoints").iterdir())))
 
 
 @pytest.mark.parametrize("method", METHODS)

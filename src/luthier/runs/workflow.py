@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 WITHOUT_EFFECT = (
     "devices", "nodes", "parallel", "keep_last", "background_checkpoints", "trackers", "profile_steps",
+    "offload_parameters",
 )  # fmt: skip
 """Settings of training that change neither weights nor scores: a run may go on with others."""
 
