@@ -11,10 +11,11 @@ from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import CausalObjective, causal_objective
 from luthier.training import checkpoint
-from luthier.training.loop import fit, selected_checkpoint
+from luthier.training.loop import fit
 from luthier.training.neftune import lengths_of, noisy
 from luthier.training.optimizer import Optimizer
 from luthier.training.rounding import RoundedAdamW
+from luthier.training.selection import selected_checkpoint
 
 CHOICE = TrainingChoice(
     epochs=2, learning_rate=3e-3, batch_size=4, micro_batch_size=4, sequence_length=32, weight_decay=0.1,

@@ -10,8 +10,10 @@ from luthier.errors import CheckpointError, DataError, Interrupted
 from luthier.models.lora import adapted, add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import CausalObjective, causal_objective
-from luthier.training.loop import fit, selected_checkpoint, total_steps
+from luthier.training.loop import fit
 from luthier.training.optimizer import learning_rate
+from luthier.training.selection import selected_checkpoint
+from luthier.training.source import total_steps
 
 CHOICE = TrainingChoice(
     epochs=2, learning_rate=3e-3, batch_size=4, micro_batch_size=2, sequence_length=32, weight_decay=0.1,

@@ -36,11 +36,14 @@ from luthier.schema.results import EvalResult, ParityCheck, TrainResult
 from luthier.tasks.parallel import take_part
 from luthier.tasks.warm import start_from_adapter
 from luthier.training import checkpoint
+from luthier.training.events import Metrics
 from luthier.training.layers import layers_of, train_all_but
-from luthier.training.loop import BatchSource, Control, Metrics, fit, selected_checkpoint
+from luthier.training.loop import Control, fit
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import put_weights
+from luthier.training.selection import selected_checkpoint
 from luthier.training.sharding import at_once, divide
+from luthier.training.source import BatchSource
 from luthier.training.world import ALONE, World
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from luthier.tasks.base import ModelTask, Rows, Told
 from luthier.tasks.batches import RowBatches, validation_batches
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.glimpses import Glimpses
-from luthier.training.loop import Metrics
+from luthier.training.events import Metrics
 from luthier.training.objective import MicroBatch, Objective
 from luthier.training.world import World
 

@@ -34,7 +34,7 @@ from luthier.tasks.base import Rows, Told
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.chat import ChatTask
 from luthier.tasks.pairs import PairBatches, PairObjective
-from luthier.training.loop import Metrics
+from luthier.training.events import Metrics
 from luthier.training.objective import MicroBatch, Objective
 
 REFERENCE = "reference.safetensors"

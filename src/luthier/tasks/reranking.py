@@ -50,8 +50,8 @@ from luthier.tasks.lists import (
     candidates_of,
     with_tokens,
 )
-from luthier.training.loop import BatchSource
 from luthier.training.objective import MicroBatch, Objective
+from luthier.training.source import BatchSource
 
 FLOOR = "floor: words (BM25)"
 SAME_SCORES = {"float32": 1e-4, "bfloat16": 3e-2}

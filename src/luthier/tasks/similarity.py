@@ -41,8 +41,8 @@ from luthier.schema.rows import LabelRow, PairRow, RankingRow, RetrievalSet
 from luthier.tasks.base import TOKENIZER_FILES, ModelTask, Rows, Told
 from luthier.tasks.texts import TextBatches, Texts, VectorObjective, texts_of
 from luthier.tasks.vectors import Reader, check_dimensions, embedder_of, load_embedder, settings_of
-from luthier.training.loop import BatchSource
 from luthier.training.objective import MicroBatch, Objective
+from luthier.training.source import BatchSource
 
 if TYPE_CHECKING:
     import torch

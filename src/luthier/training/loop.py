@@ -2,88 +2,47 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from luthier.errors import CheckpointError, DataError, DoesNotFit, Interrupted, TrainingError
+from luthier.errors import DataError, DoesNotFit, Interrupted, TrainingError
 from luthier.schema.recipe import TrainingChoice
 from luthier.schema.results import TrainResult
 from luthier.training import checkpoint
+from luthier.training.accumulation import Accumulation, updated_already
+from luthier.training.bad_steps import BadStep, BadSteps
 from luthier.training.checkpoint import Position
 from luthier.training.division import WHOLE, Division
 from luthier.training.ema import Average
-from luthier.training.faults import BAD_BATCHES, WINDOW, keep_batch, leaps, not_a_number, some
+from luthier.training.events import Metrics, nobody, note
+from luthier.training.faults import BAD_BATCHES, WINDOW, not_a_number
 from luthier.training.fused import MISSING, kernels
-from luthier.training.guard import Draws, cut, ran_out, units_of
+from luthier.training.guard import ran_out
+from luthier.training.held_out import validation_loss
 from luthier.training.layers import CompileClock, layers_as
-from luthier.training.manifest import CHECKPOINTS, is_whole, step_name, steps
-from luthier.training.memory import PhaseName, PhaseWatch, memory_now
+from luthier.training.manifest import CHECKPOINTS, step_name
+from luthier.training.memory import PhaseWatch, memory_now
 from luthier.training.neftune import noisy
-from luthier.training.objective import MicroBatch, Objective, WholeStep, to_device
+from luthier.training.objective import MicroBatch, Objective
 from luthier.training.optimizer import Optimizer, learning_rate
 from luthier.training.overlap import Overlap
 from luthier.training.profile import StepProfile
 from luthier.training.recorded import Passes
 from luthier.training.saving import Saver
+from luthier.training.selection import selected_step
 from luthier.training.sharding import Divided, Through, at_once, parameters_of
+from luthier.training.source import BatchSource, total_steps
 from luthier.training.world import ALONE, World
 
-Metrics = dict[str, str | int | float | bool | None]
 Control = Callable[[], Literal["stop", "save"] | None]
 WISHES: tuple[Literal["stop", "save"] | None, ...] = (None, "save", "stop")
 """What a run may be asked for, the stronger later."""
-WATCHED_STEPS = 4
-"""Steps of each process whose phases are measured apart; the largest come first in a run."""
-
-
-class BatchSource(Protocol):
-    """Training batches in a fixed order: the same for the same epoch, whenever it is asked for."""
-
-    def steps(self, epoch: int) -> int:
-        """Optimiser steps of an epoch (counted from 0)."""
-
-    def batches(self, epoch: int, step: int) -> Sequence[MicroBatch]:
-        """Micro-batches of one optimiser step of an epoch."""
-
-    def rows(self, epoch: int, step: int) -> Sequence[str]:
-        """Where that step's rows stand, as ``file:line``."""
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """What one optimiser step came to."""
-
-    loss: float
-    grad_norm: float
-    tokens: int
-    trained_tokens: int
-    waited: float
-    """Seconds until the batches were there."""
-
-
-def _nobody(_values: Metrics) -> None:
-    """Listens for the processes that do not speak."""
-
-
-def total_steps(source: BatchSource, choice: TrainingChoice) -> int:
-    """Optimiser steps of the whole run; a part of an epoch counts its first steps."""
-    assert choice.epochs is not None or choice.max_steps is not None
-    if choice.epochs is None:
-        assert choice.max_steps is not None
-        return choice.max_steps
-    whole = math.floor(choice.epochs)
-    total = sum(source.steps(epoch) for epoch in range(whole))
-    if choice.epochs > whole:
-        total += math.ceil(round((choice.epochs - whole) * source.steps(whole), 6))
-    return total if choice.max_steps is None else min(total, choice.max_steps)
 
 
 def fit(
@@ -182,7 +141,7 @@ class _Run:
         self.division, self.divided = division, world.divided
         self.model, self.objective, self.train, self.validation = model, objective, train, validation
         self.choice, self.directory, self.recipe_digest = choice, directory, recipe_digest
-        self.device, self.on_metrics = device, on_metrics if world.first else _nobody
+        self.device, self.on_metrics = device, on_metrics if world.first else nobody
         self.checkpoints = directory / CHECKPOINTS
         self.total = total_steps(train, choice)
         if self.total < 1 or train.steps(0) < 1:
@@ -202,7 +161,6 @@ class _Run:
         checkpoint.seed_everything(seed)
         self.memory = PhaseWatch(device)
         self.memory.phases["load"] = memory_now(device)
-        self.watched = 0
         alone = not (world.sharded or division.side or self.optimizer.in_backward)
         # A layer whose input is on the host runs backward inside another's pass; replayed graphs tell nobody.
         nested = choice.activation_checkpointing == "offload" or bool(choice.offload_parameters)
@@ -210,7 +168,7 @@ class _Run:
         self.overlap: Overlap | None = None
         if early and world.shares > 1:
             self.overlap = Overlap(self.optimizer.model_weights, self.optimizer.masters, world)
-        self.passes = Passes(
+        passes = Passes(
             model,
             objective,
             self.optimizer.masters,
@@ -219,6 +177,11 @@ class _Run:
             say=self.note,
             arriving=self.optimizer.gradients,
         )
+        self.sums = Accumulation(
+            model, objective, choice, self.optimizer, passes=passes, overlap=self.overlap, memory=self.memory,
+            seed=seed, world=world, division=division, through=through, tell=self.on_metrics,
+        )  # fmt: skip
+        self.bad = BadSteps(directory, choice, self.on_metrics, writes=world.first)
         if device.type == "cuda" and kernels() is None:
             self.note(MISSING)
 
@@ -234,7 +197,7 @@ class _Run:
 
     def note(self, text: str) -> None:
         """Say something to whoever reads the metrics."""
-        self.on_metrics({"kind": "note", "text": text})
+        self.on_metrics(note(text))
 
     def compiled(self, clock: CompileClock) -> None:
         """Say what making kernels took, whenever it took something."""
@@ -248,14 +211,14 @@ class _Run:
             text = (
                 f"profile written to {path.relative_to(self.directory)}: open it at https://ui.perfetto.dev"
             )
-            self.on_metrics({"kind": "note", "text": text})
+            self.note(text)
 
     def go_on(self) -> None:
         """Take up the newest whole checkpoint."""
         found = checkpoint.load_newest(
             self.checkpoints,
             recipe_digest=self.recipe_digest,
-            say=lambda text: self.on_metrics({"kind": "note", "text": text}),
+            say=self.note,
         )
         if found is None:
             return
@@ -270,8 +233,9 @@ class _Run:
                 f"the run had {found.position.threads} threads and has {threads} now: "
                 "the last digits may differ from an uninterrupted run"
             )
-            self.on_metrics({"kind": "note", "text": text})
+            self.note(text)
         self.position = replace(found.position, threads=threads)
+        self.sums.halvings = self.position.halvings
         for name, size in found.position.phase_memory.items():
             self.memory.phases[name] = max(size, self.memory.phases.get(name, 0))
         self.saved_step = self.position.step
@@ -286,15 +250,18 @@ class _Run:
             epoch, index = epoch + 1, 0
         rate = learning_rate(now.step, self.total, self.choice)
         self.optimizer.begin(rate)
-        figures = self._gradients(epoch, index)
+        figures = self.sums.gradients(now.step + 1, lambda: self.train.batches(epoch, index))
+        self.position = replace(now, halvings=self.sums.halvings)
         fault = not_a_number(figures.loss, figures.grad_norm)
-        spike = fault is None and self._spike(epoch, index, figures)
+        this = BadStep(now.step + 1, self.train, epoch, index, figures)
         if fault is not None:
-            self._skip(epoch, index, figures, fault)
-        elif not spike:
+            self._skip(this, fault)
+        elif self.bad.leap(this, now.recent):
+            self.sums.forget()
+        else:
             self._update(rate)
-        self._phase("optimizer")
-        self.watched += 1
+        self.sums.phase("optimizer")
+        self.sums.watched += 1
         seconds = time.perf_counter() - began
         good = fault is None
         self.position = replace(
@@ -332,145 +299,9 @@ class _Run:
             }
         )
 
-    def _gradients(self, epoch: int, index: int) -> StepFigures:
-        """The step's gradients, in pieces as small as the memory needs."""
-        began = time.perf_counter()
-        turns = self.world.turns(self.train.batches(epoch, index))
-        waited = time.perf_counter() - began
-        batches = [batch for batch, _ in turns]
-        own = sum(self.objective.weight(batch) for batch, counts in turns if counts)
-        (weight,) = self.world.total(own)
-        self._draw(self.division.draws)
-        while True:
-            draws = Draws.now(self.device)
-            loss, tokens = torch.zeros((), device=self.device), 0
-            if self.overlap is not None:
-                self.overlap.begin()
-            try:
-                loss, tokens = self._accumulate(turns, weight)
-                out = False
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
-                    raise
-                if self.optimizer.in_backward:
-                    raise self._updated_already("memory ran out") from None
-                if self.world.sharded or self.division.side:
-                    # The others wait for this one's part: there is no second try.
-                    raise self._too_much(batches) from None
-                out = True
-            # Out of the block: the error's traceback holds the tensors that did not fit.
-            if self.overlap is not None:
-                self.overlap.end()
-            if not self.world.most(int(out)):
-                break
-            self._shrink(batches)
-            draws.put_back(self.device)
-        if self.world.size > 1 and not self.world.sharded and self.overlap is None:
-            self._add_up()
-        norm = self.optimizer.clip()
-        total, count = self.world.total(loss.item(), tokens)
-        return StepFigures(total, norm.item(), int(count), int(weight), waited)
-
-    def _draw(self, place: int) -> None:
-        """Begin this step's draws anew: a function of step and place, so that nothing need be saved."""
-        if self.world.size > 1:
-            torch.manual_seed(self.seed + 1_000_003 * self.position.step + place)
-
-    def _add_up(self) -> None:
-        """Add the gradients of all processes up; a weight that none of them used stays without one."""
-        self.division.add_up(self.optimizer.masters)
-        masters = list(self.optimizer.masters.values())
-        used = self.world.total(*(float(master.grad is not None) for master in masters))
-        wanted = [master for master, count in zip(masters, used, strict=True) if count]
-        for master in wanted:
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-        self.world.add([master.grad for master in wanted if master.grad is not None])
-
-    def _accumulate(self, turns: Sequence[tuple[MicroBatch, bool]], weight: float) -> tuple[Tensor, int]:
-        """Add up this process's part of the step's mean loss and its gradients; and its tokens."""
-        if self.watched < WATCHED_STEPS:
-            self.memory.start()
-        halvings = self.position.halvings
-        pieces = []
-        if not isinstance(self.objective, WholeStep):
-            pieces = [(piece, counts) for whole, counts in turns for piece in cut(whole, halvings)]
-        self.optimizer.gradients.single = self.optimizer.takes_single and len(pieces) == 1
-        self.passes.begin()
-        total = torch.zeros((), device=self.device)
-        tokens = 0
-        if turns and isinstance(self.objective, WholeStep):
-            batches = [to_device(batch, self.device) for batch, _ in turns]
-            tokens = sum(int((batch.document_ids > 0).sum()) for batch in batches)
-            total = self.objective.step(self.model, batches, max(weight, 1.0))
-            self._phase("backward")
-            return total, tokens
-        for place, (batch, counts) in enumerate(pieces, 1):
-            tokens += int((batch.document_ids > 0).sum()) * counts
-            if isinstance(self.through, Divided):
-                self.through.begin(last=place == len(pieces))
-            if self.overlap is not None and place == len(pieces) and not self.passes.recording:
-                # A recorded backward pass has no hooks, and must not record what is sent in one.
-                self.overlap.arm()
-            total += self.passes(batch, counts / max(weight, 1.0), lambda: self._phase("forward"))
-            self._phase("backward")
-        self.passes.end(settled=self.watched >= WATCHED_STEPS)
-        return total, tokens
-
-    def _shrink(self, batches: Sequence[MicroBatch]) -> None:
-        """Halve what goes through the model at once, and let go of what the step has left behind."""
-        held = memory_now(self.device)
-        self.passes.forget("memory ran out")
-        self._forget_gradients()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        step, halvings = self.position.step + 1, self.position.halvings
-        pieces = [piece for batch in batches for piece in cut(batch, halvings)]
-        count, unit = max(map(units_of, pieces), default=(0, "rows"))
-        if self.world.most(count) < 2:
-            raise DoesNotFit(
-                f"step {step} runs out of memory with one row at a time ({held / 2**30:.2f} GiB held)",
-                hint=self._smaller(batches),
-            )
-        now = -(-count // 2)
-        self.position = replace(self.position, halvings=halvings + 1)
-        event: Metrics = {"step": step, "rows": count, "now": now, "unit": unit, "held": held}
-        self.on_metrics({"kind": "out_of_memory", **event})
-        text = (
-            f"step {step} ran out of memory with {count} {unit} at once, which the plan did not foresee: "
-            f"going on with {now} and twice as many micro-batches; batch and loss stay the same"
-        )
-        self.on_metrics({"kind": "note", "text": text})
-
-    def _too_much(self, batches: Sequence[MicroBatch]) -> DoesNotFit:
-        step, rows = self.position.step + 1, max(int(batch.input_ids.shape[0]) for batch in batches)
-        smaller = f"training.micro_batch_size={rows // 2}; " if rows > 1 else ""
-        return DoesNotFit(
-            f"step {step} runs out of memory on one of the devices that hold the model together",
-            hint=f"{smaller}{self._smaller(batches)}; then luthier train --resume",
-        )
-
-    def _smaller(self, batches: Sequence[MicroBatch]) -> str:
-        """Ways to need less, those first that give up least."""
-        longest = max(int(batch.input_ids.shape[1]) for batch in batches)
-        ways = []
-        if self.choice.activation_checkpointing != "full":
-            ways.append("training.activation_checkpointing=full")
-        ways += [
-            "a smaller method.rank, or method.name=lora instead of full",
-            f"training.sequence_length={max(8, longest // 2)} with data.over_length=truncate",
-            "a smaller model (`luthier recommend`)",
-        ]
-        return "; ".join(ways)
-
-    def _phase(self, name: PhaseName) -> None:
-        if self.watched < WATCHED_STEPS:
-            self.memory.end(name)
-
     def _update(self, rate: float) -> None:
         # Weights that are rounded by chance stay the same in all processes that hold the same ones.
-        self._draw(self.world.size + self.world.place("shard"))
+        self.sums.draw(self.position.step + 1, self.world.size + self.world.place("shard"))
         try:
             self.optimizer.step(rate)
             if self.average is not None:
@@ -485,72 +316,15 @@ class _Run:
                 hint="method.name=lora or a smaller method.rank; a smaller model (`luthier recommend`)",
             ) from None
 
-    def _updated_already(self, what: str) -> TrainingError:
-        """A step that cannot be taken back: some of its weights have changed."""
-        return TrainingError(
-            f"{what} at step {self.position.step + 1}, where training.update_in_backward has changed weights",
-            hint="luthier train --resume goes on from the last checkpoint; without update_in_backward such a "
-            "step is done again in smaller pieces, or left out",
-        )
-
-    def _forget_gradients(self) -> None:
-        self.optimizer.forget()
-        self.model.zero_grad(set_to_none=True)
-
-    def _skip(self, epoch: int, index: int, figures: StepFigures, fault: str) -> None:
+    def _skip(self, bad: BadStep, fault: str) -> None:
         """Leave a step out, weights untouched; end the run when there have been too many."""
         if self.optimizer.in_backward:
-            self._keep(epoch, index, figures, f"the {fault} is not a number")
-            raise self._updated_already(f"the {fault} is not a number")
-        self._forget_gradients()
-        step, skipped = self.position.step + 1, self.position.skipped + 1
-        self.position = replace(self.position, skipped=skipped)
-        rows = list(self.train.rows(epoch, index))
-        kept = self._keep(epoch, index, figures, f"the {fault} is not a number")
-        what = f"the {fault} is not a number at step {step} (rows {some(rows)})"
-        if skipped > self.choice.max_skipped_steps:
-            before = f", after {skipped - 1} steps that were left out" if skipped > 1 else ""
-            raise TrainingError(
-                f"{what}{before}",
-                file=kept,
-                hint="look at these rows, lower training.learning_rate or lengthen training.warmup_share; "
-                "training.max_skipped_steps allows more such steps; luthier train --resume goes on from the "
-                "last checkpoint",
-            )
-        where = "" if kept is None else f", kept in {kept.relative_to(self.directory)}"
-        text = f"{what}: left out, weights untouched{where} ({skipped} of {self.choice.max_skipped_steps})"
-        self.on_metrics({"kind": "note", "text": text})
-
-    def _spike(self, epoch: int, index: int, figures: StepFigures) -> bool:
-        """Note a loss that leaps and keep its batch; whether the step is to be left out for it."""
-        if self.choice.on_spike == "off" or not leaps(figures.loss, self.position.recent):
-            return False
-        skip = self.choice.on_spike == "skip"
-        if skip:
-            self._forget_gradients()
-        step, rows = self.position.step + 1, list(self.train.rows(epoch, index))
-        kept = self._keep(epoch, index, figures, "the loss leaps")
-        path = None if kept is None else str(kept.relative_to(self.directory))
-        self.on_metrics({"kind": "spike", "step": step, "loss": figures.loss, "skipped": skip, "path": path})
-        text = f"the loss leaps to {figures.loss:.3f} at step {step} (rows {some(rows)})"
-        outcome = "left out, weights untouched" if skip else "the step counts"
-        self.on_metrics(
-            {"kind": "note", "text": f"{text}: {outcome}; batch in {path or 'no file: enough are kept'}"}
-        )
-        return skip
-
-    def _keep(self, epoch: int, index: int, figures: StepFigures, why: str) -> Path | None:
-        if not self.world.first:
-            return None
-        return keep_batch(
-            self.directory,
-            step=self.position.step + 1,
-            why=why,
-            loss=figures.loss,
-            grad_norm=figures.grad_norm,
-            rows=self.train.rows(epoch, index),
-            batches=self.train.batches(epoch, index),
-        )
+            what = f"the {fault} is not a number"
+            self.bad.keep(bad, what)
+            raise updated_already(bad.step, what)
+        self.sums.forget()
+        self.position = replace(self.position, skipped=self.position.skipped + 1)
+        self.bad.leave_out(bad, fault, self.position.skipped)
 
     def after_step(self) -> None:
         """Validate and save where they are due."""
@@ -597,7 +371,7 @@ class _Run:
             f"stopped at step {now.step} of {self.total}: {now.stale} evaluations without a validation loss "
             f"below that of step {now.best_step} (training.patience {patience})"
         )
-        self.on_metrics({"kind": "note", "text": text})
+        self.note(text)
         return True
 
     def save(self) -> None:
@@ -659,48 +433,3 @@ class _Run:
             device=str(self.device),
             dtype=str(dtype).removeprefix("torch."),
         )
-
-
-def selected_step(position: Position, choice: TrainingChoice) -> int:
-    """The step whose weights are shipped."""
-    if choice.select == "best" and position.best_step is not None:
-        return position.best_step
-    return position.step
-
-
-def selected_checkpoint(directory: Path, choice: TrainingChoice) -> Path:
-    """The selected checkpoint of a run's folder. Raises CheckpointError where there is none."""
-    folder = directory / CHECKPOINTS
-    for step in reversed(steps(folder)):
-        if is_whole(folder / step_name(step)):
-            position = checkpoint.load(folder / step_name(step)).position
-            return folder / step_name(selected_step(position, choice))
-    raise CheckpointError(
-        "there is no whole checkpoint", file=folder, hint="train first: luthier train --resume"
-    )
-
-
-@torch.no_grad()
-def validation_loss(
-    model: Any,
-    objective: Objective,
-    batches: Sequence[MicroBatch],
-    device: torch.device,
-    *,
-    world: World = ALONE,
-    through: Through = at_once,
-) -> float:
-    """Mean loss over all trained tokens of the batches, in nats; dropout off."""
-    was_training = model.training
-    model.eval()
-    total, weight = torch.zeros((), device=device), 0.0
-    try:
-        with objective.scope(model):
-            for place, counts in world.turns(range(len(batches))):
-                loss = through(objective, model, to_device(batches[place], device))
-                total += loss.total * counts
-                weight += loss.weight * counts
-    finally:
-        model.train(was_training)
-    whole, weight = world.total(total.item(), weight)
-    return whole / max(weight, 1.0)

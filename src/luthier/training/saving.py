@@ -11,13 +11,12 @@ from luthier.errors import LuthierError
 from luthier.schema.recipe import TrainingChoice
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Position
+from luthier.training.events import Metrics, Tell
 from luthier.training.manifest import CHECKPOINTS
 from luthier.training.writer import HostCopies, Writer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Tell = Callable[[dict[str, str | int | float | bool | None]], None]
 
 
 class Saver:
@@ -31,7 +30,7 @@ class Saver:
     def __init__(self, directory: Path, choice: TrainingChoice, recipe_digest: str, tell: Tell) -> None:
         self.directory, self.choice, self.recipe_digest, self.tell = directory, choice, recipe_digest, tell
         self._copies, self._writer = HostCopies(), Writer()
-        self._event: dict[str, str | int | float | bool | None] = {}
+        self._event: Metrics = {}
 
     def save(
         self,
