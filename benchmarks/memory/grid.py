@@ -262,8 +262,13 @@ def warm_up() -> None:
     import luthier.training.loop
     import luthier.training.sharding  # noqa: F401
 
+    import torch
+
+    torch.set_num_threads(1)  # a fork must not inherit threads that have worked, nor wait for them
     if LIGHTLY in os.environ:
         return
+    import torch._dynamo
+    import torch._inductor.compile_fx  # noqa: F401
     from transformers import (  # noqa: F401
         AutoModel,
         AutoModelForCausalLM,

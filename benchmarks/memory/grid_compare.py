@@ -175,7 +175,8 @@ def brief(row: Row) -> str:
         words += [f"{row.texts} texts"] * (row.texts > 1) + ["uneven"] * row.ragged
         words += [f"{row.image} pixels, tower {row.tower}"] * bool(row.image)
         words += [f"2 GPUs, shard {row.shard}"] * (row.devices > 1)
-        words += [f"kept for a {row.reshard}"] * isinstance(row, Gathered)
+    if isinstance(row, Gathered):
+        words.append(f"gathered for a {row.reshard}")
     return " ".join(words)
 
 
