@@ -131,7 +131,7 @@ def of_chance(rows: Rows, shape: str) -> None:
     def now(kahan: bool, block: int, warps: int) -> None:
         kernels.UPDATE_BLOCK, kernels.UPDATE_WARPS = block, warps
         kernels.rounded_adamw_(
-            table, weights, grads, means, squares, lost if kahan else None,
+            table.fill([weights, grads, means, squares, *([lost] if kahan else [])]),
             seed=seed, factor=factor, numbers=numbers,
         )  # fmt: skip
 
@@ -155,7 +155,8 @@ def of_masters(rows: Rows, shape: str) -> None:
 
     def now(block: int, warps: int) -> None:
         kernels.UPDATE_BLOCK, kernels.UPDATE_WARPS = block, warps
-        kernels.adamw_(table, masters, grads, means, squares, weights, factor=factor, done=7, **settings)
+        fields = [masters, grads, means, squares, weights]
+        kernels.adamw_(table.fill(fields), factor=factor, done=7, **settings)
 
     for block, warps in BLOCKS:
         rows.add(shape, f"adamw, block {block}, {warps} warps", partial(now, block, warps), moved)

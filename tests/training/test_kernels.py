@@ -135,7 +135,8 @@ def test_adamw_is_torchs(kernels, grads, follows):
             one.grad = grad.float() * 0.25
         adamw.step()
         factor = torch.tensor(0.25, device=DEVICE)
-        kernels.adamw_(table, ours, new, means, squares, weights, factor=factor, done=step, **settings)
+        fields = [ours, new, means, squares, *([] if weights is None else [weights])]
+        kernels.adamw_(table.fill(fields), factor=factor, done=step, **settings)
     for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         torch.testing.assert_close(one, other.detach(), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(means[place], adamw.state[other]["exp_avg"], rtol=1e-5, atol=1e-7)
@@ -194,9 +195,8 @@ def test_rounding_by_chance_on_the_same_draws(kernels, kahan):
             found += [nearest(new), nearest(new - nearest(new))]
         wanted.append(found)
     factor, drawn = torch.tensor(0.5, device=DEVICE), torch.tensor([seed], device=DEVICE)
-    kernels.rounded_adamw_(
-        kernels.Table(), weights, grads, means, squares, lost, seed=drawn, factor=factor, numbers=NUMBERS
-    )
+    fields = [weights, grads, means, squares, *([] if lost is None else [lost])]
+    kernels.rounded_adamw_(kernels.Table().fill(fields), seed=drawn, factor=factor, numbers=NUMBERS)
     for place, found in enumerate(wanted):
         got = [means[place], squares[place], weights[place], *([] if lost is None else [lost[place]])]
         for one, other in zip(got, found, strict=True):
@@ -219,7 +219,7 @@ def test_rounding_keeps_the_mean_and_draws_evenly(kernels):
         0.001,
     )  # adds a thousandth, an eighth of a step of bf16
     kernels.rounded_adamw_(
-        kernels.Table(), weights, grads, means, squares, None, seed=seed,
+        kernels.Table().fill([weights, grads, means, squares]), seed=seed,
         factor=torch.ones((), device=DEVICE), numbers=numbers,
     )  # fmt: skip
     assert set(weights[0].tolist()) == {1.0, 1.0078125}
@@ -234,7 +234,7 @@ def test_weights_in_fp32_are_not_rounded(kernels):
     mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
     wanted = weight * 0.999 - 0.01 * (0.1 * grad / ((0.001 * grad.square() / 0.002).sqrt() + 1e-8))
     kernels.rounded_adamw_(
-        kernels.Table(), [weight], [grad], [mean], [square], None, seed=torch.tensor([1], device=DEVICE),
+        kernels.Table().fill([[weight], [grad], [mean], [square]]), seed=torch.tensor([1], device=DEVICE),
         factor=torch.ones((), device=DEVICE), numbers=NUMBERS,
     )  # fmt: skip
     torch.testing.assert_close(weight, wanted, rtol=1e-5, atol=1e-6)
@@ -252,7 +252,7 @@ def test_tensors_that_begin_anywhere(kernels):
     torch.optim.AdamW([theirs], **settings).step()
     table = kernels.Table()
     kernels.adamw_(
-        table, [ours], [grad], one, other, None, factor=torch.ones((), device=DEVICE), done=1, **settings
+        table.fill([[ours], [grad], one, other]), factor=torch.ones((), device=DEVICE), done=1, **settings
     )
     assert not table.aligned
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-6)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -32,6 +32,20 @@ def fit_for(tensors: Sequence[Tensor]) -> bool:
     return all(one.is_cuda and one.is_contiguous() for one in tensors) and kernels() is not None
 
 
+@dataclass
+class _Kind:
+    """Masters of a group that one launch updates."""
+
+    group: dict[str, Any]
+    done: int
+    """Updates before this one."""
+    follows: bool
+    masters: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
+    table: Any = None
+
+
 class FusedAdamW(torch.optim.AdamW):
     """torch's AdamW with its states, in one kernel that reads and writes each number once.
 
@@ -51,13 +65,28 @@ class FusedAdamW(torch.optim.AdamW):
         self.weights, self.gradients = weights, gradients
         self.factor: Tensor | None = None
         self._tables: dict[tuple[int, int], Any] = {}
+        self._ready: list[_Kind] = []
+
+    def prepare(self) -> None:
+        """Find what the coming step updates, while the device still computes its gradients."""
+        self._ready = self._kinds() if self.state else []
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every master that has a gradient."""
         assert closure is None
-        for group in self.param_groups:
-            # Kinds of gradients, whether a weight follows, and updates so far: mostly all the same.
-            kinds = defaultdict(list)
+        ready, self._ready = self._ready or self._kinds(), []
+        for kind in ready:
+            self._update(kind)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and what was found of them."""
+        self._ready = []
+        super().zero_grad(set_to_none)
+
+    def _kinds(self) -> list[_Kind]:
+        """Masters that have a gradient, by its type, whether a weight follows, and updates so far."""
+        found: dict[Any, _Kind] = {}
+        for place, group in enumerate(self.param_groups):
             for master in group["params"]:
                 if (grad := self.gradients.of(master)) is None:
                     continue
@@ -66,31 +95,33 @@ class FusedAdamW(torch.optim.AdamW):
                     state["step"] = torch.zeros(())
                     state["exp_avg"] = torch.zeros_like(master, requires_grad=False)
                     state["exp_avg_sq"] = torch.zeros_like(master, requires_grad=False)
-                state["step"] += 1
-                kind = (grad.dtype, master in self.weights, int(state["step"]))
-                kinds[kind].append((master, grad.contiguous(), state))
-            for (_, follows, done), found in kinds.items():
-                self._update(group, found, done, follows=follows)
+                follows, done = master in self.weights, int(state["step"])
+                key = (place, grad.dtype, follows, done)
+                kind = found.setdefault(key, _Kind(group, done, follows))
+                kind.masters.append(master)
+                kind.grads.append(grad.contiguous())
+                kind.states.append(state)
+        for kind in found.values():
+            first = kind.masters[0]
+            kind.table = self._tables.setdefault((id(first), len(kind.masters)), kernels().Table())
+            moments = ([state[name] for state in kind.states] for name in ("exp_avg", "exp_avg_sq"))
+            following = [[self.weights[master] for master in kind.masters]] if kind.follows else []
+            kind.table.fill([kind.masters, kind.grads, *moments, *following])
+        return list(found.values())
 
-    def _update(
-        self, group: dict[str, Any], found: list[tuple[Tensor, Tensor, Any]], done: int, *, follows: bool
-    ) -> None:
-        first = found[0][0]
+    def _update(self, kind: _Kind) -> None:
         if self.factor is None:
-            self.factor = torch.ones((), device=first.device)
+            self.factor = torch.ones((), device=kind.masters[0].device)
+        torch._foreach_add_([state["step"] for state in kind.states], 1)
+        group = kind.group
         kernels().adamw_(
-            self._tables.setdefault((id(first), len(found)), kernels().Table()),
-            [master for master, _, _ in found],
-            [grad for _, grad, _ in found],
-            [state["exp_avg"] for _, _, state in found],
-            [state["exp_avg_sq"] for _, _, state in found],
-            [self.weights[master] for master, _, _ in found] if follows else None,
+            kind.table,
             factor=self.factor,
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            done=done,
+            done=kind.done + 1,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -136,6 +136,13 @@ def cross_entropy_(
         )
 
 
+KINDS: dict[torch.dtype, Any] = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
 class Table:
     """Tensors of one update, in the device's memory: addresses, sizes, and which program has which chunk.
 
@@ -146,11 +153,17 @@ class Table:
         self._addresses: list[int] = []
         self._sizes: list[int] = []
         self.addresses = self.sizes = self.chunks = torch.empty(0)
-        self.aligned = False
+        self.aligned, self.count = False, 0
+        self.kinds: list[Any] = []
 
-    def fill(self, fields: Sequence[Sequence[Tensor]], device: torch.device) -> None:
-        """fields: lists of tensors of equal lengths, such as weights, gradients, means and squares."""
+    def fill(self, fields: Sequence[Sequence[Tensor]]) -> Table:
+        """fields: lists of tensors of equal lengths, such as weights, gradients, means and squares.
+
+        All contiguous, those of a field of one type. They must live until the launch that reads the table.
+        """
         first = fields[0]
+        device, self.count = first[0].device, len(first)
+        self.kinds = [KINDS[field[0].dtype] for field in fields]
         sizes = [tensor.numel() for tensor in first]
         if sizes != self._sizes:
             self._sizes = sizes
@@ -168,6 +181,7 @@ class Table:
             if device.type == "cuda":
                 made = made.pin_memory()
             self.addresses = made.to(device, non_blocking=True)
+        return self
 
 
 @triton.jit
@@ -177,6 +191,15 @@ def _at(addresses, field, count, whose, KIND: tl.constexpr, ALIGNED: tl.constexp
     if ALIGNED:
         found = tl.multiple_of(found, 16)
     return found
+
+
+@triton.jit
+def _part(sizes, chunks, CHUNK: tl.constexpr):
+    """A program's tensor, where its chunk begins there, and how many numbers are left from there on."""
+    program = tl.program_id(0).to(tl.int64)
+    whose = tl.load(chunks + 2 * program)
+    begin = tl.load(chunks + 2 * program + 1).to(tl.int64) * CHUNK
+    return whose, begin, tl.load(sizes + whose) - begin
 
 
 @triton.jit
@@ -199,10 +222,7 @@ def _adamw(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    whose = tl.load(chunks + 2 * program)
-    begin = tl.load(chunks + 2 * program + 1).to(tl.int64) * CHUNK
-    size = tl.load(sizes + whose)
+    whose, begin, left = _part(sizes, chunks, CHUNK)
     scale = tl.load(factor)
     masters = _at(addresses, 0, count, whose, tl.float32, ALIGNED) + begin
     grads = _at(addresses, 1, count, whose, GRAD, ALIGNED) + begin
@@ -210,7 +230,7 @@ def _adamw(
     squares = _at(addresses, 3, count, whose, tl.float32, ALIGNED) + begin
     for at in range(0, CHUNK, BLOCK):
         place = at + tl.arange(0, BLOCK)
-        inside = place < size - begin
+        inside = place < left
         grad = tl.load(grads + place, mask=inside, other=0.0).to(tl.float32) * scale
         master = tl.load(masters + place, mask=inside, other=0.0)
         mean = tl.load(means + place, mask=inside, other=0.0)
@@ -226,20 +246,8 @@ def _adamw(
             tl.store(weights + place, master.to(WEIGHT), mask=inside)
 
 
-KINDS: dict[torch.dtype, Any] = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-
-
 def adamw_(
     table: Table,
-    masters: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    means: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    weights: Sequence[Tensor] | None,
     *,
     factor: Tensor,
     lr: float,
@@ -248,23 +256,18 @@ def adamw_(
     weight_decay: float,
     done: int,
 ) -> None:
-    """AdamW on fp32 masters and moments, all contiguous, and the weights that follow their masters, if any.
+    """AdamW on fp32 masters and moments, and the weights that follow their masters, if any.
 
-    grads: all of one type; factor: what they are multiplied with, fp32 on the device; done: updates
-    counting this one.
+    table: of masters, gradients, means, squares, and the weights where they follow. factor: what gradients
+    are multiplied with, fp32 on the device; done: updates counting this one.
     """
-    fields = [masters, grads, means, squares]
-    if weights is not None:
-        fields.append(weights)
-    device = masters[0].device
-    table.fill(fields, device)
     first, second = betas
-    with _on(device):
+    with _on(table.addresses.device):
         _adamw[(len(table.chunks),)](
             table.addresses,
             table.sizes,
             table.chunks,
-            len(masters),
+            table.count,
             factor,
             1 - first,
             second,
@@ -273,8 +276,8 @@ def adamw_(
             eps,
             1 - lr * weight_decay,
             lr / (1 - first**done),
-            WEIGHT=None if weights is None else KINDS[weights[0].dtype],
-            GRAD=KINDS[grads[0].dtype],
+            WEIGHT=table.kinds[4] if len(table.kinds) > 4 else None,
+            GRAD=table.kinds[1],
             ALIGNED=table.aligned,
             CHUNK=CHUNK,
             BLOCK=UPDATE_BLOCK,
@@ -320,13 +323,10 @@ def _rounded_adamw(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    whose = tl.load(chunks + 2 * program)
-    begin = tl.load(chunks + 2 * program + 1).to(tl.int64) * CHUNK
-    size = tl.load(sizes + whose)
+    whose, begin, left = _part(sizes, chunks, CHUNK)
     scale = tl.load(factor)
     drawn = tl.load(seed)
-    key = _mixed(drawn.to(tl.uint32) + program.to(tl.uint32))
+    key = _mixed(drawn.to(tl.uint32) + tl.program_id(0).to(tl.uint32))
     key = _mixed(key ^ (drawn >> 32).to(tl.uint32))
     weights = _at(addresses, 0, count, whose, KIND, ALIGNED) + begin
     grads = _at(addresses, 1, count, whose, KIND, ALIGNED) + begin
@@ -334,7 +334,7 @@ def _rounded_adamw(
     squares = _at(addresses, 3, count, whose, KIND, ALIGNED) + begin
     for at in range(0, CHUNK, BLOCK):
         place = at + tl.arange(0, BLOCK)
-        inside = place < size - begin
+        inside = place < left
         grad = tl.load(grads + place, mask=inside, other=0.0).to(tl.float32) * scale
         weight = tl.load(weights + place, mask=inside, other=0.0).to(tl.float32)
         mean = tl.load(means + place, mask=inside, other=0.0).to(tl.float32)
@@ -356,38 +356,24 @@ def _rounded_adamw(
             tl.store(weights + place, _by_chance(wanted, (draw & 0xFFFF).to(tl.int32), KIND), mask=inside)
 
 
-def rounded_adamw_(
-    table: Table,
-    weights: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    means: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    lost: Sequence[Tensor] | None,
-    *,
-    seed: Tensor,
-    factor: Tensor,
-    numbers: Sequence[float],
-) -> None:
-    """`training.rounding._update_part` on many weights at once; all tensors contiguous and of one type.
+def rounded_adamw_(table: Table, *, seed: Tensor, factor: Tensor, numbers: Sequence[float]) -> None:
+    """`training.rounding._update_part` on many weights at once.
 
-    seed: one int64 on the device, from which all draws follow; factor: what gradients are multiplied
+    table: of weights, gradients, means, squares, and for Kahan's way what rounding has lost, all of one
+    type. seed: one int64 on the device, from which all draws follow; factor: what gradients are multiplied
     with, fp32 on the device.
     """
-    fields = [weights, grads, means, squares]
-    if lost is not None:
-        fields.append(lost)
-    table.fill(fields, weights[0].device)
-    with _on(weights[0].device):
+    with _on(table.addresses.device):
         _rounded_adamw[(len(table.chunks),)](
             table.addresses,
             table.sizes,
             table.chunks,
-            len(weights),
+            table.count,
             seed,
             factor,
             *numbers,
-            KIND=KINDS[weights[0].dtype],
-            KAHAN=lost is not None,
+            KIND=table.kinds[0],
+            KAHAN=len(table.kinds) > 4,
             ALIGNED=table.aligned,
             CHUNK=CHUNK,
             BLOCK=UPDATE_BLOCK,

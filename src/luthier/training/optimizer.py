@@ -113,6 +113,8 @@ class Optimizer:
         if isinstance(update, FusedAdamW) or (isinstance(update, RoundedAdamW) and update.at_once):
             # The kernel multiplies with it: one pass over all gradients less.
             update.factor = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) if self.max_norm else None
+            if isinstance(update, FusedAdamW):
+                update.prepare()
         elif self.max_norm:
             torch.nn.utils.clip_grads_with_norm_(list(masters), self.max_norm, norm)
         return norm

@@ -82,13 +82,11 @@ class RoundedAdamW(torch.optim.Optimizer):
             device, states = found[0].device, [self.state[weight] for weight in found]
             if self.factor is None:
                 self.factor = torch.ones((), device=device)
+            grads = [weight.grad.contiguous() for weight in found if weight.grad is not None]
+            names = ("mean", "square", "lost") if self.kahan else ("mean", "square")
+            table = self._tables.setdefault((id(found[0]), len(found)), kernels().Table())
             kernels().rounded_adamw_(
-                self._tables.setdefault((id(found[0]), len(found)), kernels().Table()),
-                found,
-                [weight.grad.contiguous() for weight in found if weight.grad is not None],
-                [state["mean"] for state in states],
-                [state["square"] for state in states],
-                [state["lost"] for state in states] if self.kahan else None,
+                table.fill([found, grads, *([state[name] for state in states] for name in names)]),
                 seed=torch.randint(0, 1 << 62, (1,), device=device),
                 factor=self.factor,
                 numbers=_numbers(group, done),
