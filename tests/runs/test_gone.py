@@ -78,6 +78,7 @@ def moved(tmp_path: Path, *words: str) -> RunDirectory:
 WHERE_NONE_IS = pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 
 
+@pytest.mark.workflow
 @WHERE_NONE_IS
 def test_a_run_that_was_planned_for_a_gpu_says_that_there_is_none(tmp_path: Path) -> None:
     run = moved(tmp_path)
