@@ -253,6 +253,8 @@ def _place(row: Row) -> float:
 
 def warm_up() -> None:
     """Import once, for all forks, what a row needs; nothing of it may start CUDA."""
+    import torch
+
     import luthier.tasks.causal
     import luthier.tasks.classification
     import luthier.tasks.lists
@@ -262,13 +264,11 @@ def warm_up() -> None:
     import luthier.training.loop
     import luthier.training.sharding  # noqa: F401
 
-    import torch
-
     torch.set_num_threads(1)  # a fork must not inherit threads that have worked, nor wait for them
     if LIGHTLY in os.environ:
         return
     import torch._dynamo
-    import torch._inductor.compile_fx  # noqa: F401
+    import torch._inductor.compile_fx
     from transformers import (  # noqa: F401
         AutoModel,
         AutoModelForCausalLM,

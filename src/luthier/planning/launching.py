@@ -9,12 +9,9 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Recipe
 from luthier.sizing.flops import training_flops
+from luthier.sizing.step_time import LAUNCHING, LAUNCHING_ADAPTERS
 
-# Launching a compiled layer's kernels, forward and backward, beside an H100 (2026-11-22): 70 ms of the host's
-# time for the 24 layers of Qwen2.5-0.5B, 195 ms with adapters; 190 ms for the 32 of Llama-3.1-8B with those.
-# A step whose products take less waits for the host.
-LAUNCHING, LAUNCHING_ADAPTERS = 2.5e-3, 6e-3
-"""Seconds of the host for one layer of a micro-batch, without adapters and with."""
+# A step whose products take less than launching its kernels waits for the host.
 REACHED = 0.4
 """Share of the datasheet's rate that products reach."""
 DIVIDED = "weights or rows that are divided over devices are not recorded"
@@ -45,7 +42,8 @@ def records(
     )
     computing = each.total * shape.micro_batch_size * (shape.mean_length or shape.sequence_length)
     computing /= flops * REACHED
-    launching = (LAUNCHING_ADAPTERS if isinstance(recipe.method, Lora) else LAUNCHING) * arch.layers
+    each_layer = LAUNCHING_ADAPTERS if isinstance(recipe.method, Lora) else LAUNCHING
+    launching = each_layer["compiled"] * arch.layers
     said = f"about {computing * 1e3:.0f} ms of products a micro-batch, {launching * 1e3:.0f} to launch them"
     return computing < launching, said
 

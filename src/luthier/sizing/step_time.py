@@ -46,7 +46,8 @@ UPDATE_BYTES = {True: 30.0, False: 18.0}
 UPDATE_SHARE = 0.76
 """Share of the memory rate that it reaches."""
 LAUNCHING = {"compiled": 2.8e-3, "plain": 8.0e-3}
-"""Seconds of the host to launch one layer's kernels, forward and backward, beside an H100."""
+"""Seconds of the host to launch one layer's kernels, forward and backward, beside an H100: 70 ms for the 24
+compiled layers of Qwen2.5-0.5B, 195 ms with adapters; 190 ms for the 32 of Llama-3.1-8B with those."""
 LAUNCHING_ADAPTERS = {"compiled": 6e-3, "plain": 8.3e-3}
 """The same with adapters beside all its linear layers."""
 LAUNCHING_AGAIN = 0.45
@@ -97,7 +98,7 @@ def step_time(
         return None
     if gpu.bf16_flops is None or gpu.bandwidth is None:
         return None
-    length = (shape.mean_length or shape.sequence_length) / shape.documents
+    length = (shape.mean_length or shape.sequence_length) * shape.padding / shape.documents
     tokens = shape.accumulation * shape.micro_batch_size * length * shape.documents
     again = shape.activation_checkpointing in ("full", "offload")
     share = 1.0
