@@ -269,7 +269,8 @@ def _texts(row: Further, words: int) -> Any:
     """A whole step's queries, positives and negatives, in chunks where they are more than a micro-batch."""
     import torch
 
-    from luthier.tasks.planned import chunks_of, filled_on
+    from luthier.sizing.padding import chunks_of
+    from luthier.tasks.planned import filled_on
     from luthier.tasks.texts import TextsBatch
 
     batch = row.micro * row.accumulation

@@ -78,9 +78,9 @@ def padded(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from luthier.models.embed import load_backbone
     from luthier.models.lora import add_lora
     from luthier.schema.recipe import Lora, SimilarityChoice
+    from luthier.sizing.padding import chunks_of
     from luthier.tasks.classification import ClassificationObjective
     from luthier.tasks.encoded import EncodedBatch
-    from luthier.tasks.planned import chunks_of
     from luthier.tasks.texts import TextsBatch, VectorObjective
     from luthier.tasks.vectors import settings_of
 

@@ -17,7 +17,7 @@ from luthier.planning.pairs import settle_pairs
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Recipe
 from luthier.schema.results import EvalResult
-from luthier.tasks.planned import chunks_of
+from luthier.sizing.padding import chunks_of
 from luthier.tasks.similarity import SimilarityTask, asked_of
 from luthier.tasks.texts import TextBatches, right_too, texts_of
 from tiny_encoders import rows_of, save_tiny_decoder, save_tiny_encoder, sentences, write_steps

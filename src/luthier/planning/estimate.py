@@ -115,7 +115,7 @@ def estimate_training(
     flops = training_flops(
         arch,
         method,
-        length=length,
+        length=length * shape.padding,
         trained_share=shape.trained_share,
         checkpointing=shape.activation_checkpointing in ("full", "offload"),
         head_everywhere=used.loss == "logits",
@@ -125,7 +125,7 @@ def estimate_training(
     rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype, experts=arch.experts is not None)
     steps = tokens / max(1.0, (shape.batch_size or shape.micro_batch_size) * length * shape.documents)
     each = flops.total + tower_flops(arch, shape)
-    work = each * tokens + update_flops(arch, shape.optimizer) * steps
+    work = each * tokens * shape.padding + update_flops(arch, shape.optimizer) * steps
     seconds = rate.seconds(work) if rate is not None else None
     source = rate.source if rate is not None else None
     if gpu is not None and dtype == "bfloat16":

@@ -29,6 +29,7 @@ from luthier.schema.hyperparameter import Condition, Hyperparameter
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Dtype, Lora, Parallel, Recipe
 from luthier.sizing.gguf import gguf_bytes
+from luthier.sizing.padding import FILLED, padding_of
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import add
 from luthier.sizing.states import checkpoint_bytes
@@ -340,6 +341,7 @@ class _Resolver:
                 self.sources["training.parallel.replicate"] = layout.why
             if layout.why_kept is not None and (given is None or given.reshard is None):
                 self.sources["training.parallel.reshard"] = layout.why_kept
+        shape = shape.model_copy(update={"padding": self._padding(shape)})
         estimate = question.estimate(shape)
         fits = f"{estimate.process.expected / GIB:.1f} of {question.budget / GIB:.1f} GiB"
         self.derive(
@@ -357,6 +359,19 @@ class _Resolver:
             else f"without it the step would not fit {question.budget / GIB:.1f} GiB, or run slower",
         )
         return shape
+
+    def _padding(self, shape: TrainingShape) -> float:
+        """Places for each token in a step of rows as they are drawn."""
+        if not shape.padded:
+            return 1.0
+        texts = max(1, round(self.profile.inputs))
+        return padding_of(
+            self.profile.train,
+            drawn=(shape.batch_size or shape.micro_batch_size) * texts,
+            most=shape.micro_batch_size * texts,
+            longest=max(1, int(self.value("training.sequence_length"))),
+            filled=FILLED if self.device == "cuda" else 0,
+        )
 
     def _waiting(
         self, question: Question, wanted: TrainingShape, pick: Callable[[TrainingShape], Layout]

@@ -88,6 +88,8 @@ class TrainingShape(Record):
     """Whether the kernels of a micro-batch are recorded and launched at once (CUDA graphs), for time."""
     padded: bool = False
     """Whether rows lie side by side, padded to the longest, with a mask: where a text is read as a whole."""
+    padding: float = 1.0
+    """Places that go through the model for each token, for time: more than one where rows are padded."""
     compared: int = 0
     """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
     shard: int = 1

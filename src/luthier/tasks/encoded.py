@@ -12,7 +12,8 @@ from torch import Tensor
 
 from luthier.data.inputs import Input
 from luthier.data.tokenizer import FileTokenizer
-from luthier.tasks.planned import PlannedBatches, Rows, by_length, chunks_of, plan_rows
+from luthier.sizing.padding import chunks_of
+from luthier.tasks.planned import PlannedBatches, Rows, by_length, plan_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class EncodedRows(PlannedBatches[list[Rows]]):
     """A `training.loop.BatchSource` over inputs, one a row, in an order that the seed alone decides.
 
     places: where each row stands, as ``file:line``. filled: tokens that a micro-batch has before it may end
-    for shorter rows (see `tasks.planned.chunks_of`).
+    for shorter rows (see `sizing.padding.chunks_of`).
     """
 
     def __init__(

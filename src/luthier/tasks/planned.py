@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from luthier.data.batching import plan_epoch
+from luthier.sizing.padding import FILLED
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +15,6 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Sequence[Any])
 Rows = list[int]
 """Rows of one micro-batch, or of one step, by index."""
-
-_NARROWER, _FEWEST = 0.75, 8
-"""A chunk ends where inputs are so much shorter than its first, if it holds so many already."""
-_FILLED = 8192
-"""On a GPU it must hold so many tokens too: a smaller chunk takes as long to launch as it saves."""
 
 
 class PlannedBatches(ABC, Generic[S]):
@@ -82,25 +78,7 @@ def plan_rows(
 
 def filled_on(device: torch.device) -> int:
     """Tokens, padding among them, that a chunk has on that device before it may end for shorter inputs."""
-    return _FILLED if device.type == "cuda" else 0
-
-
-def chunks_of(lengths: Sequence[int], most: int, *, filled: int = 0) -> tuple[tuple[int, int, int], ...]:
-    """(first, end, width) of chunks of at most so many inputs, longest first, little of them padding.
-
-    filled: see `filled_on`.
-    """
-    found: list[tuple[int, int, int]] = []
-    for place, length in enumerate(lengths):
-        if found:
-            first, end, width = found[-1]
-            held = end - first
-            narrow = length < _NARROWER * width and held >= _FEWEST and held * width >= filled
-            if end - first < most and not narrow:
-                found[-1] = (first, place + 1, width)
-                continue
-        found.append((place, place + 1, int(length)))
-    return tuple(found)
+    return FILLED if device.type == "cuda" else 0
 
 
 def by_length(lengths: Sequence[int], tokens: int) -> list[Rows]:

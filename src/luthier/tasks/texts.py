@@ -17,8 +17,9 @@ from luthier.models.embed import DenseLayers, embed
 from luthier.models.vector_settings import Role, VectorSettings
 from luthier.schema.recipe import SimilarityChoice
 from luthier.schema.rows import LabelRow, PairRow
+from luthier.sizing.padding import chunks_of
 from luthier.tasks.encoded import Encoded, EncodedBatch
-from luthier.tasks.planned import PlannedBatches, chunks_of, filled_on, plan_rows
+from luthier.tasks.planned import PlannedBatches, filled_on, plan_rows
 from luthier.tasks.vectors import Reader
 from luthier.training.contrastive import (
     batch_all_triplets,
