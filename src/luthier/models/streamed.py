@@ -23,6 +23,8 @@ LEAST = 64 << 10
 """Bytes of a frozen tensor from which on it waits on the host; smaller ones stay on the device."""
 ALIGNED = 256
 """Bytes to a multiple of which each tensor begins, as kernels want it."""
+PAGE = 4096
+"""Bytes that are locked together: a page is locked once, so that no two layers share one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,16 @@ class Streamed:
             self.side = cuda.Stream(device)
             self.ready = [cuda.Event() for _ in range(2)]
             self.free = [cuda.Event() for _ in range(2)]
+            self.side.wait_stream(torch.cuda.current_stream(device))
+            for place in self.places:
+                place.record_stream(self.side)  # not given away while a copy is under way
             weakref.finalize(self, _unpin, [one for one in self.host if one.numel()])
 
     def _moved(self, parts: list[_Part], size: int) -> Tensor:
         """A layer's tensors end to end in the host's memory; they are these from now on."""
         bytes_ = torch.empty(size, dtype=torch.uint8)
         if self.cuda and size:
-            _pin(bytes_)
+            bytes_ = _pinned(size)
         for part in parts:
             own = part.of(bytes_)
             own.copy_(part.tensor.data)
@@ -101,11 +106,11 @@ class Streamed:
         self.copies += 1
         size = self.sizes[index]
         if not self.cuda:
-            self.places[at][:size].copy_(self.host[index])
+            self.places[at][:size].copy_(self.host[index][:size])
             return
         self.side.wait_event(self.free[at])
         with torch.cuda.stream(self.side):
-            self.places[at][:size].copy_(self.host[index], non_blocking=True)
+            self.places[at][:size].copy_(self.host[index][:size], non_blocking=True)
             self.ready[at].record(self.side)
 
 
@@ -186,18 +191,24 @@ def _parts_of(layer: nn.Module) -> list[_Part]:
     return found
 
 
-def _pin(bytes_: Tensor) -> None:
-    """Lock memory where it lies, for copies beside the host: torch's pool would round up to powers of two."""
+def _pinned(size: int) -> Tensor:
+    """Whole pages of locked memory, for copies beside computing; torch's pool rounds up to powers of two."""
+    whole = -(-size // PAGE) * PAGE
+    raw = torch.empty(whole + PAGE, dtype=torch.uint8)
+    start = -raw.data_ptr() % PAGE
+    bytes_ = raw[start : start + whole]
     cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    if code := int(cudart.cudaHostRegister(bytes_.data_ptr(), bytes_.numel(), 0)):
+    if code := int(cudart.cudaHostRegister(bytes_.data_ptr(), whole, 0)):
         raise DoesNotFit(
-            f"{bytes_.numel() / 2**20:.0f} MiB of the host's memory cannot be locked for copies to the GPU "
+            f"{whole / 2**20:.0f} MiB of the host's memory cannot be locked for copies to the GPU "
             f"(CUDA error {code})",
             hint="allow more locked memory (ulimit -l unlimited), or training.offload_parameters=false",
         )
+    return bytes_
 
 
 def _unpin(held: list[Tensor]) -> None:
+    torch.cuda.synchronize()
     cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     for one in held:
         cudart.cudaHostUnregister(one.data_ptr())
