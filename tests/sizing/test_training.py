@@ -158,6 +158,8 @@ def test_states_of_adamw() -> None:
     two = shape.model_copy(update={"batch_size": 2})
     sums = training_memory(SMALL, Full(), two, dtype="bfloat16").phases[-1]
     assert sums.parts["weights"] + sums.parts["gradients"] + sums.parts["optimizer"] == total * (2 + 4 + 12)
+    stays = training_memory(SMALL, Full(), shape.model_copy(update={"recorded": True}), dtype="bfloat16")
+    assert stays.phases[1].parts["gradients"] == 2 * total, "before the backward pass too"
     host = training_memory(SMALL, Full(), shape, dtype="bfloat16", cuda=False).phases[-1]
     assert host.parts["gradients"] == 4 * total
     shared = shape.model_copy(update={"added_up": True})

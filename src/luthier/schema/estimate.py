@@ -85,7 +85,8 @@ class TrainingShape(Record):
     compiled: bool = False
     """Whether layers are compiled, which keeps less and needs more at once."""
     recorded: bool = False
-    """Whether the kernels of a micro-batch are recorded and launched at once (CUDA graphs), for time."""
+    """Whether the kernels of a micro-batch are recorded and launched at once (CUDA graphs): for time, and for
+    gradients that stay where they are."""
     padded: bool = False
     """Whether rows lie side by side, padded to the longest, with a mask: where a text is read as a whole."""
     padding: float = 1.0

@@ -349,7 +349,9 @@ class _Step:
         # One 4-bit weight at a time is widened for its product.
         widest = max(arch.intermediate_size, arch.attention_heads * arch.head_dim)
         self.widened = 2 * h * widest if isinstance(method, QLora) else 0
-        self.early = gathered.gradients or (held.gradients if shape.accumulation > 1 else 0)
+        # Recorded passes leave gradients where they stay from step to step.
+        stay = shape.accumulation > 1 or shape.recorded
+        self.early = gathered.gradients or (held.gradients if stay else 0)
         wide = kernels.masters and element == 2 and not without_masters(shape.optimizer)
         self.collected = 4 if wide and not narrow_gradients(kernels, shape) else element
         self.updated = update_bytes(
