@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,8 +27,10 @@ from luthier.models.lora import add_lora
 from luthier.models.packed import pack_base
 from luthier.schema.recipe import Lora, Parallel, QLora, TrainingChoice
 from luthier.tasks.causal import causal_objective
+from luthier.training import checkpoint
 from luthier.training.layers import layers_of
 from luthier.training.loop import fit
+from luthier.training.manifest import CHECKPOINTS
 from luthier.training.sharding import at_once, divide, is_divided
 from luthier.training.world import World, together
 
@@ -154,6 +157,18 @@ def held(world: World, folder: Path) -> None:
         (folder / "held.json").write_text(json.dumps(found))
 
 
+def halve(folder: Path) -> None:
+    """Let a run's checkpoint say that memory ran out: each micro-batch goes in two pieces from then on."""
+    [old] = (folder / CHECKPOINTS).iterdir()
+    found = checkpoint.load(old)
+    shutil.rmtree(old)
+    position = replace(found.position, halvings=1)
+    checkpoint.save(
+        folder / CHECKPOINTS, position, weights=found.weights, optimizer=found.optimizer,
+        recipe_digest="lora", random=found.random,
+    )  # fmt: skip
+
+
 def spread(model: torch.nn.Module) -> float:
     """How far the processes' weights are apart at most."""
     apart = 0.0
@@ -218,10 +233,11 @@ def main() -> None:
     names = sys.argv[2].split("+") if len(sys.argv) > 2 else list(CASES)
     torch.set_num_threads(1)
     if len(sys.argv) > 3:
-        layouts = {"one": names, "two": ["held"]}
-        layouts |= {layout: [*names, "held"] for layout in sys.argv[3].split(",")}
-        for layout, cases in layouts.items():
-            finish(start(layout, [(name, layout, None) for name in cases], folder))
+        finish(start("one", [*((name, "one", None) for name in names), ("lora", "halved", 1)], folder))
+        halve(folder / "lora" / "halved")
+        finish(start("two", [("lora", "halved", None), ("held", "two", None)], folder))
+        for layout in sys.argv[3].split(","):
+            finish(start(layout, [(name, layout, None) for name in (*names, "held")], folder))
         return
     wholes = [(name, "one", None) for name in names]
     shards = [(name, "two", None) for name in names]

@@ -139,6 +139,9 @@ class Accumulation:
         pieces = []
         if not isinstance(self.objective, WholeStep):
             pieces = [(piece, counts) for whole, counts in turns for piece in cut(whole, self.halvings)]
+        if self.world.sharded and self.halvings:
+            # A batch of one row is not cut: each process takes part in as many passes as the others.
+            pieces += [(pieces[0][0], False)] * (self.world.most(len(pieces)) - len(pieces))
             if self.world.sharded and self.halvings:
                 # A batch of one row is not cut: each process takes part in as many passes as the others.
                 pieces += [(pieces[0][0], False)] * (self.world.most(len(pieces)) - len(pieces))
