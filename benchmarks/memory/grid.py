@@ -35,7 +35,7 @@ from grid_build import batches_of, build, objective_of, skeleton
 from grid_children import run
 from grid_more import Further, Gathered, cost, every_row, kind_of, tiny_rows
 
-from luthier.schema.recipe import Parallel, TrainingChoice
+from luthier.schema.recipe import Parallel, TrainingChoice, without_masters
 
 if TYPE_CHECKING:
     from grid_rows import Row
@@ -120,7 +120,7 @@ def measure(row: Row, rank: int, meeting: str, alone: bool) -> dict[str, Any]:
         model = build(row, device, skeleton(row))
         through: Any = at_once
         if world.sharded:
-            through = divide(model, world, masters=not row.optimizer.startswith("adamw-bf16"))
+            through = divide(model, world, masters=not without_masters(row.optimizer))
         with torch.no_grad():
             objective = through(objective_of, row, model)
         objective, division = take_part(model, objective, world, device)
