@@ -238,8 +238,9 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         away = shape.model_copy(update={"activation_checkpointing": "offload"})
         what = "layers' inputs in the host's memory"
         consider(what, "training.activation_checkpointing=offload", question, away, 0)
-    alone = question.device == "cuda" and shape.shard == 1
-    if alone and not isinstance(question.method, Full) and not (shape.offload_parameters or shape.padded):
+    alone = question.device == "cuda" and shape.shard == 1 and question.processes == 1
+    others = shape.offload_parameters or shape.padded or shape.log_probs or shape.patches
+    if alone and not isinstance(question.method, Full) and not others:
         waits = base.model_copy(
             update={"offload_parameters": True, "activation_checkpointing": "full", "recomputed_layers": None}
         )
