@@ -141,9 +141,10 @@ def divided(held: Resident, arch: Architecture, method: Method, shape: TrainingS
 
     Trained bf16 weights lie there in fp32 and are their own masters. Gathered are embeddings, head and last
     norm, with the layer that runs and the next one, or (``shape.reshard``) with all layers: from the end of
-    the forward pass to each one's backward pass, or for the whole step. Gradients are whole, a layer at a
-    time, in the weights' type, and in fp32 while they are added up; those outside the layers wait for the
-    end. For the whole step all of them are whole, in the type in which they are added up.
+    the forward pass to each one's backward pass, or for the whole step. Frozen ones outside the layers are
+    not divided. Gradients are whole, a layer at a time, in the weights' type, and in fp32 while they are
+    added up; those outside the layers wait for the end. For the whole step all of them are whole, in the
+    type in which they are added up.
     """
     element, count, parts = BYTES[dtype], count_parameters(arch), shape.shard
     full = isinstance(method, Full)
@@ -159,16 +160,17 @@ def divided(held: Resident, arch: Architecture, method: Method, shape: TrainingS
     )
     layers, root = round(2 * numbers * each), outside * element
     summed = 4 if wide else element
+    kept = 0 if full else root
     own = Resident(
-        -(-weights // parts), -(-held.adapters // parts), -(-held.gradients // parts),
+        kept - (-(weights - kept) // parts), -(-held.adapters // parts), -(-held.gradients // parts),
         -(-optimizer // parts), held.trainable,
     )  # fmt: skip
     sent = numbers * (element + summed) if full else 0
-    two = root + layers
+    two = root - kept + layers
     first = 2 * root + max(layers + sent, outside * summed) if full else two
     if shape.reshard == "layer":
         return own, Gathered(two, first, first)
-    whole = held.weights + held.adapters
+    whole = held.weights + held.adapters - kept
     last = whole + (root + sent if full else 0)
     if shape.reshard == "backward" or shape.accumulation == 1:
         return own, Gathered(whole, last, first)

@@ -14,6 +14,7 @@ says when gathered weights are let go:
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -42,8 +43,8 @@ def at_once(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
 class _Whole(nn.Module):
     """What FSDP takes for the model: its forward pass is any work with it, the loss included.
 
-    Weights outside of the layers (embeddings, head, last norm) are gathered for the whole of that work,
-    so that a loss may read the head's weight itself.
+    Trained weights outside of the layers (embeddings, head, last norm) are gathered for the whole of that
+    work, so that a loss may read the head's weight itself.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -80,7 +81,11 @@ def divide(model: nn.Module, world: World, *, masters: bool) -> Divided:
         again = reshard == "layer" and layer is not layers[-1]
         _divide_part(layer, mesh, masters=masters, again=again)
     whole = _Whole(model)
-    _divide_part(whole, mesh, masters=masters, again=None)
+    # These are at hand all the time that a pass takes: frozen ones would be gathered beside a part of them.
+    kept = {weight for weight in model.parameters() if not weight.requires_grad and not is_divided(weight)}
+    for weight in kept:
+        weight.data = weight.data.to(world.device)
+    _divide_part(whole, mesh, masters=masters, again=None, kept=kept)
     _prefetch(whole, layers)
     return Divided(whole, layers, dtype, reshard)
 
@@ -108,12 +113,22 @@ class Divided:
         return found
 
 
-def _divide_part(module: nn.Module, mesh: Any, *, masters: bool, again: bool | None) -> None:
-    """Divide what is not divided yet of a module. again: whether the backward pass gathers it again."""
+def _divide_part(
+    module: nn.Module,
+    mesh: Any,
+    *,
+    masters: bool,
+    again: bool | None,
+    kept: AbstractSet[nn.Parameter] = frozenset(),
+) -> None:
+    """Divide what is not divided yet of a module. again: whether the backward pass gathers it again.
+
+    kept: what stays whole.
+    """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     _parts_as_weights(module)
-    own = [weight for weight in module.parameters() if not is_divided(weight)]
+    own = [weight for weight in module.parameters() if weight not in kept and not is_divided(weight)]
     trained = [weight for weight in own if weight.requires_grad]
     if len(types := {weight.dtype for weight in trained}) > 1:
         raise Unsupported(
@@ -129,7 +144,9 @@ def _divide_part(module: nn.Module, mesh: Any, *, masters: bool, again: bool | N
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-    place: Any = fully_shard(module, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
+    place: Any = fully_shard(
+        module, mesh=mesh, reshard_after_forward=again, mp_policy=policy, ignored_params=set(kept)
+    )
     place.set_gradient_divide_factor(1.0)
     place.set_force_sum_reduction_for_comms(True)
 
