@@ -123,3 +123,15 @@ def test_a_torn_line_costs_only_itself() -> None:
         file.write(b'{"version": 1, "run": "to\n{"version": 9}\n')
     add_measurement(ran(1.0, 1.0))
     assert len(read_measurements()) == 2
+
+
+def test_weights_on_the_host_are_a_kind_of_their_own_and_teach_no_time() -> None:
+    away = SHAPE.model_copy(update={"activation_checkpointing": "full", "offload_parameters": True})
+    stays = away.model_copy(update={"offload_parameters": False})
+    for _ in range(3):
+        add_measurement(ran(0.9, 1.5, away))
+    known = corrections_for(HERE)
+    assert predict(stays, known).basis == "formula"
+    plain, told = predict(away), predict(away, known)
+    assert told.process.expected == pytest.approx(0.9 * plain.process.expected, rel=1e-6)
+    assert told.seconds == plain.seconds

@@ -35,6 +35,8 @@ class Ratio:
     """Of a micro-batch."""
     memory: float
     seconds: float | None
+    offloaded: bool = False
+    """Whether frozen weights waited in the host's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Corrections:
             and ratio.method == method.name
             and ratio.dtype == dtype
             and ratio.checkpointing == shape.activation_checkpointing
+            and ratio.offloaded == shape.offload_parameters
             and _within(ratio.parameters, size, ALIKE_SIZE)
             and _within(ratio.tokens, shape.tokens, ALIKE_TOKENS)
         ]

@@ -157,8 +157,7 @@ def estimate_training(
             *((source,) if source else ()),
         ),
     )
-    # Measured were models that one device holds.
-    if corrections is None or shape.shard > 1 or shape.offload_parameters:
+    if corrections is None or shape.shard > 1:  # measured were models that one device holds
         return found
     return corrections.correct(found, arch, method, shape, dtype)
 

@@ -93,7 +93,10 @@ def ratio_of(row: Measurement) -> Ratio | None:
         return None
     predicted = formula.tensors if device == "cuda" else formula.process
     memory = row.peak / predicted.expected
-    seconds = None if formula.seconds is None else row.seconds / formula.seconds.expected
+    seconds = None
+    # How fast weights come from the host depends on the link, which a row does not name.
+    if formula.seconds is not None and not row.shape.offload_parameters:
+        seconds = row.seconds / formula.seconds.expected
     if seconds is not None and not 1 / MOST_OFF <= seconds <= MOST_OFF:
         seconds = None
     if not 1 / MOST_OFF <= memory <= MOST_OFF:
@@ -107,6 +110,7 @@ def ratio_of(row: Measurement) -> Ratio | None:
         tokens=row.shape.tokens,
         memory=memory,
         seconds=seconds,
+        offloaded=row.shape.offload_parameters,
     )
 
 
