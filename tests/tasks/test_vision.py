@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from luthier.catalog.purposes import check_supported
 from luthier.data.load import load_splits
 from luthier.data.seeing import load_seeing
-from luthier.errors import LuthierError
+from luthier.errors import Interrupted, LuthierError
 from luthier.models.load import quiet
 from luthier.models.lora import adapter_tensors
 from luthier.models.vision import image_processor
@@ -179,6 +179,32 @@ def test_a_run_trains_answers_and_saves_what_transformers_loads(
     question = {"text": chats[0][0]["content"][-1]["text"], "images": [chats[0][0]["content"][0]["image"]]}
     (told,) = answer_about(merged, [question], device="cpu", max_new_tokens=4)
     assert told["text"] == answers[0].text
+
+
+def test_a_stopped_run_ends_where_a_whole_one_does(models: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(models, "qwen3_vl", vision={"tower": "adapters", "projector": True},
+                       method={"dropout": 0.1})  # fmt: skip
+    ended = []
+    for place, stop in (("whole", 0), ("parts", 2), ("parts", 0)):
+        task, splits = task_of(recipe)
+        asked: list[int] = []
+
+        def control(asked: list[int] = asked, stop: int = stop) -> Any:
+            asked.append(1)
+            return "stop" if len(asked) == stop else None
+
+        words: dict[str, Any] = {"recipe_digest": "d", "on_metrics": lambda _: None, "control": control}
+        if stop:
+            with pytest.raises(Interrupted):
+                task.fit(splits, tmp_path / place, **words)
+        else:
+            task.fit(splits, tmp_path / place, **words)
+        ended.append({name: weight.detach().clone() for name, weight in task.model.named_parameters()
+                      if weight.requires_grad})  # fmt: skip
+    whole, half, again = ended
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not all(torch.equal(half[name], again[name]) for name in whole), "the stop came before the end"
 
 
 def test_a_batch_cut_by_rows_has_the_same_loss(models: Path) -> None:
