@@ -241,6 +241,23 @@ def test_axolotl(tmp_path: Path) -> None:
     assert "#   my_own_key: 3  (has no counterpart in a recipe)" in text
 
 
+def test_axolotl_with_tokens_of_its_own(tmp_path: Path) -> None:
+    recipe, report = imported(
+        tmp_path,
+        """\
+base_model: some/base
+adapter: lora
+datasets: [{path: json, data_files: a.jsonl}]
+tokens: ["<tool>", "</tool>"]
+lora_modules_to_save: [embed_tokens, lm_head]
+sequence_len: 512
+""",
+    )
+    assert recipe.model.new_tokens == ("<tool>", "</tool>")
+    assert report.carried["model.new_tokens"] == "tokens (line 4)"
+    assert "model.new_tokens" in left(report)["lora_modules_to_save"]
+
+
 def test_axolotl_with_columns_of_its_own(tmp_path: Path) -> None:
     recipe, report = imported(
         tmp_path,

@@ -73,7 +73,6 @@ _LEFT = {
     "chat_template": _TEMPLATE,
     "chat_template_jinja": "put the template beside the tokenizer as chat_template.jinja",
     "special_tokens": "the tokenizer's own special tokens are used",
-    "tokens": "no tokens are added to a vocabulary",
     "group_by_length": "rows of like length are batched together wherever nothing is packed",
     "gradient_checkpointing_kwargs": SPEED,
     "load_in_8bit": "frozen weights are kept in 4 bits (qlora) or in full (lora)",
@@ -84,7 +83,7 @@ _LEFT = {
     "eval_batch_size": "Luthier sizes its evaluation batches itself",
     "adam_epsilon": "AdamW's epsilon is 1e-8",
     "lora_model_dir": "a run starts from a base model or from a checkpoint of its own",
-    "lora_modules_to_save": "adapters are trained alone",
+    "lora_modules_to_save": "adapters are trained alone, and rows of new tokens (model.new_tokens)",
     "dataset_exact_deduplication": "`luthier data check FILE --fix OUT` leaves copies out",
     "shuffle_merged_datasets": "rows are always shuffled, by seed",
 }  # fmt: skip
@@ -97,6 +96,7 @@ def axolotl(keys: Keys) -> None:
             raise Unsupported(f"{key}: {what} is not there yet", file=keys.file, hint="only fine-tuning is")
     keys.carry("base_model", "model.id")
     keys.carry("revision_of_model", "model.revision")
+    keys.carry("tokens", "model.new_tokens")
     if keys.take("trust_remote_code"):
         keys.put("model.trust_remote_code", True, "trust_remote_code")
     for written, ours in (("sdp_attention", "sdpa"), ("eager_attention", "eager")):
