@@ -13,7 +13,8 @@ from torch import Tensor
 from luthier.training.gradients import Gradients
 
 MISSING = (
-    "loss and updates run in torch's kernels: those of Luthier need the package triton (pip install triton)"
+    "losses and updates take longer and more memory than planned: their kernels need the package triton "
+    "(pip install triton)"
 )
 
 

@@ -1,8 +1,8 @@
 """Triton's kernels for what a step does to all logits and to all weights: each number read and written once.
 
-Needs the package ``triton``, which comes with torch's builds for CUDA; `training.losses` and
-`training.rounding` go on without where it is missing. Everything here is launched without asking the
-device for anything.
+Needs the package ``triton``, which comes with torch's builds for CUDA on Linux; where it is missing
+`training.fused` says so, and torch's own operations do the same. Everything here is launched without
+asking the device for anything.
 """
 # ruff: noqa: N803, PLR0917 (Triton writes constants so, and takes arguments by place)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

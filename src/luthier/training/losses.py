@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -76,9 +74,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(new, dtype=torch.float32) if need_new and new is not None else None,
             places,
         )
-        fused = weight.is_cuda and need_hidden and weight.dtype != torch.float32
-        over = _over_16_bits if fused else _over_fp32
-        total = over(hidden, weight, targets, (multiplier, softcap), found, filled=filled)
+        narrow = weight.is_cuda and need_hidden and weight.dtype != torch.float32
+        if narrow and kernels() is not None:
+            total = _over_16_bits(hidden, weight, targets, (multiplier, softcap), found)
+        else:
+            total = _over_fp32(hidden, weight, targets, (multiplier, softcap), found, filled=filled)
         ctx.save_for_backward(found.hidden, found.weight, found.new)
         ctx.weight_dtype = weight.dtype
         ctx.new_dtype = None if new is None else new.dtype
@@ -108,10 +108,11 @@ Bend = tuple[float, float | None]
 """What logits are multiplied with, and their softcap."""
 
 
-def _over_16_bits(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bend: Bend, found: _Found, *, filled: bool
-) -> Tensor:
-    """The losses' sum, by a kernel that turns a chunk of 16-bit logits into their gradient in place."""
+def _over_16_bits(hidden: Tensor, weight: Tensor, targets: Tensor, bend: Bend, found: _Found) -> Tensor:
+    """The losses' sum, by a kernel that turns a chunk of 16-bit logits into their gradient in place.
+
+    A negative target is a row that does not count.
+    """
     count, words = hidden.shape[0], weight.shape[0]
     rows = min(count, chunk_rows(words, fused=True, trains_weight=found.weight is not None))
     # One place for all chunks: each is done with when the next one is made.
@@ -122,11 +123,7 @@ def _over_16_bits(
         logits = room[: part.shape[0], :words]
         torch.mm(part, weight.t(), out=logits)
         each = losses[start : start + rows]
-        if (kernel := kernels()) is not None:
-            kernel.cross_entropy_(logits, wanted, each, multiplier=bend[0], softcap=bend[1])
-        else:
-            counts = wanted[:, None] != IGNORED if filled else None
-            each.copy_(_slope(*bend)(logits, wanted[:, None].clamp(min=0), counts))
+        kernels().cross_entropy_(logits, wanted, each, multiplier=bend[0], softcap=bend[1])
         found.take(logits, weight, part, start)
     return losses.sum()
 
@@ -144,8 +141,7 @@ def _over_fp32(
         if filled:
             counts = wanted != IGNORED
             wanted = wanted.clamp(min=0)
-        logits = part @ weight.t()
-        logits = logits.float()
+        logits = (part @ weight.t()).float()
         if multiplier != 1:
             logits *= multiplier
         if softcap:
@@ -166,45 +162,6 @@ def _over_fp32(
             grad *= counts
         found.take(grad.to(weight.dtype), weight, part, start)
     return total
-
-
-@cache
-def _slope(multiplier: float, softcap: float | None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """A kernel that turns 16-bit logits into their gradient in place and returns the losses.
-
-    What torch's compiler makes of it, where Triton's own is missing. Its third argument says which rows
-    count; all where there is none.
-    """
-
-    def slope(logits: Tensor, wanted: Tensor, counts: Tensor | None) -> Tensor:
-        values = logits.float() * multiplier
-        bent: Tensor | float = 1.0
-        if softcap:
-            values = torch.tanh(values / softcap)
-            bent = 1 - values.square()
-            values = values * softcap
-        norm = values.logsumexp(dim=1, keepdim=True)
-        losses = norm - values.gather(1, wanted)
-        chosen = torch.arange(logits.shape[1], device=logits.device)[None] == wanted
-        grad = ((values - norm).exp() - chosen.float()) * bent * multiplier
-        if counts is not None:
-            losses, grad = losses * counts, grad * counts
-        logits.copy_(grad)
-        return losses[:, 0]
-
-    compiled = torch.compile(slope)
-
-    def run(logits: Tensor, wanted: Tensor, counts: Tensor | None) -> Tensor:
-        from torch._dynamo import maybe_mark_dynamic  # takes a second to import
-
-        mark: Any = maybe_mark_dynamic
-        mark(logits, 0)
-        mark(wanted, 0)
-        if counts is not None:
-            mark(counts, 0)
-        return compiled(logits, wanted, counts)
-
-    return run
 
 
 def linear_cross_entropy(

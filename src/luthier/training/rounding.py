@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -100,10 +99,6 @@ class RoundedAdamW(torch.optim.Optimizer):
             whole.append(state["lost"])
         numbers = _numbers(group, state["step"])
         cut = all(tensor.is_contiguous() for tensor in whole)
-        if weight.is_cuda and cut:
-            # One kernel that holds nothing on its way. As tensors: other numbers would be another kernel.
-            _kernel()(*(tensor.view(-1) for tensor in whole), numbers=_on(weight.device, numbers))
-            return
         # In parts: what an update makes on its way in fp32 is many times a weight's own bytes.
         for start in range(0, weight.numel() if cut else 1, UPDATE_NUMBERS):
             end = start + UPDATE_NUMBERS
@@ -131,7 +126,7 @@ def _update_part(
     old_square: Tensor,
     lost: Tensor | None = None,
     *,
-    numbers: Sequence[Any],
+    numbers: Sequence[float],
 ) -> None:
     """Update a weight, its moments and what its rounding has lost in place.
 
@@ -153,18 +148,6 @@ def _update_part(
     wanted = wanted + lost
     weight.copy_(wanted)
     lost.copy_(wanted - weight)
-
-
-@cache
-def _kernel() -> Callable[..., None]:
-    """`_update_part` as one kernel for weights of any size."""
-    return torch.compile(_update_part, dynamic=True)
-
-
-@lru_cache(maxsize=8)
-def _on(device: torch.device, numbers: tuple[float, ...]) -> Sequence[Tensor]:
-    """Numbers on a device: those of a step are the same for all weights of a group."""
-    return torch.tensor(numbers, dtype=torch.float32).to(device, non_blocking=True).unbind()
 
 
 def stochastic(values: Tensor, dtype: torch.dtype) -> Tensor:
