@@ -169,6 +169,19 @@ def test_kind_of_weights_shows_in_the_metadata(tmp_path):
     assert relation("merged") == ("finetune", "transformers")
 
 
+def test_new_tokens_are_named_with_what_an_adapter_asks_for(tmp_path):
+    given = facts(tmp_path)
+    recipe = given.recipe
+    model = recipe.model.model_copy(update={"new_tokens": ("<tool>", "</tool>")})
+    for kind in ("merged", "adapter"):
+        text = render_model_card(
+            facts(tmp_path, recipe=recipe.model_copy(update={"model": model}), kind=kind)
+        )
+        assert "- new tokens: `<tool>`, `</tool>`" in text
+        assert ("resize_token_embeddings" in text) == (kind == "adapter")
+    assert "new tokens" not in render_model_card(given)
+
+
 def test_papers_of_the_base_go_along(tmp_path):
     base, out = tmp_path / "base", tmp_path / "out"
     base.mkdir()

@@ -236,6 +236,14 @@ def _training(facts: CardFacts) -> str:
         ("seed", recipe.seed),
     ]
     lines.append("- " + ", ".join(f"{name} {value}" for name, value in settings if value is not None))
+    if new := recipe.model.new_tokens:
+        first = (
+            "; before PEFT reads this adapter: `base.resize_token_embeddings(len(tokenizer))`, with the "
+            "tokenizer beside this card"
+            if facts.kind == "adapter"
+            else ""
+        )
+        lines.append(f"- new tokens: {', '.join(f'`{text}`' for text in new)}{first}")
     return "## Training\n\n" + "\n".join(lines)
 
 
