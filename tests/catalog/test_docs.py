@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
@@ -15,6 +14,7 @@ from luthier.catalog import index as module
 from luthier.catalog.build import write_index
 from luthier.catalog.index import all_models, forget, index
 from luthier.cli.main import main
+from scripts import script
 
 ROOT = Path(__file__).parents[2]
 BY_ESTIMATE = {"guide-a", "guide-b", "guide-c", "purposes", "uses", "tasks", "methods", "golden"}
@@ -22,12 +22,7 @@ BY_ESTIMATE = {"guide-a", "guide-b", "guide-c", "purposes", "uses", "tasks", "me
 
 
 def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return script(f"tools/{name}")
 
 
 def test_pages_follow_the_catalogue() -> None:

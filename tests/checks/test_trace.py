@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from luthier.sizing.activations import OURS
 from luthier.sizing.model_config import architecture_from_config
 from luthier.sizing.parameters import target_matrices
 from luthier.sizing.training import training_memory
+from scripts import script
 
 T4: dict[str, Any] = json.loads((Path(__file__).parents[2] / "benchmarks" / "memory" / "t4.json").read_text())
 LORA = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -91,14 +90,7 @@ def test_whole_traces_within_one_percent_phase_by_phase(row: dict[str, Any]) -> 
 
 def _stacks() -> Any:
     """benchmarks/memory/stacks.py as a module."""
-    path = Path(__file__).parents[2] / "benchmarks" / "memory" / "stacks.py"
-    spec = importlib.util.spec_from_file_location("stacks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stacks"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/memory/stacks")
 
 
 STACKS = _stacks()

@@ -5,21 +5,15 @@ LUTHIER_TEST_FUZZ=20000 puts that many inputs through (see benchmarks/data/fuzz.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 from collections import Counter
-from pathlib import Path
 
-FUZZ = Path(__file__).parents[2] / "benchmarks" / "data" / "fuzz.py"
+from scripts import script
 
 
 def test_no_input_brings_a_traceback_and_no_row_is_lost(make_tokenizer) -> None:
-    spec = importlib.util.spec_from_file_location("fuzz", FUZZ)
-    assert spec is not None
-    assert spec.loader is not None
-    fuzz = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fuzz)
+    fuzz = script("benchmarks/data/fuzz")
     counts: Counter[str] = Counter()
     tokenizer = make_tokenizer("chatml")
     inputs = int(os.environ.get("LUTHIER_TEST_FUZZ", "150"))

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
+
+from scripts import script
 
 ROOT = Path(__file__).parents[2]
 
 
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("purposes_docs", ROOT / "tools" / "purposes_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return script("tools/purposes_docs")
 
 
 def test_every_listed_combination_is_refused_with_a_way_out() -> None:

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 
+from scripts import script
+
 ROOT = Path(__file__).parents[2]
 
 
-def load() -> ModuleType:
-    path = ROOT / "benchmarks" / "speed" / "profile_picture.py"
-    spec = importlib.util.spec_from_file_location("profile_picture", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load()
+picture = script("benchmarks/speed/profile_picture")
 
 
 def test_the_picture_is_that_of_the_rows() -> None:
     drawn = (ROOT / "docs" / "pictures" / "step-time.svg").read_text()
-    assert drawn == script.picture(script.steps()), "run python benchmarks/speed/profile_picture.py"
+    assert drawn == picture.picture(picture.steps()), "run python benchmarks/speed/profile_picture.py"
     ElementTree.fromstring(drawn)
 
 
 def test_parts_are_the_whole_step() -> None:
-    found = script.steps()
+    found = picture.steps()
     files = (ROOT / "benchmarks" / "speed" / "results").glob("*.jsonl")
     rows = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     assert len(found) == sum("kernels_ms" in row for row in rows)
@@ -52,7 +40,7 @@ def test_what_stood_twice_or_under_another_name_is_counted_once() -> None:
         "kernels_ms": {"products": 50.0, "fused elementwise": 20.0, "optimiser": 12.0},
         "largest_ms": {"triton_red_fused_logsumexp_0": 4.0, "Optimizer.step#AdamW.step": 5.0},
     }  # fmt: skip
-    step = script.step_of(row, "h100.jsonl", 680.0)
+    step = picture.step_of(row, "h100.jsonl", 680.0)
     assert step.parts == {
         "products": 50.0, "loss": 4.0, "fused elementwise": 16.0, "optimiser": 7.0, "idle": 23.0
     }  # fmt: skip
@@ -60,4 +48,4 @@ def test_what_stood_twice_or_under_another_name_is_counted_once() -> None:
     assert step.label == "Qwen2.5-3B, full, 4,096 tokens, adamw-bf16, recorded"
     row["kernels_ms"] = {"products": 50.0, "loss": 4.0, "fused elementwise": 16.0, "optimiser": 7.0}
     row["largest_ms"] = {"_cross_entropy": 4.0}
-    assert script.step_of(row, "h100.jsonl", 680.0).parts == step.parts
+    assert picture.step_of(row, "h100.jsonl", 680.0).parts == step.parts

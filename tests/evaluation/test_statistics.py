@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -28,17 +26,11 @@ from luthier.evaluation.statistics import (
     wilson_interval,
 )
 from luthier.schema.results import Metric
+from scripts import script
 
 
 def coverage_module() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "proof" / "coverage.py"
-    spec = importlib.util.spec_from_file_location("proof_coverage", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/proof/coverage")
 
 
 @pytest.mark.parametrize(

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from luthier.sizing.calibration import CONTEXT_HOPPER, HEAP_WASTE, RESERVED, RUNTIME
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "memory" / "fit.py"
+from scripts import script
 
 
 @pytest.fixture(scope="module")
 def fit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fit_calibration", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/memory/fit")
 
 
 def test_the_script_gives_what_is_shipped(fit: ModuleType) -> None:

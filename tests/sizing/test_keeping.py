@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from scripts import script
+
 
 def _script() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "memory" / "keeping.py"
-    spec = importlib.util.spec_from_file_location("keeping_rows", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/memory/keeping")
 
 
 KEEPING = _script()

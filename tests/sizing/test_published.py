@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from scripts import script
+
 
 def _script() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "memory" / "published.py"
-    spec = importlib.util.spec_from_file_location("published_points", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/memory/published")
 
 
 POINTS = list(_script().points())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from luthier.sizing.host import on_host
 from luthier.sizing.model_config import architecture_from_config
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.training import training_memory
+from scripts import script
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "memory"
 MIB = 1 << 20
@@ -177,13 +176,7 @@ def test_impossible_shapes_are_refused() -> None:
 
 def _stacks() -> Any:
     """benchmarks/memory/stacks.py as a module."""
-    spec = importlib.util.spec_from_file_location("stacks", BENCHMARKS / "stacks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stacks"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/memory/stacks")
 
 
 def test_rows_of_other_stacks_and_compiled_layers_within_eight_percent() -> None:
