@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from luthier.schema.recipe import TrainingChoice
 from luthier.tasks.causal import causal_objective
+from luthier.training.optimizer import Optimizer
 from luthier.training.recorded import Passes
 from luthier.training.sharding import at_once
 
@@ -72,3 +74,43 @@ def test_a_pass_that_cannot_be_recorded_runs_kernel_by_kernel(
     assert made(batch, 0.5, lambda: None).item() == pytest.approx(first.item(), rel=1e-6)
     assert said == ["steps are launched kernel by kernel from here on: an operation is not to be recorded"]
     assert all(made.masters[name].grad.any() for name in gradients(made))
+
+
+@pytest.mark.parametrize("first", [True, False])  # whether the step that settles has one micro-batch
+def test_gradients_of_masters_stay_where_they_are(tiny, make_micro, make_documents, first):
+    model = tiny().bfloat16()
+    optimizer = Optimizer(model, TrainingChoice())
+    objective = replace(causal_objective(model), tensors=True, longest=19)
+    arriving, masters = optimizer.gradients, optimizer.masters
+    made = Passes(
+        model, objective, masters, through=at_once, record=True, say=lambda _: None, arriving=arriving
+    )
+    batch = make_micro([make_documents(3)])
+
+    def step(single):
+        arriving.single = single
+        made.begin()
+        with made.objective.scope(made.model):
+            for _ in range(1 if single else 2):
+                made.met.clear()  # there is no GPU to record on
+                made(batch, 0.5, lambda: None)
+        grads = {name: arriving.of(master) for name, master in masters.items()}
+        made.end(settled=True)
+        found = {name: (grad.data_ptr(), grad.dtype, grad.float().clone()) for name, grad in grads.items()}
+        optimizer.forget()
+        return found
+
+    settled = step(first)
+    assert {kind for _, kind, _ in settled.values()} == {torch.bfloat16 if first else torch.float32}
+    again, other = step(first), step(not first)
+    for name, (place, _, values) in settled.items():
+        assert again[name][0] == place
+        assert torch.equal(again[name][2], values), "written over, not added"
+        ratio = 2.0 if first else 0.5
+        torch.testing.assert_close(other[name][2], values * ratio, rtol=1e-2, atol=1e-3)
+    # What was recorded for steps of one micro-batch does not add up: others go kernel by kernel.
+    assert (other[name][1], arriving.single) == (torch.float32, False)
+    if first:
+        assert not any(master.grad is not None for master in masters.values())
+    made.forget("memory ran out")
+    assert not arriving.places

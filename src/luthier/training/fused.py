@@ -28,9 +28,16 @@ def kernels() -> Any:
     return found
 
 
+@cache
+def run_on(device: torch.device) -> bool:
+    """Whether the kernels run there: CUDA, and a card that computes in bf16 (Ampere and after)."""
+    there = device.type == "cuda" and kernels() is not None
+    return there and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def fit_for(tensors: Sequence[Tensor]) -> bool:
     """Whether the kernels take these: each a stretch of a GPU's memory."""
-    return all(one.is_cuda and one.is_contiguous() for one in tensors) and kernels() is not None
+    return all(run_on(one.device) and one.is_contiguous() for one in tensors)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luthier.sizing.loss_chunks import chunk_rows, row_stride
-from luthier.training.fused import kernels
+from luthier.training.fused import kernels, run_on
 from luthier.training.objective import IGNORED
 
 
@@ -74,8 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(new, dtype=torch.float32) if need_new and new is not None else None,
             places,
         )
-        narrow = weight.is_cuda and need_hidden and weight.dtype != torch.float32
-        if narrow and kernels() is not None:
+        if need_hidden and weight.dtype != torch.float32 and run_on(weight.device):
             total = _over_16_bits(hidden, weight, targets, (multiplier, softcap), found)
         else:
             total = _over_fp32(hidden, weight, targets, (multiplier, softcap), found, filled=filled)
