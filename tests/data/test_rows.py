@@ -156,6 +156,7 @@ def test_labelled_texts_of_similarity(tmp_path: Path) -> None:
     assert (mapped.kind, mapped.labels) == ("labelled", ("3",))
     for wrong, words in (
         ([{"premise": "a", "hypothesis": "b", "label": "no"}], "cannot tell"),
+        ([{"query": "a", "text": "b", "label": "no"}], "cannot tell"),
         ([{"text": "a", "label": ["x", "y"]}], "keep one label a row"),
     ):
         with pytest.raises(DataError) as caught:

@@ -188,6 +188,9 @@ def _alike(names: list[str], rows: Sequence[RawRow], wanted: dict[str, str]) -> 
     found = _labelled("multi-class-classification", names, rows, wanted, None)
     if found is None or "pair" in found.columns:
         return None
+    others = {name.lower() for name in names} - {one.lower() for one in found.columns.values()}
+    if "text" not in wanted and others & {*_FIRSTS, *_SECOND_TEXTS, *_POSITIVES}:
+        return None  # a query or a document beside it: what they mean together is not guessed
     note = f"texts with the same {found.columns['label']} are taken to be alike"
     return Layout("labelled", found.columns, notes=(*found.notes, note))
 
