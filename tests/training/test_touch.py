@@ -9,7 +9,7 @@ LOST = (
     "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=41, OpType=ALLREDUCE, "
     "NumelIn=1048576, Timeout(ms)=600000) ran for 600012 milliseconds before timing out.",
     "NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited or there was a network error",
-    "[gloo/transport/tcp/pair.cc:546] Connection closed by peer [10.0.0.7]:43111",
+    "[gloo/transport/tcp/pair.cc:546] Connection closed by peer [192.0.2.7]:43111",
     "[gloo/transport/tcp/unbound_buffer.cc:136] Timed out waiting 600000ms for recv operation to complete",
     "wait timeout after 600000ms, keys: /default_pg/0//worker_count; Broken pipe",
 )
