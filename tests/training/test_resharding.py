@@ -29,7 +29,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def later(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return started(tmp_path_factory.mktemp("later"), "+".join(LATER), *LEVELS, "groups")
+    return started(tmp_path_factory.mktemp("later"), "+".join(LATER), *LEVELS, "groups", "four")
 
 
 def assert_as_one(folder: Path, case: str, layout: str) -> None:
@@ -60,7 +60,7 @@ def test_a_run_whose_micro_batches_were_halved_goes_on_in_as_many_pieces_everywh
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("layout", [*LEVELS, "groups"])
+@pytest.mark.parametrize("layout", [*LEVELS, "groups", "four"])
 @pytest.mark.parametrize("case", LATER)
 def test_other_families_and_groups_that_each_hold_the_model_do_too(
     later: Path, case: str, layout: str

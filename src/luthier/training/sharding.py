@@ -87,14 +87,16 @@ def divide(model: nn.Module, world: World, *, masters: bool) -> Divided:
         weight.data = weight.data.to(world.device)
     _divide_part(whole, mesh, masters=masters, again=None, kept=kept)
     _prefetch(whole, layers)
-    return Divided(whole, layers, dtype, reshard)
+    return Divided(whole, layers, dtype, reshard, groups=world.sizes["replicate"])
 
 
 class Divided:
-    """The way to a model whose weights are divided (`Through`)."""
+    """The way to a model whose weights are divided (`Through`). groups: of processes that hold one together."""
 
-    def __init__(self, whole: Any, layers: list[nn.Module], dtype: torch.dtype, reshard: Reshard) -> None:
-        self.whole, self.dtype, self.reshard = whole, dtype, reshard
+    def __init__(
+        self, whole: Any, layers: list[nn.Module], dtype: torch.dtype, reshard: Reshard, *, groups: int
+    ) -> None:
+        self.whole, self.dtype, self.reshard, self.groups = whole, dtype, reshard, groups
         self.parts: list[Any] = [whole, *layers]
 
     def begin(self, *, last: bool) -> None:
@@ -102,6 +104,10 @@ class Divided:
         if self.reshard == "step":
             self.whole.set_reshard_after_backward(last)
             self.whole.set_requires_gradient_sync(last)
+        elif self.groups > 1:
+            self.whole.set_requires_all_reduce(
+                last
+            )  # between the groups, whose links may be slow, once a step
 
     def __call__(self, work: Callable[..., Any], *args: Any, **named: Any) -> Any:
         # One closure: FSDP looks into arguments for tensors, and would take a head's weight for an input.
