@@ -8,7 +8,8 @@ through Luthier's own loop. For each method one model is built on the GPU, measu
 weights are moved to the host and it is measured again with the same rows; --new-tokens adds a row with the
 rows of two new tokens trained. Each line: step time, peak of the tensors beside the prediction, the last
 loss, the largest difference of logits before and after the move (adapters begin at zero), the rate at
-which weights come. --away-only leaves the first measurement out, for models that do not fit.
+which weights come. --away-only leaves the first measurement out, for models that do not fit; --graphs
+records launches, keeps activations, and moves nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def predicted(row: dict[str, str], *, away: bool, new: Sequence[int]) -> float:
     documents = int(row["tokens"]) // length
     shape = TrainingShape(
         micro_batch_size=1, sequence_length=int(row["tokens"]), documents=documents, batch_size=1,
-        activation_checkpointing="full", compiled=row["compile"] == "1", offload_parameters=away,
+        activation_checkpointing=row["keep"], compiled=row["compile"] == "1", offload_parameters=away,
     )  # fmt: skip
     cuda = torch.cuda.is_available()
     method = QLora() if row["method"] == "qlora" else Lora()
@@ -98,6 +99,7 @@ def main() -> None:
     words.add_argument("--steps", default="4")
     words.add_argument("--new-tokens", action="store_true")
     words.add_argument("--away-only", action="store_true")
+    words.add_argument("--graphs", action="store_true")
     words.add_argument("--plain", action="store_true", help="layers as they are, not compiled")
     words.add_argument("--least", type=int, help="bytes from which on a tensor is moved")
     asked = words.parse_args()
@@ -116,8 +118,9 @@ def main() -> None:
         put(card=torch.cuda.get_device_name(), torch=torch.__version__)
     for method in asked.methods:
         row = step.DEFAULTS | {
-            "model": asked.model, "method": method, "keep": "full", "steps": asked.steps,
-            "compile": "0" if asked.plain else "1", "tokens": asked.tokens[0],
+            "model": asked.model, "method": method, "keep": "none" if asked.graphs else "full",
+            "steps": asked.steps, "compile": "0" if asked.plain else "1", "tokens": asked.tokens[0],
+            "graphs": str(int(asked.graphs)),
         }  # fmt: skip
         rows = [row | {"tokens": tokens, "length": str(min(2048, int(tokens)))} for tokens in asked.tokens]
         model = step.adapted(row, str(device))
@@ -132,6 +135,8 @@ def main() -> None:
             train_rows(model, new)
             put(**measured(model, rows[0], device, new, method=method, tokens=rows[0]["tokens"], away=False))
             SHAPES[asked.model].vocab_size = size
+        if asked.graphs:
+            continue
         for name, weight in model.named_parameters():
             if name.endswith("lora_B"):
                 weight.data.zero_()  # as it began, so that logits can be compared

@@ -95,6 +95,25 @@ def test_a_base_model_learns_the_marks_of_chatml(tmp_path: Path) -> None:
     assert says(tmp_path, "chat", "latest", "--once", "the old hat 3 is red").strip() == "red"
 
 
+def test_two_processes_train_the_rows_as_one(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    write_rows(tmp_path / "chats.jsonl", "<tool>{}</tool>")
+    (tmp_path / "recipe.yaml").write_text("model: {id: model}\ndata: {train: chats.jsonl}\n")
+    losses = []
+    for number, words in enumerate(([], ["--gpus", "2"])):
+        luthier(
+            tmp_path, "train", "recipe.yaml", *WORDS, "model.new_tokens=<tool>,</tool>", f"name=run{number}",
+            "training.max_steps=3", "training.micro_batch_size=4", "evaluation.max_rows=1",
+            "export.merged=false", *words,
+        )  # fmt: skip
+        (run,) = (tmp_path / "runs").glob(f"run{number}-*")
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "step"])
+    assert len(losses[0]) == 3
+    for one, other in zip(*losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
 def forget_marks(folder: Path) -> None:
     """Take chatml's marks out of a tokenizer, as a base model has it."""
     path = folder / "tokenizer.json"
