@@ -91,7 +91,7 @@ def divide(model: nn.Module, world: World, *, masters: bool) -> Divided:
 
 
 class Divided:
-    """The way to a model whose weights are divided (`Through`). groups: of processes that hold one together."""
+    """The way to a model whose weights are divided (`Through`). groups: how many models there are in all."""
 
     def __init__(
         self, whole: Any, layers: list[nn.Module], dtype: torch.dtype, reshard: Reshard, *, groups: int
