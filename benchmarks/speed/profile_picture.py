@@ -67,12 +67,19 @@ def steps(folder: Path = HERE / "results") -> list[Step]:
 
 
 def peaks_of(rows: list[tuple[str, dict[str, Any]]]) -> dict[str, float]:
-    """File -> teraflops of products measured in it, or else in another file of the same kind of card."""
+    """File -> teraflops of products measured in it, else on that kind of card, else on any (H100 and H200
+    have the same matrix units)."""
     measured = {name: row["peak"]["tflops"] for name, row in rows if "peak" in row}
-    cards = {name.split("_")[0].split(".")[0]: rate for name, rate in reversed(list(measured.items()))}
-    return {
-        name: measured.get(name) or cards.get(name.split("_")[0].split(".")[0], DATASHEET) for name, _ in rows
-    }
+    cards: dict[str, float] = {}
+    for name, rate in measured.items():
+        cards.setdefault(card_of(name), rate)
+    usual = next(iter(measured.values()), DATASHEET)
+    return {name: measured.get(name, cards.get(card_of(name), usual)) for name, _ in rows}
+
+
+def card_of(file: str) -> str:
+    """The kind of card that a file of rows is named after."""
+    return file.split(".")[0].split("_")[0]
 
 
 def step_of(row: dict[str, Any], file: str, peak: float) -> Step:
@@ -101,8 +108,9 @@ def step_of(row: dict[str, Any], file: str, peak: float) -> Step:
 def label_of(asked: str) -> str:
     """A row's settings in words."""
     said = dict(part.split("=", 1) for part in asked.split(","))
+    model = said.get("model", "llama-3.1-8b")
     words = [
-        SHAPES[said.get("model", "llama-3.1-8b")],
+        SHAPES.get(model, model),
         METHODS[said.get("method", "lora")] + (", float8 base" if said.get("base") == "float8" else ""),
         f"{int(said.get('tokens', 8192)):,} tokens",
     ]
