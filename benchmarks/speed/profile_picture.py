@@ -12,6 +12,7 @@ against the datasheet's.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from html import escape
@@ -67,8 +68,10 @@ def steps(folder: Path = HERE / "results") -> list[Step]:
 
 
 def peaks_of(rows: list[tuple[str, dict[str, Any]]]) -> dict[str, float]:
-    """File -> teraflops of products measured in it, else on that kind of card, else on any (H100 and H200
-    have the same matrix units)."""
+    """File -> teraflops of products measured in it, else on that kind of card, else on any.
+
+    H100 and H200 have the same matrix units.
+    """
     measured = {name: row["peak"]["tflops"] for name, row in rows if "peak" in row}
     cards: dict[str, float] = {}
     for name, rate in measured.items():
@@ -79,7 +82,7 @@ def peaks_of(rows: list[tuple[str, dict[str, Any]]]) -> dict[str, float]:
 
 def card_of(file: str) -> str:
     """The kind of card that a file of rows is named after."""
-    return file.split(".")[0].split("_")[0]
+    return re.split(r"[._]", file, maxsplit=1)[0]
 
 
 def step_of(row: dict[str, Any], file: str, peak: float) -> Step:
