@@ -8,6 +8,7 @@ from luthier.errors import DoesNotFit, RecipeError, Unsupported
 from luthier.planning.estimate import kernels_for
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.resolve import Resolved, resolve
+from luthier.planning.solver import memory_budget
 from luthier.schema.data import Lengths
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.hardware import Accelerator, Hardware, Processor
@@ -258,6 +259,17 @@ def test_short_micro_batches_of_small_models_are_launched_at_once() -> None:
     assert plan(SMOL, LAPTOP).recipe.training.cuda_graphs is None
     with pytest.raises(Unsupported, match="CUDA only"):
         plan(SMOL, LAPTOP, cuda_graphs=True)
+    # What recorded passes leave in place must fit too.
+    choice = TrainingChoice(batch_size=16, micro_batch_size=16, activation_checkpointing="none")
+    whole = recipe(method=Full(), training=choice)
+    found = resolve(whole, arch=SMOL, hardware=H100, profile=rows)
+    assert found.recipe.training.cuda_graphs is True
+    card = H100.accelerators[0]
+    room = round(found.estimate.process.high * 79 / 80 * card.memory_free / memory_budget(H100, "cuda"))
+    tight = H100.model_copy(update={"accelerators": (card.model_copy(update={"memory_free": room}),)})
+    less = resolve(whole, arch=SMOL, hardware=tight, profile=rows)
+    assert less.recipe.training.cuda_graphs is False
+    assert "stay from step to step" in less.recipe.sources["training.cuda_graphs"]
     noisy = recipe(method=Lora(dropout=0.1), training=TrainingChoice(cuda_graphs=True))
     with pytest.raises(Unsupported, match="noise is drawn"):
         resolve(noisy, arch=SMOL, hardware=H100, profile=rows)
@@ -349,6 +361,11 @@ def test_frozen_weights_wait_on_the_host_where_nothing_else_fits() -> None:
     assert slow is not None
     assert fast is not None
     assert slow.expected > fast.expected
+    judged, judged_fast = found.evaluation_seconds, roomy.evaluation_seconds
+    assert judged is not None
+    assert judged_fast is not None
+    # Each token of an answer reads 13 GiB over the host's link.
+    assert judged.expected > 20 * judged_fast.expected
     with pytest.raises(DoesNotFit):
         plan(tight, offload_parameters=False)
     poor = tight.model_copy(update={"memory_free": 12 * GIB})

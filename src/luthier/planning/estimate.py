@@ -17,7 +17,7 @@ from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, PADDED, PADDED_ON_
 from luthier.sizing.calibration import CONTEXT_HOPPER, RESERVED
 from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
-from luthier.sizing.offload import bringing_seconds, on_device, waiting
+from luthier.sizing.offload import bringing_seconds, link_of, on_device, waiting
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import rate_of
 from luthier.sizing.states import paged_bytes, update_flops
@@ -170,8 +170,12 @@ def evaluation_seconds(
     device: Device,
     dtype: str,
     matrix_rate: float | None = None,
+    away: int = 0,
 ) -> Range | None:
-    """Time to answer all prompts once: the operations, and reading the weights for each token."""
+    """Time to answer all prompts once: the operations, and reading the weights for each token.
+
+    away: bytes of weights that wait in the host's memory and are brought for each token.
+    """
     rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype)
     if rate is None:
         return None
@@ -182,6 +186,8 @@ def evaluation_seconds(
         return work
     steps = -(-shape.rows // shape.batch_size) * shape.new_tokens
     reading = count_parameters(arch).active * (4 if dtype == "float32" else 2) * steps / rate.bandwidth
+    if away:
+        reading = max(reading, away * steps / link_of(hardware.accelerators[0]))
     return Range(
         low=work.low + 0.5 * reading, expected=work.expected + reading, high=work.high + 1.6 * reading
     )

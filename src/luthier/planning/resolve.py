@@ -27,6 +27,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Recipe
 from luthier.sizing.gguf import gguf_bytes
+from luthier.sizing.offload import waiting
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.speed import add
 from luthier.sizing.training import BYTES
@@ -123,6 +124,7 @@ class _Resolver(Case):
             device=self.device,
             dtype=dtype,
             matrix_rate=self.rates.get(dtype),
+            away=waiting(self.arch, recipe.method, BYTES[dtype]).total if shape.offload_parameters else 0,
         )
         validating = self._validation_share(estimate, tokens, steps)
         return Resolved(

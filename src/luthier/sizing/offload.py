@@ -82,5 +82,10 @@ def bringing_seconds(
     """Time of all copies of a training: each micro-batch reads every layer forwards and again backwards."""
     length = shape.mean_length or shape.sequence_length
     passes = tokens / max(1.0, shape.micro_batch_size * length)
+    return 2 * passes * waiting(arch, method, element).total / link_of(gpu)
+
+
+def link_of(gpu: Accelerator | None) -> float:
+    """Bytes/s from the host's memory to a GPU, by its generation."""
     major = (gpu.compute_capability or (0, 0))[0] if gpu is not None else 0
-    return 2 * passes * waiting(arch, method, element).total / LINKS.get(major, SLOWEST)
+    return LINKS.get(major, SLOWEST)
