@@ -4,11 +4,11 @@ import pytest
 import torch
 import transformers
 
-from luthier.errors import Unsupported
+from luthier.errors import TrainingError, Unsupported
 from luthier.models.lora import adapted as adapted_layers
 from luthier.models.lora import add_lora, merge
 from luthier.models.packed import pack_base
-from luthier.models.streamed import LEAST, settle_on_host, stream_layers
+from luthier.models.streamed import LEAST, Streamed, settle_on_host, stream_layers
 from luthier.schema.recipe import Lora, QLora, TrainingChoice
 from luthier.training.layers import layers_of, prepared
 from luthier.training.optimizer import Optimizer
@@ -160,6 +160,28 @@ def test_a_trained_model_settles_and_merges_as_any_other(tiny, method):
         merge(model)
         merge(other)
         assert torch.equal(model(ids).logits, other(ids).logits)
+
+
+def test_what_does_not_arrive_is_seen_before_a_step(tiny, monkeypatch):
+    model = adapted(tiny, "llama", METHODS["qlora"])
+    chain = stream_layers(model, layers_of(model), CPU)
+    chain.verify()
+    assert chain.copies == 2
+    copy = Streamed._copy
+
+    def late(self, index, at):
+        """The copy into one place comes too late."""
+        before = self.places[at].clone()
+        copy(self, index, at)
+        if index:
+            self.places[at].copy_(before)
+
+    monkeypatch.setattr(Streamed, "_copy", late)
+    chain.holds = [None, None]
+    for place in chain.places:
+        place.zero_()
+    with pytest.raises(TrainingError, match="layer 1 did not arrive"):
+        chain.verify()
 
 
 def test_small_tensors_stay(tiny, monkeypatch):

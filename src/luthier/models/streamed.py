@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import DoesNotFit
+from luthier.errors import DoesNotFit, TrainingError
 
 LEAST = 64 << 10
 """Bytes of a frozen tensor from which on it waits on the host; smaller ones stay on the device."""
@@ -47,7 +47,9 @@ class Streamed:
     def __init__(self, layers: Sequence[nn.Module], device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
         self.parts = [_parts_of(layer) for layer in layers]
-        self.sizes = [max((part.start + part.size for part in parts), default=0) for parts in self.parts]
+        self.sizes = [
+            _whole(max((part.start + part.size for part in parts), default=0)) for parts in self.parts
+        ]
         self.host = [self._moved(parts, size) for parts, size in zip(self.parts, self.sizes, strict=True)]
         self.places = [
             torch.empty(max(self.sizes, default=0), dtype=torch.uint8, device=device) for _ in range(2)
@@ -94,6 +96,23 @@ class Streamed:
                 part.tensor.data = part.of(self.host[index])
             if self.cuda:
                 self.free[at].record(torch.cuda.current_stream(self.device))
+
+    def verify(self) -> None:
+        """Bring every layer once, one ahead, and hold what arrived against what waits. Errors: TrainingError.
+
+        What drivers and streams make of the copies is seen so on the machine at hand, before any step.
+        """
+        arrived = []
+        for index, size in enumerate(self.sizes):
+            after = index + 1 if index + 1 < len(self.sizes) else None
+            with self.on_device(index, after):
+                arrived.append(_sum(self.places[self.holds.index(index)], size))
+        for index, (size, found) in enumerate(zip(self.sizes, arrived, strict=True)):
+            if int(found) != int(_sum(self.host[index], size)):
+                raise TrainingError(
+                    f"layer {index} did not arrive on {self.device} as it waits in the host's memory",
+                    hint="training.offload_parameters=false, or method.name=qlora; update the GPU's driver",
+                )
 
     def _place_of(self, index: int) -> int:
         if index not in self.holds:
@@ -142,8 +161,13 @@ class _Plain:
 
 
 def stream_layers(model: Any, layers: Sequence[nn.Module], device: torch.device) -> Streamed:
-    """Leave the layers' frozen weights in the host's memory and move all else to the device, in place."""
+    """Leave the layers' frozen weights in the host's memory and move all else to the device, in place.
+
+    Errors: DoesNotFit for memory that cannot be locked, TrainingError where copies do not arrive.
+    """
     chain = Streamed(layers, device)
+    if chain.cuda:
+        chain.verify()
     waiting = {id(part.tensor) for parts in chain.parts for part in parts}
     _move(model, device, waiting)
     for index, layer in enumerate(layers):
@@ -187,8 +211,17 @@ def _parts_of(layer: nn.Module) -> list[_Part]:
                 continue
             seen.add(id(tensor))
             found.append(_Part(tensor, at, size))
-            at += -(-size // ALIGNED) * ALIGNED
+            at += _whole(size)
     return found
+
+
+def _whole(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
+
+
+def _sum(place: Tensor, size: int) -> Tensor:
+    """One number that stands for so many bytes."""
+    return place[:size].view(torch.int32).sum(dtype=torch.int64)
 
 
 def _pinned(size: int) -> Tensor:
