@@ -18,7 +18,7 @@ from luthier.data.seeing import load_seeing
 from luthier.errors import Interrupted, LuthierError
 from luthier.models.load import quiet
 from luthier.models.lora import adapter_tensors
-from luthier.models.vision import image_processor
+from luthier.models.vision import image_processor, joined
 from luthier.schema.recipe import Recipe
 from luthier.tasks.registry import load_task
 from luthier.tasks.vision import VisionTask, answer_about, vision_batch
@@ -265,3 +265,14 @@ def test_a_model_that_reads_text_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(LuthierError, match="llama reads text alone"):
         load_seeing(tmp_path)
+
+
+def test_what_is_joined_for_a_tower_stays_where_the_pixels_are() -> None:
+    meta = torch.device("meta")
+    row = {
+        "pixel_values": torch.zeros(1, 1, 3, 8, 8, device=meta),
+        "pixel_attention_mask": torch.ones(1, 1, 8, 8, dtype=torch.long, device=meta),
+    }
+    found = joined([row, {}, row])
+    assert {name: value.device for name, value in found.items()} == dict.fromkeys(row, meta)
+    assert found["pixel_attention_mask"].shape == (3, 1, 8, 8)

@@ -152,7 +152,7 @@ def joined(rows: Sequence[Pixels]) -> Pixels:
         return {name: torch.cat([row[name] for row in held]) for name in held[0]}
     most = [max(sizes) for sizes in zip(*(row["pixel_values"].shape[1:] for row in held), strict=True)]
     pixels = held[0]["pixel_values"].new_zeros(len(rows), *most)
-    mask = torch.zeros(len(rows), most[0], *most[2:], dtype=torch.long)
+    mask = torch.zeros(len(rows), most[0], *most[2:], dtype=torch.long, device=pixels.device)
     for place, row in enumerate(rows):
         if row:
             _, count, _, tall, wide = row["pixel_values"].shape
