@@ -473,6 +473,12 @@ def step_time_table() -> str:
     return found
 
 
+def one_pass_table() -> str:
+    """Every row of one GPU with the newest kernels."""
+    found: str = script_of("speed/profile_picture").rows_table("h200_one_pass.jsonl")
+    return found
+
+
 def script_of(name: str) -> Any:
     """A script of ``benchmarks`` as a module."""
     path = ROOT / "benchmarks" / f"{name}.py"
@@ -554,6 +560,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "published": published_table,
     "validated": validated_table,
     "step-time": step_time_table,
+    "one-pass": one_pass_table,
 }
 
 

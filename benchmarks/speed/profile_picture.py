@@ -57,14 +57,15 @@ class Step:
 
 
 def steps(folder: Path = HERE / "results") -> list[Step]:
-    """The profiled rows, in the order of files and lines."""
+    """The profiled rows, by what they train, then by file."""
     rows = [
         (path.name, json.loads(line))
         for path in sorted(folder.glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
     peaks = peaks_of(rows)
-    return [step_of(row, name, peaks[name]) for name, row in rows if "kernels_ms" in row]
+    found = [step_of(row, name, peaks[name]) for name, row in rows if "kernels_ms" in row]
+    return sorted(found, key=lambda step: (step.label, step.file))
 
 
 def peaks_of(rows: list[tuple[str, dict[str, Any]]]) -> dict[str, float]:
@@ -118,10 +119,23 @@ def label_of(asked: str) -> str:
         f"{int(said.get('tokens', 8192)):,} tokens",
     ]
     words += [said["optimizer"]] if said.get("optimizer", "adamw") != "adamw" else []
+    words += [f"{said['micro']} micro-batches"] if said.get("micro", "1") != "1" else []
     words += [f"{said['keep']} checkpointing"] if said.get("keep", "none") != "none" else []
     words += ["recorded"] if said.get("graphs") == "1" else []
     words += [f"{said['shard']} GPUs"] if said.get("shard", "1") != "1" else []
     return ", ".join(words)
+
+
+def rows_table(file: str, folder: Path = HERE / "results") -> str:
+    """Every row of a file of one GPU as Markdown: tokens a second, memory, use of the matrix units."""
+    rows = [json.loads(line) for line in (folder / file).read_text().splitlines()]
+    peak = peaks_of([(file, row) for row in rows])[file]
+    lines = ["| | tokens/s | GB | MFU, measured / datasheet |", "|---|---|---|---|"]
+    for row in sorted((row for row in rows if "tflops" in row), key=lambda row: label_of(row["asked"])):
+        use = f"{100 * row['tflops'] / peak:.0f} % / {100 * row['tflops'] / DATASHEET:.0f} %"
+        label = label_of(row["asked"])
+        lines.append(f"| {label} | {row['tokens_per_second']:,.0f} | {row['allocated_gb']:.1f} | {use} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(found: list[Step]) -> str:
@@ -163,7 +177,8 @@ def picture(found: list[Step]) -> str:
     for place, step in enumerate(found):
         y = TOP + ROW * place
         lines.append(text(LEFT - 10, y + 11, step.label, anchor="end"))
-        told = f"{step.milliseconds:.0f} ms, {step.tokens:,.0f} tokens/s"
+        card = card_of(step.file).upper()
+        told = f"{card}, {step.milliseconds:.0f} ms, {step.tokens:,.0f} tokens/s"
         lines.append(text(LEFT - 10, y + 24, told, anchor="end", size=10, fill="#666"))
         x, whole = float(LEFT), max(step.milliseconds, sum(step.parts.values()))
         for kind, spent in step.parts.items():

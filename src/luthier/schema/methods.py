@@ -16,7 +16,7 @@ class MeasuredMethod(Fact):
     saved: int
     """Bytes of what is saved."""
     step: float
-    """Seconds of a step, the median over steps and seeds."""
+    """Seconds of a step, the median over steps and seeds (on the card of the times)."""
     peak: int
     """Bytes at the height of training, the most over seeds."""
     losses: tuple[float, ...]
@@ -41,6 +41,8 @@ class MeasuredMethods(Fact):
     tokens: float
     """Mean tokens a step."""
     card: str
+    timed_on: str
+    """The card of the times, where each row ran alone."""
     versions: dict[str, str]
     methods: tuple[MeasuredMethod, ...]
 

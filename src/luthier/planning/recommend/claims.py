@@ -45,10 +45,11 @@ def measured_how(found: MeasuredMethods | None = None) -> str:
     counts = [len(one.seeds) for one in found.methods]
     least, most = min(counts), max(counts)
     seeds = f"{most} seeds" if least == most > 1 else "one seed" if most == 1 else f"{least} to {most} seeds"
+    elsewhere = "" if found.timed_on == found.card else f", times of one {found.timed_on}"
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     return (
         f"{found.model}, {found.data}; {found.steps} steps of {found.rows} rows "
-        f"({found.tokens:,.0f} tokens), {seeds} of each, one {found.card}; {versions}"
+        f"({found.tokens:,.0f} tokens), {seeds} of each, one {found.card}{elsewhere}; {versions}"
     )
 
 
