@@ -178,7 +178,7 @@ def jobs(data: Path, model: Path, tiny: bool) -> list[Job]:
         name: str, rows: list[Row], loss: str, *, batch: int, rate: float, length: int, judge: Any
     ) -> Job:
         purpose = "reranking" if name.endswith("reranking") else "similarity"
-        taken = steps or (100 if purpose == "reranking" else max(1, len(rows) // batch))
+        taken = steps or (400 if purpose == "reranking" else max(1, len(rows) // batch))
         at_once, vectors = min(batch, len(rows)), purpose == "similarity"
         return Job(name, purpose, rows, loss, at_once, taken, rate, length, judge, judges_base=vectors)
 

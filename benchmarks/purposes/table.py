@@ -27,7 +27,7 @@ FIGURES = {
     "clinc150": {"accuracy": "accuracy in scope", "out_of_scope_recall": "out-of-scope recall"},
     "goemotions": {"micro_f1": "micro-F1", "macro_f1": "macro-F1"},
     "chat": {"nats": "nats a token", "exact": "answered exactly"},
-    "preference": {"accuracy": "preference accuracy", "margin": "margin of rewards"},
+    "preference": {"accuracy": "preference accuracy", "margin": "margin of rewards", "dpo": "DPO loss"},
 }
 
 
@@ -46,12 +46,17 @@ def shown(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f} ± {spread(values):.3f}{count}"
 
 
+def setting_of(row: Row) -> tuple[Any, ...]:
+    """What two trainings must share to stand in one line."""
+    return tuple(row[name] for name in ("job", "dtype", "device", "rows", "steps"))
+
+
 def lines_of(rows: Sequence[Row]) -> list[str]:
     """One line a figure."""
     head = "| data | trained | judged by | untouched | Luthier | specialist | difference | time | memory |"
     found = [head, "|---|---|---|---|---|---|---|---|---|"]
-    for job, dtype, device in dict.fromkeys((row["job"], row["dtype"], row["device"]) for row in rows):
-        mine = [row for row in rows if (row["job"], row["dtype"], row["device"]) == (job, dtype, device)]
+    for setting in dict.fromkeys(map(setting_of, rows)):
+        mine, job, dtype = [row for row in rows if setting_of(row) == setting], setting[0], setting[1]
         ours = [row for row in mine if row["arm"] == OURS]
         other = [row for row in mine if row["arm"] not in (OURS, "base")]
         if not ours or not other:
@@ -60,6 +65,8 @@ def lines_of(rows: Sequence[Row]) -> list[str]:
         time, memory = ratio(ours, other, "train_seconds"), ratio(ours, other, "peak")
         name = job
         for figure, words in FIGURES[job.partition(",")[0]].items():
+            if figure not in ours[0]:  # a figure that was not taken yet when this was measured
+                continue
             base = [row[figure] for row in mine if row["arm"] == "base"]
             left, right = [row[figure] for row in ours], [row[figure] for row in other]
             gap = statistics.fmean(left) - statistics.fmean(right)
