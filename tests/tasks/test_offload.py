@@ -93,3 +93,14 @@ def test_a_run_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path, mo
     found = fitted(again, splits, tmp_path / "parted")
     for name, weight in expected.items():
         assert torch.equal(weight, found[name]), name
+
+
+def test_who_packs_four_bits(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = task_of(tmp_path, model, "qlora", away=True)
+    assert task.packs_on_reading()  # read to where it is used
+    task.device = torch.device("cuda")
+    assert not task.packs_on_reading()
+    monkeypatch.setattr("luthier.tasks.base.host_memory", lambda: (1 << 30, 1000))
+    assert task.packs_on_reading()
+    task.streams = False  # divided over devices
+    assert not task.packs_on_reading()

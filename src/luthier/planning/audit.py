@@ -55,7 +55,7 @@ def audit(runs: Path | None = None, *, versions: bool = True) -> Hardware:
     packages are looked up too, which an advisor's answer does not need.
     """
     processor = _processor()
-    total, free = _memory()
+    total, free = host_memory()
     return Hardware(
         processor=processor,
         memory_total=total,
@@ -102,7 +102,7 @@ def _cgroup_cpu() -> float | None:
     return None
 
 
-def _memory() -> tuple[int, int]:
+def host_memory() -> tuple[int, int]:
     """Total and free bytes, whichever is smaller: the machine's or the container's."""
     import psutil
 

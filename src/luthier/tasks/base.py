@@ -23,13 +23,15 @@ from luthier.data.new_tokens import write_new_tokens
 from luthier.errors import RecipeError, Unsupported
 from luthier.models.attention import lacking
 from luthier.models.experts import router_paths
-from luthier.models.load import DTYPES, quiet, weights_digest
+from luthier.models.load import DTYPES, quiet, weight_files, weights_digest
 from luthier.models.lora import add_lora, save_adapter
 from luthier.models.merge_files import FilesMerge, files_merge, without_weights
 from luthier.models.merging import merge_and_compare, probe, write_and_compare
 from luthier.models.new_tokens import grow, train_rows
 from luthier.models.packed import demand_float8, pack_base, packing_of
 from luthier.models.streamed import settle_on_host, stream_layers
+from luthier.planning.audit import host_memory
+from luthier.planning.solver import HOST_SHARE
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Full, Lora, Recipe, without_masters
 from luthier.schema.results import EvalResult, ParityCheck, TrainResult
@@ -193,6 +195,17 @@ class ModelTask(ABC):
         return None
 
     # -- the base ----------------------------------------------------------------------------
+
+    def packs_on_reading(self) -> bool:
+        """Whether each weight is packed as soon as it has been read, by the device that it is read to.
+
+        On the way to another device that one packs, layer by layer: a GPU is some hundred times as fast. A
+        host that cannot hold the whole model in more bits until then packs by itself.
+        """
+        if self.home == self.device:
+            return True
+        stored = sum(file.stat().st_size for file in weight_files(self.directory))
+        return self.streams and stored > HOST_SHARE * host_memory()[1]
 
     def _load_base(self) -> None:
         """The untouched weights, with fresh adapters beside them where the method has these."""

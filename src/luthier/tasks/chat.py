@@ -53,10 +53,7 @@ class ChatTask(ModelTask):
             device=self.home,
             attention=choice.attention,
             trust_remote_code=choice.trust_remote_code,
-            # On the way to several devices each layer is packed by its device once it has been read.
-            four_bit=method
-            if isinstance(method, QLora) and (self.home == self.device or self.streams)
-            else None,
+            four_bit=method if isinstance(method, QLora) and self.packs_on_reading() else None,
         )
 
     def listening(
