@@ -1,5 +1,7 @@
 """Frozen weights that come one layer ahead: the same answers and gradients, and what is where when."""
 
+import logging
+
 import pytest
 import torch
 import transformers
@@ -89,6 +91,18 @@ def test_gradients_are_those_of_weights_that_stay(tiny, family, method, keeping)
     assert chain.copies == 2
 
 
+@pytest.fixture
+def fresh_compiler():
+    logging.disable(logging.INFO)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+    logging.disable(logging.NOTSET)
+
+
+# torch's compiler warns of torch's own old names while it is imported.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_compiled_layers_take_streamed_weights(tiny, method):
     expected_loss, expected = step(adapted(tiny, "llama", METHODS[method]), "full")
