@@ -85,7 +85,7 @@ def test_a_broken_transfer_goes_on_where_it_ended(tmp_path: Path) -> None:
         ("a.jsonl", b"", 400, "empty-file"),
         ("a.jsonl", b"\x7fELF" + bytes(80), 415, "not-that-kind"),
         ("a.csv", b"PK\x03\x04" + bytes(80), 415, "not-that-kind"),
-        ("a.jsonl", gzip.compress(b"{}"), 415, "not-that-kind"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), 415, "not-that-kind"),
         ("a.jsonl.gz", b'{"a": 1}' * 20, 415, "not-that-kind"),
         ("a.parquet", b'{"a": 1}' * 20, 415, "not-that-kind"),
         ("a.txt", b"text" + bytes(100), 415, "not-that-kind"),
