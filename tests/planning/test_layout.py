@@ -141,6 +141,8 @@ def test_letting_weights_go_is_a_way_out_of_too_little_memory() -> None:
 def test_what_gathers_nothing_keeps_nothing(sizes: dict[str, int]) -> None:
     with pytest.raises(Unsupported, match="only weights that shard divides are gathered"):
         resolved("Qwen/Qwen3-0.6B", "full", "4xh100", devices=4, parallel={"reshard": "step", **sizes})
+    with pytest.raises(Unsupported, match="only weights that shard divides are gathered"):
+        resolved("Qwen/Qwen3-0.6B", "full", "h100", parallel={"reshard": "step"})
     asked: dict[str, Any] = {"devices": 4, "parallel": {"reshard": "layer"}}
     with pytest.raises(Unsupported, match="looks at whole weights"):
         resolved("Qwen/Qwen3-0.6B", "full", "4xh100", optimizer="adamw-8bit", **asked)

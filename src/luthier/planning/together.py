@@ -15,16 +15,17 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
     Errors: UsageError, Unsupported.
     """
     asked, sizes = recipe.training.devices, recipe.training.parallel
-    if asked == 1:
-        return
-    alone = "leave training.devices at 1"
-    if sizes is not None:
+    if sizes is not None and sizes.reshard is not None:
         along = any(getattr(sizes, name) > 1 for name in ALONG)
-        if sizes.reshard is not None and (sizes.shard == 1 or sizes.replicate == asked or along):
+        if along or sizes.shard == 1 or asked == (sizes.replicate or 1):
             raise Unsupported(
                 "training.parallel.reshard: only weights that shard divides are gathered",
                 hint="leave reshard out, or say how many devices hold one model (training.parallel.shard)",
             )
+    if asked == 1:
+        return
+    alone = "leave training.devices at 1"
+    if sizes is not None:
         divides = sizes.sizes(asked)["shard"] > 1 or sizes.reshard is not None
         why = why_not_divided(recipe) if divides else None
         if why is not None:
