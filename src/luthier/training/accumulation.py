@@ -142,9 +142,6 @@ class Accumulation:
         if self.world.sharded and self.halvings:
             # A batch of one row is not cut: each process takes part in as many passes as the others.
             pieces += [(pieces[0][0], False)] * (self.world.most(len(pieces)) - len(pieces))
-            if self.world.sharded and self.halvings:
-                # A batch of one row is not cut: each process takes part in as many passes as the others.
-                pieces += [(pieces[0][0], False)] * (self.world.most(len(pieces)) - len(pieces))
         self.optimizer.gradients.single = self.optimizer.takes_single and len(pieces) == 1
         self.passes.begin()
         total = torch.zeros((), device=self.device)
