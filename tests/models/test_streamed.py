@@ -10,8 +10,9 @@ from luthier.errors import TrainingError, Unsupported
 from luthier.models.lora import adapted as adapted_layers
 from luthier.models.lora import add_lora, merge
 from luthier.models.packed import pack_base
-from luthier.models.streamed import LEAST, Streamed, settle_on_host, stream_layers
+from luthier.models.streamed import Streamed, settle_on_host, stream_layers
 from luthier.schema.recipe import Lora, QLora, TrainingChoice
+from luthier.sizing.offload import LEAST
 from luthier.training.layers import layers_of, prepared
 from luthier.training.optimizer import Optimizer
 

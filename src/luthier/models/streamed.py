@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import DoesNotFit, TrainingError
+from luthier.sizing.offload import LEAST
 
-LEAST = 64 << 10
-"""Bytes of a frozen tensor from which on it waits on the host; smaller ones stay on the device."""
 ALIGNED = 256
 """Bytes to a multiple of which each tensor begins, as kernels want it."""
 PAGE = 4096
