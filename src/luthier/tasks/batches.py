@@ -13,7 +13,7 @@ from luthier.tasks.planned import PlannedBatches, by_length
 
 
 class RowBatches(PlannedBatches[Step]):
-    """A `training.loop.BatchSource` over rendered rows.
+    """A `training.source.BatchSource` over rendered rows.
 
     batch_size, micro_batch_size: sequences an optimiser step and at once; sequence_length: longest
     sequence in tokens; packing: whether several rows share one.

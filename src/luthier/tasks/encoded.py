@@ -97,7 +97,7 @@ Labels = Callable[[Sequence[int]], Tensor]
 
 
 class EncodedRows(PlannedBatches[list[Rows]]):
-    """A `training.loop.BatchSource` over inputs, one a row, in an order that the seed alone decides.
+    """A `training.source.BatchSource` over inputs, one a row, in an order that the seed alone decides.
 
     places: where each row stands, as ``file:line``. filled: tokens that a micro-batch has before it may end
     for shorter rows (see `sizing.padding.chunks_of`).

@@ -209,7 +209,7 @@ class ListBatch:
 
 
 class ListBatches(PlannedBatches[Rows]):
-    """A `training.loop.BatchSource` over queries with candidates, in an order that the seed decides.
+    """A `training.source.BatchSource` over queries with candidates, in an order that the seed decides.
 
     pairs_at_once: most pairs of a micro-batch (a query's candidates are never parted).
     """

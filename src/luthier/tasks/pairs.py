@@ -62,7 +62,7 @@ class PairBatch:
 
 
 class PairBatches(PlannedBatches[list[Rows]]):
-    """A `training.loop.BatchSource` over rendered pairs, in an order that the seed decides.
+    """A `training.source.BatchSource` over rendered pairs, in an order that the seed decides.
 
     whole: whether the chosen rows' prompts carry cross-entropy too. references: [pairs], see `PairBatch`.
     """

@@ -18,7 +18,7 @@ Rows = list[int]
 
 
 class PlannedBatches(ABC, Generic[S]):
-    """The part of a `training.loop.BatchSource` that only knows which rows a step holds.
+    """The part of a `training.source.BatchSource` that only knows which rows a step holds.
 
     S: a step, as indices of rows in however many levels its micro-batches need.
     """

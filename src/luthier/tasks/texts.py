@@ -95,7 +95,7 @@ class Texts:
 
 
 class TextBatches(PlannedBatches[tuple[int, ...]]):
-    """A `training.loop.BatchSource` whose every step is one batch of rows that are compared.
+    """A `training.source.BatchSource` whose every step is one batch of rows that are compared.
 
     rows: see `Texts`; encoded: each text once. texts_at_once: how many go through the model together.
     apart: for each row its own texts, where no two rows with an equal one may meet in a batch. alike:

@@ -107,7 +107,7 @@ def vision_batch(rows: Sequence[TokenRow], eyes: Eyes, *, pad_id: int) -> Vision
 
 
 class VisionBatches(RowBatches):
-    """A `training.loop.BatchSource` over rows with images; pixels are read when a step needs them."""
+    """A `training.source.BatchSource` over rows with images; pixels are read when a step needs them."""
 
     def __init__(self, rows: Sequence[TokenRow], eyes: Eyes, **settings: Any) -> None:
         super().__init__(rows, packing=False, **settings)
