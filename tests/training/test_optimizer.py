@@ -94,3 +94,13 @@ def test_the_first_layers_are_left_alone(tiny):
     assert all(weight.requires_grad for weight in model.parameters())
     with pytest.raises(RecipeError, match="leave nothing to train"):
         train_all_but(model, 2)
+
+
+def test_the_norm_of_narrow_gradients_is_summed_in_fp32():
+    torch.manual_seed(0)
+    model = nn.Linear(64, 33).to(torch.bfloat16)
+    optimizer = Optimizer(model, TrainingChoice(optimizer="adamw-bf16", max_grad_norm=0.0))
+    for weight in model.parameters():
+        weight.grad = torch.randn_like(weight)
+    wanted = torch.cat([weight.grad.double().flatten() for weight in model.parameters()]).norm().item()
+    assert optimizer.clip().item() == pytest.approx(wanted, rel=1e-5)  # bf16 is right to 4e-3

@@ -9,7 +9,7 @@ of processes, divided in any way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from luthier.training.gradients import norm_of
 from luthier.training.sharding import is_divided, part_of, whole_of
 from luthier.training.world import ALONE, World, add_over
 
@@ -110,7 +111,7 @@ class Division:
         """Norm of the gradients of all trained weights, each counted once."""
         grads = {name: one.grad for name, one in masters.items() if one.grad is not None}
         if not self.apart:
-            return torch.nn.utils.get_total_norm(grads.values())
+            return norm_of(list(grads.values()))
         mine = [grad for name, grad in grads.items() if self._own(name)]
         shared = [grad for name, grad in grads.items() if not self._own(name) and not self._others(name)]
         square = self._square(mine)
@@ -125,9 +126,8 @@ class Division:
         """Whether another process counts a weight that this one has too."""
         return name in self.twins and self.place > 0
 
-    def _square(self, grads: Iterable[Tensor]) -> Tensor:
-        norm = torch.nn.utils.get_total_norm(list(grads)).to(self.world.device, torch.float32)
-        return norm.square()
+    def _square(self, grads: Sequence[Tensor]) -> Tensor:
+        return norm_of(grads).to(self.world.device).square()
 
     # -- weights and states ------------------------------------------------------------------
 

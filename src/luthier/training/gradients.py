@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,15 +67,8 @@ class Gradients:
         return [grad for master in masters if (grad := self.of(master)) is not None]
 
     def norm(self, masters: Iterable[Tensor]) -> Tensor:
-        """Norm of all of them, summed in fp32 whatever type they are in."""
-        norms: list[Tensor] = []
-        for kind in (torch.float32, torch.bfloat16, torch.float16):
-            if grads := [grad for grad in self.all_of(masters) if grad.dtype == kind]:
-                norms += torch._foreach_norm(grads, 2.0, dtype=torch.float32)
-        if not norms:
-            return torch.zeros(())
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        return norm
+        """Norm of all of them."""
+        return norm_of(self.all_of(masters))
 
     def settle(self) -> None:
         """Keep the step's gradients where they are from now on."""
@@ -94,3 +87,15 @@ class Gradients:
         self._filled.clear()
         if places:
             self.places.clear()
+
+
+def norm_of(grads: Sequence[Tensor]) -> Tensor:
+    """Norm of gradients of any types, summed in fp32; zero where there are none."""
+    norms: list[Tensor] = []
+    for kind in dict.fromkeys(grad.dtype for grad in grads):
+        alike = [grad for grad in grads if grad.dtype == kind]
+        norms += torch._foreach_norm(alike, 2.0, dtype=torch.float32)
+    if not norms:
+        return torch.zeros(())
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
