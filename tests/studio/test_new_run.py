@@ -68,7 +68,7 @@ def test_pricing_takes_milliseconds(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path: Path) -> None:
-    found = priced(tmp_path, model="Qwen/Qwen3-14B", method="lora", data=counted(tmp_path))
+    found = priced(tmp_path, model="Qwen/Qwen3-8B", method="full", data=counted(tmp_path))
     assert not found.fits
     assert found.memory is not None
     assert found.over == pytest.approx(found.memory.high - found.budget)
