@@ -80,7 +80,7 @@ def single(batch: Any) -> list[dict[str, Any]]:
 def luthier(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from luthier.data.load import load_splits
     from luthier.data.tokenizer import load_tokenizer
-    from luthier.models.lora import save_adapter
+    from luthier.models.adapter_files import save_adapter
     from luthier.schema.recipe import Lora, Recipe
     from luthier.tasks.chat import ChatTask
 

@@ -25,8 +25,9 @@ import peft
 import torch
 from transformers import AutoModelForCausalLM
 
+from luthier.models.adapter_files import adapter_tensors
 from luthier.models.load import load_causal
-from luthier.models.lora import adapter_tensors, add_lora
+from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import causal_objective
 from luthier.training.optimizer import Optimizer

@@ -14,16 +14,9 @@ from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from families import batch, build, gradients, one_by_one
 from luthier.errors import LuthierError, Unsupported
+from luthier.models.adapter_files import adapter_tensors, load_adapter, save_adapter
 from luthier.models.experts import adapted_experts, router_paths
-from luthier.models.lora import (
-    adapted,
-    adapter_tensors,
-    adapters_off,
-    add_lora,
-    load_adapter,
-    merge,
-    save_adapter,
-)
+from luthier.models.lora import adapted, adapters_off, add_lora, merge
 from luthier.models.merge_files import files_merge
 from luthier.schema.recipe import Lora
 from luthier.tasks.causal import causal_objective

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import FileProblem, ModelNotFound, Unsupported
+from luthier.models.adapter_files import save_adapter
 from luthier.models.embedded import CONTEXT, DONE, NAME, convert
 from luthier.models.load import load_causal, weights_digest
-from luthier.models.lora import add_lora, save_adapter
+from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora
 
 

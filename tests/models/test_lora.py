@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from luthier.errors import FileProblem, RecipeError, Unsupported
-from luthier.models.lora import (
-    adapted,
-    adapter_tensors,
-    adapters_off,
-    add_lora,
-    load_adapter,
-    merge,
-    save_adapter,
-)
+from luthier.models.adapter_files import adapter_tensors, load_adapter, save_adapter
+from luthier.models.lora import adapted, adapters_off, add_lora, merge
 from luthier.schema.recipe import Lora
 
 # peft asks transformers for a property that the latter has renamed.

@@ -4,14 +4,8 @@ import peft
 import pytest
 import torch
 
-from luthier.models.lora import (
-    adapter_tensors,
-    adapters_off,
-    add_lora,
-    load_adapter,
-    merge,
-    save_adapter,
-)
+from luthier.models.adapter_files import adapter_tensors, load_adapter, save_adapter
+from luthier.models.lora import adapters_off, add_lora, merge
 from luthier.models.merge_files import files_merge
 from luthier.models.new_tokens import grow, rows_of_head, train_rows, trained_rows
 from luthier.models.packed import pack_base

@@ -8,8 +8,9 @@ from torch import nn
 
 from luthier.errors import Unsupported
 from luthier.models import float8, nf4
+from luthier.models.adapter_files import save_adapter
 from luthier.models.load import load_causal
-from luthier.models.lora import adapted, add_lora, save_adapter
+from luthier.models.lora import adapted, add_lora
 from luthier.models.merging import merge_and_compare
 from luthier.models.packed import PackedLinear, demand_float8, pack_base, pack_linears, packing_of
 from luthier.schema.recipe import Lora, QLora

@@ -16,8 +16,8 @@ from luthier.catalog.purposes import check_supported
 from luthier.data.load import load_splits
 from luthier.data.seeing import load_seeing
 from luthier.errors import Interrupted, LuthierError
+from luthier.models.adapter_files import adapter_tensors
 from luthier.models.load import quiet
-from luthier.models.lora import adapter_tensors
 from luthier.models.vision import image_processor, joined
 from luthier.schema.recipe import Recipe
 from luthier.tasks.registry import load_task

@@ -21,10 +21,11 @@ import torch
 from luthier.data.chat_template import write_template
 from luthier.data.new_tokens import write_new_tokens
 from luthier.errors import RecipeError, Unsupported
+from luthier.models.adapter_files import save_adapter
 from luthier.models.attention import lacking
 from luthier.models.experts import router_paths
 from luthier.models.load import DTYPES, quiet, weight_files, weights_digest
-from luthier.models.lora import add_lora, save_adapter
+from luthier.models.lora import add_lora
 from luthier.models.merge_files import FilesMerge, files_merge, without_weights
 from luthier.models.merging import merge_and_compare, probe, write_and_compare
 from luthier.models.new_tokens import grow, train_rows

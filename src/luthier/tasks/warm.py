@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from luthier.errors import FileProblem
-from luthier.models.lora import adapter_tensors, copy_adapter_tensors
+from luthier.models.adapter_files import adapter_tensors, copy_adapter_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 
