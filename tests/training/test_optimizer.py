@@ -6,6 +6,7 @@ from torch import nn
 
 from luthier.errors import RecipeError, Unsupported
 from luthier.schema.recipe import TrainingChoice
+from luthier.training import fused
 from luthier.training.layers import train_all_but
 from luthier.training.optimizer import Optimizer
 from luthier.training.rounding import RoundedAdamW, stochastic
@@ -104,3 +105,14 @@ def test_the_norm_of_narrow_gradients_is_summed_in_fp32():
         weight.grad = torch.randn_like(weight)
     wanted = torch.cat([weight.grad.double().flatten() for weight in model.parameters()]).norm().item()
     assert optimizer.clip().item() == pytest.approx(wanted, rel=1e-5)  # bf16 is right to 4e-3
+
+
+def test_kernels_that_are_missing_on_a_gpu_are_said_with_what_it_costs(monkeypatch):
+    monkeypatch.setattr(fused, "kernels", object)
+    assert fused.missing(torch.device("cuda")) is None
+    monkeypatch.setattr(fused, "kernels", lambda: None)
+    assert fused.missing(torch.device("cpu")) is None
+    said = fused.missing(torch.device("cuda"))
+    assert said is not None
+    assert "twice as long" in said
+    assert "pip install triton" in said

@@ -156,8 +156,7 @@ class Accumulation:
             tokens += int((batch.document_ids > 0).sum()) * counts
             if isinstance(self.through, Divided):
                 self.through.begin(last=place == len(pieces))
-            if self.overlap is not None and place == len(pieces) and not self.passes.recording:
-                # A recorded backward pass has no hooks, and must not record what is sent in one.
+            if self.overlap is not None and place == len(pieces):
                 self.overlap.arm()
             total += self.passes(batch, counts / max(weight, 1.0), lambda: self.phase("forward"))
             self.phase("backward")

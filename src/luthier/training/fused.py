@@ -13,9 +13,11 @@ from torch import Tensor
 from luthier.training.gradients import Gradients
 
 MISSING = (
-    "losses and updates take longer and more memory than planned: their kernels need the package triton "
-    "(pip install triton)"
+    "losses take at least twice as long and updates two to ten times as long, with more memory than planned: "
+    "their kernels need the package triton (pip install triton)"
 )
+"""Beside torch's operations on an H100, compiled ones among them, which need Triton too
+(benchmarks/speed/results/h100_kernels.jsonl)."""
 
 
 @cache
@@ -26,6 +28,11 @@ def kernels() -> Any:
     except ImportError:
         return None
     return found
+
+
+def missing(device: torch.device) -> str | None:
+    """What a device does without that these kernels would do, and what it costs; None where nothing is."""
+    return MISSING if device.type == "cuda" and kernels() is None else None
 
 
 @cache

@@ -22,7 +22,7 @@ from luthier.training.division import WHOLE, Division
 from luthier.training.ema import Average
 from luthier.training.events import Metrics, nobody, note
 from luthier.training.faults import BAD_BATCHES, WINDOW, not_a_number
-from luthier.training.fused import MISSING, kernels
+from luthier.training.fused import missing
 from luthier.training.guard import ran_out
 from luthier.training.held_out import validation_loss
 from luthier.training.layers import CompileClock, layers_as
@@ -182,8 +182,8 @@ class _Run:
             seed=seed, world=world, division=division, through=through, tell=self.on_metrics,
         )  # fmt: skip
         self.bad = BadSteps(directory, choice, self.on_metrics, writes=world.first)
-        if device.type == "cuda" and kernels() is None:
-            self.note(MISSING)
+        if (lacking := missing(device)) is not None:
+            self.note(lacking)
 
     @property
     def over(self) -> bool:
