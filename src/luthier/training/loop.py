@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ def fit(
     or one row alone is too much for the memory.
     """
     run = _Run(
-        model, objective, train, validation, choice, directory, recipe_digest, device, on_metrics, seed,
+        model, objective, train, validation, choice, seed, directory, recipe_digest, device, on_metrics,
         world, through, division,
     )  # fmt: skip
     model.train()
@@ -118,30 +118,31 @@ def fit(
         model.eval()
 
 
+@dataclass(eq=False, repr=False)
 class _Run:
-    """State of a training and the parts of its loop."""
+    """A training: what `fit` is given, the state that it has come to, and the parts of its loop."""
 
-    def __init__(  # noqa: PLR0917 (private, called once)
-        self,
-        model: Any,
-        objective: Objective,
-        train: BatchSource,
-        validation: Sequence[MicroBatch],
-        choice: TrainingChoice,
-        directory: Path,
-        recipe_digest: str,
-        device: torch.device,
-        on_metrics: Callable[[Metrics], None],
-        seed: int,
-        world: World,
-        through: Through,
-        division: Division,
-    ) -> None:
-        self.world, self.seed, self.through = world, seed, through
-        self.division, self.divided = division, world.divided
-        self.model, self.objective, self.train, self.validation = model, objective, train, validation
-        self.choice, self.directory, self.recipe_digest = choice, directory, recipe_digest
-        self.device, self.on_metrics = device, on_metrics if world.first else nobody
+    model: Any
+    objective: Objective
+    train: BatchSource
+    validation: Sequence[MicroBatch]
+    choice: TrainingChoice
+    seed: int
+    directory: Path
+    recipe_digest: str
+    device: torch.device
+    on_metrics: Callable[[Metrics], None]
+    world: World
+    through: Through
+    division: Division
+
+    def __post_init__(self) -> None:
+        model, objective, choice, directory = self.model, self.objective, self.choice, self.directory
+        train, device, seed = self.train, self.device, self.seed
+        world, through, division = self.world, self.through, self.division
+        self.divided = world.divided
+        if not world.first:
+            self.on_metrics = nobody
         self.checkpoints = directory / CHECKPOINTS
         self.total = total_steps(train, choice)
         if self.total < 1 or train.steps(0) < 1:
@@ -153,7 +154,7 @@ class _Run:
         self.average = None if choice.ema is None else Average(self.optimizer, choice.ema)
         self.position = Position(threads=torch.get_num_threads())
         self.saved_step: int | None = None
-        self.saver = Saver(directory, choice, recipe_digest, self.on_metrics)
+        self.saver = Saver(directory, choice, self.recipe_digest, self.on_metrics)
         self.graphs = 0
         if not self.divided:
             world.same(self.optimizer.masters.values())
