@@ -38,31 +38,7 @@ def cut(case: Case, length: int, texts: int) -> TrainingShape:
     if case.given.training.update_in_backward:
         micro = batch  # one backward pass is one step
     mode = case.given.training.activation_checkpointing
-    packed = bool(case.value("data.packing"))
-    mean = min(case.profile.train.total / max(1, case.profile.train.count), length)
-    wanted = TrainingShape(
-        micro_batch_size=micro or batch,
-        sequence_length=length,
-        batch_size=batch,
-        documents=max(1, int(length // mean)) if packed else texts,
-        mean_length=length if packed else mean,
-        trained_share=min(1.0, case.profile.trained_share),
-        patches=case.profile.patches,
-        patches_per_token=case.profile.patches_total / max(1, case.profile.train.total),
-        activation_checkpointing=mode or "none",
-        recomputed_layers=case.given.training.recomputed_layers,
-        compiled=bool(case.value("training.compile")),
-        padded=case.spec.answers != "chat",
-        compared=_compared(case, batch, texts),
-        optimizer=case.given.training.optimizer,
-        update_in_backward=case.given.training.update_in_backward,
-        added_up=case.devices > 1,
-        ema=case.given.training.ema is not None,
-        background_checkpoints=bool(case.given.training.background_checkpoints),
-        offload_parameters=bool(case.given.training.offload_parameters),
-        log_probs=tunes_preferences(case.given),
-        extra_forwards=_reference_passes(case),
-    )
+    wanted = _undivided(case, batch, micro or batch, length, texts)
     question = case.question(1)
     pick = partial(
         choose, question, devices=case.devices, given=case.given.training.parallel,
@@ -106,6 +82,36 @@ def cut(case: Case, length: int, texts: int) -> TrainingShape:
         else f"without it the step would not fit {question.budget / GIB:.1f} GiB, or run slower",
     )
     return shape
+
+
+def _undivided(case: Case, batch: int, micro: int, length: int, texts: int) -> TrainingShape:
+    """The step of a device that has the whole model, with what is asked for. batch: rows of its share."""
+    mode = case.given.training.activation_checkpointing
+    packed = bool(case.value("data.packing"))
+    mean = min(case.profile.train.total / max(1, case.profile.train.count), length)
+    return TrainingShape(
+        micro_batch_size=micro,
+        sequence_length=length,
+        batch_size=batch,
+        documents=max(1, int(length // mean)) if packed else texts,
+        mean_length=length if packed else mean,
+        trained_share=min(1.0, case.profile.trained_share),
+        patches=case.profile.patches,
+        patches_per_token=case.profile.patches_total / max(1, case.profile.train.total),
+        activation_checkpointing=mode or "none",
+        recomputed_layers=case.given.training.recomputed_layers,
+        compiled=bool(case.value("training.compile")),
+        padded=case.spec.answers != "chat",
+        compared=_compared(case, batch, texts),
+        optimizer=case.given.training.optimizer,
+        update_in_backward=case.given.training.update_in_backward,
+        added_up=case.devices > 1,
+        ema=case.given.training.ema is not None,
+        background_checkpoints=bool(case.given.training.background_checkpoints),
+        offload_parameters=bool(case.given.training.offload_parameters),
+        log_probs=tunes_preferences(case.given),
+        extra_forwards=_reference_passes(case),
+    )
 
 
 def _waiting(
