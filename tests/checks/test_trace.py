@@ -24,7 +24,6 @@ from luthier.errors import Unsupported
 from luthier.planning.estimate import kernels_for
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, QLora
-from luthier.sizing.activations import OURS
 from luthier.sizing.model_config import architecture_from_config
 from luthier.sizing.parameters import target_matrices
 from luthier.sizing.training import training_memory
@@ -166,7 +165,7 @@ def test_packed_bases_and_compiled_layers_of_our_trainer(method: Method, compile
     )
     config = CONFIG | {"num_hidden_layers": 3}
     found = whole(trace_step(StepRequest(config=config, method=method, shape=shape)), 3, expandable=True)
-    kernels = replace(OURS, layers="compiled" if compiled else "plain")
+    kernels = kernels_for("cuda", "bfloat16", compiled=compiled)
     arch = architecture_from_config(config)
     formula = training_memory(arch, method, shape, dtype="bfloat16", kernels=kernels)
     assert formula.peak.total == pytest.approx(found.allocated, rel=0.08)
@@ -209,12 +208,12 @@ def test_every_way_of_keeping_activations(mode: str, compiled: bool, recomputed:
     found = whole(
         trace_step(StepRequest(config=config, method=Lora(rank=8), shape=shape)), 4, expandable=True
     )
-    kernels = replace(OURS, layers="compiled" if compiled else "plain")
+    kernels = kernels_for("cuda", "bfloat16", compiled=compiled)
     formula = training_memory(
         architecture_from_config(config), Lora(rank=8), shape, dtype="bfloat16", kernels=kernels
     )
     # A few hidden states weigh more here than in an 8B, where both are within 2 % of each other.
-    assert formula.peak.total == pytest.approx(found.allocated, rel=0.09)
+    assert formula.peak.total == pytest.approx(found.allocated, rel=0.11)
 
 
 ENCODER = {
@@ -248,10 +247,59 @@ def test_padded_rows_are_traced_near_the_formula(
     assert formula.peak.total == pytest.approx(found.allocated, rel=0.08)
 
 
+MODERN = (
+    ENCODER
+    | {
+        "model_type": "modernbert",
+        "intermediate_size": 576,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "local_attention": 128,
+    }
+    | dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("method", [Full(), Lora(rank=8)], ids=["full", "lora"])
+def test_values_in_one_product_with_queries_and_keys_keep_all_of_it(method: Method, compiled: bool) -> None:
+    shape = TrainingShape(micro_batch_size=16, sequence_length=256, padded=True, compiled=compiled)
+    found = whole(trace_step(StepRequest(config=MODERN, method=method, shape=shape)), 4, expandable=True)
+    arch = architecture_from_config(MODERN).model_copy(update={"head": False, "tied_embeddings": False})
+    kernels = kernels_for("cuda", "bfloat16", compiled=compiled, padded=True)
+    formula = training_memory(arch, method, shape, dtype="bfloat16", kernels=kernels)
+    assert formula.peak.total == pytest.approx(found.allocated, rel=0.05)
+
+
+def test_a_biass_gradient_has_room_for_its_parts() -> None:
+    """MiniLM's shape on an H200: 1,320 MB at the height of the backward pass, 1,256 without the parts."""
+    config = ENCODER | {"num_hidden_layers": 6, "vocab_size": 30522}
+    shape = TrainingShape(micro_batch_size=80, sequence_length=128, padded=True)
+    request = StepRequest(config=config, method=Full(), shape=shape, hopper=True)
+    found = whole(trace_step(request), 6, expandable=True)
+    assert found.allocated == pytest.approx(1.32e9, rel=0.005)
+
+
+def test_a_layer_that_runs_again_makes_its_product_beside_its_factors_gradients() -> None:
+    config = CONFIG | {"num_hidden_layers": 2, "vocab_size": 2048, "intermediate_size": 4096}
+    shape = TrainingShape(
+        micro_batch_size=8, sequence_length=1024, activation_checkpointing="full", compiled=True
+    )
+    found = whole(trace_step(StepRequest(config=config, method=Full(), shape=shape)), 2, expandable=True)
+    formula = training_memory(
+        architecture_from_config(config), Full(), shape, dtype="bfloat16",
+        kernels=kernels_for("cuda", "bfloat16", compiled=True),
+    )  # fmt: skip
+    # Gate, up, the product's gradient, the product, both factors' gradients, one of these in another's place.
+    state = 8 * 1024 * 4096 * 2
+    assert sum(found.phases["backward"].values()) > 5 * state
+    # Inductor also holds what a later kernel writes over, a few hidden states: the trace lets go of them.
+    assert formula.peak.total == pytest.approx(found.allocated, rel=0.07)
+
+
 def test_what_padded_rows_are_not_traced_with() -> None:
-    shape = TrainingShape(micro_batch_size=2, sequence_length=64, padded=True, compiled=True)
-    with pytest.raises(Unsupported, match="plain layers"):
-        trace_step(StepRequest(config=ENCODER, method=Lora(), shape=shape))
+    shape = TrainingShape(micro_batch_size=2, sequence_length=64, padded=True)
+    with pytest.raises(Unsupported, match="a base in its own type"):
+        trace_step(StepRequest(config=ENCODER, method=QLora(), shape=shape))
     pairs = TrainingShape(micro_batch_size=2, sequence_length=64, log_probs=True)
     with pytest.raises(Unsupported, match="pairs of answers"):
         trace_step(StepRequest(config=CONFIG, method=Lora(), shape=pairs))

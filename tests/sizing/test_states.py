@@ -10,9 +10,11 @@ from luthier.schema.estimate import TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, OptimizerName
 from luthier.sizing import states
+from luthier.sizing.activations import OURS
 from luthier.sizing.parameters import count_parameters, lora_parameters, with_new_tokens
+from luthier.sizing.reductions import column_sum_bytes
 from luthier.sizing.states import checkpoint_bytes, moments, paged_bytes, trained_tensors, update_bytes
-from luthier.sizing.training import training_memory
+from luthier.sizing.training import narrow_gradients, training_memory
 
 ARCH = Architecture(
     model_type="llama",
@@ -219,3 +221,16 @@ def test_muons_products_are_in_the_time() -> None:
     )
     assert states.update_flops(one, "muon") == flops
     assert states.update_flops(one, "adamw") == 0
+
+
+def test_a_sum_over_rows_leaves_its_parts_by_blocks() -> None:
+    """Reduce.cuh's launch for 10,240 x 1,536 on 132 processors: 160 blocks a group of columns."""
+    assert column_sum_bytes(10240, 1536) == 4 * 1536 * 160 * 128
+    assert column_sum_bytes(512, 1536) == 0
+    assert max(column_sum_bytes(2**n, 4096) for n in range(8, 17)) < 140e6
+
+
+def test_vectors_that_are_compared_in_one_piece_leave_their_gradients_as_they_are() -> None:
+    shape = TrainingShape(micro_batch_size=32, sequence_length=128, padded=True, compared=1024)
+    assert narrow_gradients(OURS, shape)
+    assert not narrow_gradients(OURS, shape.model_copy(update={"batch_size": 64}))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UsageError
+from luthier.planning.estimate import kernels_for
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora
@@ -208,7 +209,7 @@ def test_rows_of_other_stacks_and_compiled_layers_within_eight_percent() -> None
 def test_recomputing_more_keeps_less(mode: str, compiled: bool) -> None:
     if mode == "selective" and not compiled:
         pytest.skip("selective needs compiled layers")
-    kernels = replace(OURS, layers="compiled" if compiled else "plain")
+    kernels = kernels_for("cuda", "bfloat16", compiled=compiled)
     peaks = {}
     for chosen in ("none", mode):
         for recomputed in (None, 2, 0):

@@ -60,7 +60,7 @@ def kernels_for(device: Device, dtype: str, *, compiled: bool = False, padded: b
         found = PADDED if device == "cuda" else PADDED_ON_HOST
     else:
         found = OURS if device == "cuda" and dtype != "float32" else OURS_ONE_BY_ONE
-    return replace(found, layers="compiled") if compiled else found
+    return replace(found, layers="compiled", runs_again_in_graph=True) if compiled else found
 
 
 def estimate_training(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method
-from luthier.sizing.layers import Matrix, heads_of, layer_kinds, layer_matrices
+from luthier.sizing.layers import FUSED_QKV, Matrix, heads_of, layer_kinds, layer_matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class Kernels:
     layers: Literal["plain", "fused", "compiled"] = "plain"
     """plain: transformers' own norms and MLP; fused: Liger's; compiled: a graph for each layer, whose
     norms keep their input as it is and whose kernels hold several results of the MLP at once."""
+    runs_again_in_graph: bool = False
+    """Whether a compiled layer that is computed again is so within the graph of its backward pass."""
     recomputes_product: bool = False
     """Whether the MLP's product is computed again rather than kept, as fused LoRA MLPs do."""
     adapters: Literal["own", "bare", "peft"] = "own"
@@ -55,6 +57,9 @@ class Kernels:
     keeps_logits: bool = False
     """Whether the caller holds the logits through the backward pass."""
 
+
+NORMS_OF_ONE_KERNEL = frozenset({"modernbert"})
+"""Model types whose norms have a scale alone and are torch's LayerNorm all the same."""
 
 OURS = Kernels()
 """Luthier's trainer on CUDA in half precision."""
@@ -115,6 +120,18 @@ class Layer:
         return self.stream * self.arch.hidden_size + products + low + attended
 
     @property
+    def again(self) -> float:
+        """Bytes of a token beside the layer's own where the graph of its backward pass runs it again.
+
+        Its products with the MLP's down matrix want the product itself, which is made from both factors
+        while their gradients and its own are there; a layer that keeps the product frees it before.
+        """
+        if not self.kernels.runs_again_in_graph or not self.arch.gated_mlp:
+            return 0.0
+        down = [m for m in layer_matrices(self.arch, self.index) if m.name.endswith("down_proj")]
+        return float(sum(self._input([m]) * m.active for m in down if m.copies == 1))
+
+    @property
     def _dropped(self) -> float:
         """What BERT's dropout after each half of a layer keeps to scale its gradient by."""
         if self.arch.causal or not self.arch.layer_norm:
@@ -152,7 +169,7 @@ class Layer:
 
     def _norm(self, width: int) -> float:
         """A norm keeps its input in fp32, and its output where its scale is trained."""
-        if self.arch.layer_norm:
+        if self.arch.layer_norm or self.arch.model_type in NORMS_OF_ONE_KERNEL:
             return width * self.element + 8
         if self.kernels.layers != "plain":
             return width * self.stream + 4
@@ -224,6 +241,9 @@ class Layer:
             kept += 3 * q * e + scores * (4 if e == 4 else 6) + self._input([output])
             return kept, at_softmax + scores * (16 if e == 4 else 14)
         kept += (q + 2 * (kv if self.kernels.attention == "flash" else q)) * e
+        if arch.model_type in FUSED_QKV:
+            # Values are a part of the one product, which stays whole beside the queries and keys that turned.
+            kept += (q + kv) * e
         joined = self.kernels.joins_documents and self.documents > 1
         kept += heads * 4 + q * e * (2 if joined else 1) + (self.span * e if self.kernels.masked else 0)
         return kept, kept + 2.0 * q * e + 4 * kv * e + 4 * q + self._residual

@@ -25,6 +25,7 @@ from luthier.sizing.parameters import (
     packed_matrices,
     target_matrices,
 )
+from luthier.sizing.reductions import column_sum_bytes
 from luthier.sizing.states import moments, trained_tensors, update_bytes
 from luthier.sizing.vision import tower_memory
 
@@ -117,7 +118,7 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
 
 def narrow_gradients(kernels: Kernels, shape: TrainingShape) -> bool:
     """Whether a step's gradients are never added up, so that they stay in the weights' type."""
-    alone = shape.accumulation == 1 and shape.shard == 1 and not (shape.added_up or shape.compared)
+    alone = shape.accumulation == 1 and shape.shard == 1 and not shape.added_up
     return kernels.fused_update and kernels.masters and shape.optimizer == "adamw" and alone
 
 
@@ -327,10 +328,19 @@ class _Step:
         elif mode == "selective":
             again = sum(times * layer.selected for times, layer in made)
         self.selected = max(layer.selected for _, layer in made) if mode == "selective" else 0.0
+        # A graph that computes the layer again has one state of the MLP more at its height.
+        self.again = max(layer.again for _, layer in made) if mode in ("full", "selective") else 0.0
+        # Gradients of the MLP's first bias, for which its input and product are gone already.
+        self.summed, self.gone = 0, 0
+        if self.full and cuda and arch.mlp_bias and not arch.gated_mlp and kernels.layers == "plain":
+            self.summed = column_sum_bytes(self.tokens, arch.intermediate_size)
+            self.gone = 2 * arch.intermediate_size * element
         share = 1.0
         if shape.recomputed_layers is not None:
             share = min(1.0, shape.recomputed_layers / arch.layers)
         kept = again * share + whole * (1 - share)
+        # Layers that keep everything come last, and are gone when those before them run again.
+        self.above = self.tokens * whole * (1 - share)
         self.kept = self.tokens * (kept + outside)
         if isinstance(method, Lora):
             # Adapters of experts in the type that they compute in, kept as they are multiplied with.
@@ -377,14 +387,26 @@ class _Step:
         elif self.checkpoints and self.keeps_stream:
             last -= stream
             stream = 0
-        first = self.tokens * (stream + self.first.kept + self.first.transient) + self.outside
+        if self.checkpoints:
+            last += self.again
+        below = stream + self.first.kept + self.first.transient + self.again * self.checkpoints
+        first = self.tokens * below + self.outside
         finished = max(self.held.gradients, self.gathered.gradients)
         whole, few = self.gathered.last, self.gathered.first
+        kept = self.kept - self.above
         moments = [
             _Moment(self.kept, self.early, self._head(), gathered=whole),
             _Moment(
-                self.kept + self.tokens * last + self.widened, self.early + self._head_gradient(), self.alive,
+                self.kept + self.tokens * self.last.transient + self.widened,
+                self.early + self._head_gradient(), self.alive, gathered=whole,
+            ),
+            _Moment(
+                kept + self.tokens * last + self.widened, self.early + self._head_gradient(), self.alive,
                 gathered=whole,
+            ),
+            _Moment(
+                kept + self.tokens * (last - self.gone), self.early + self._head_gradient(), self.alive,
+                self.summed, gathered=whole,
             ),
         ]  # fmt: skip
         if not self.full:

@@ -136,6 +136,7 @@ def _graph_of(
 
     def interpret(graph: fx.GraphModule, _inputs: Any) -> Callable[[list[Any]], Any]:
         hasten(graph)
+        wait_for_readers(graph, passing_nodes(graph))
         passing = passing_nodes(graph)
 
         def run(arguments: list[Any]) -> Any:
@@ -248,6 +249,68 @@ def hasten(graph: fx.GraphModule) -> None:
     order = sorted(level, key=level.__getitem__)  # stable: alike places stay in order
     for before, node in pairwise(order):
         before.append(node)
+
+
+def wait_for_readers(graph: fx.GraphModule, passing: set[fx.Node]) -> None:
+    """Move what is generated to the kernel that reads the same and more, as Inductor fuses them: what both
+    read and write is then there at once.
+
+    So a layer that runs again in its backward pass makes the MLP's product with its factors' gradients.
+    """
+    kernels = [n for n in graph.graph.nodes if n.op == "call_function" and n not in passing and _is_made(n)]
+    reads = {node: _read(node, passing) for node in kernels}
+    for place, node in enumerate(kernels):
+        if not reads[node]:
+            continue
+        after = _descendants(node)
+        for later in kernels[place + 1 :]:
+            if reads[node] < reads[later] and _numbers(node) == _numbers(later) and later not in after:
+                _move(graph, node, later, after)
+                break
+
+
+def _move(graph: fx.GraphModule, node: fx.Node, kernel: fx.Node, after: set[fx.Node]) -> None:
+    """Put a node before a kernel, and those that need it behind what is generated there."""
+    nodes = list(graph.graph.nodes)
+    between = [n for n in nodes[nodes.index(node) + 1 : nodes.index(kernel)] if n in after]
+    end = kernel
+    for following in nodes[nodes.index(kernel) + 1 :]:
+        if following.op != "call_function" or _is_bought(following) or following in after:
+            break
+        end = following
+    kernel.prepend(node)
+    for waiting in reversed(between):
+        end.append(waiting)
+
+
+def _descendants(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    left = [node]
+    while left:
+        for user in left.pop().users:
+            if user not in found:
+                found.add(user)
+                left.append(user)
+    return found
+
+
+def _read(node: fx.Node, passing: set[fx.Node]) -> set[fx.Node]:
+    """What a generated node reads of what is there: through views, and through what passes by."""
+    found: set[fx.Node] = set()
+    for source in node.all_input_nodes:
+        through = source in passing or (_is_view(source) and source.all_input_nodes)
+        found |= _read(source, passing) if through else {source}
+    return found
+
+
+def _is_made(node: fx.Node) -> bool:
+    """Whether its result is of a generated kernel."""
+    return not _is_bought(node) and not _is_view(node)
+
+
+def _numbers(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return int(value.numel()) if isinstance(value, Tensor) else None
 
 
 def passing_nodes(graph: fx.GraphModule) -> set[fx.Node]:

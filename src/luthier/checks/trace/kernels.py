@@ -16,6 +16,7 @@ from torch import Tensor
 from luthier.checks.trace.fourbit import widening_temporaries
 from luthier.checks.trace.packed import linear_temporaries
 from luthier.checks.trace.recorder import Hidden
+from luthier.sizing.reductions import column_sum_bytes
 
 EFFICIENT = "luthier_traced_efficient"
 FLASH = "luthier_traced_fused"
@@ -35,9 +36,18 @@ def _flash_temporaries(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any
     return int(accumulator + wide)
 
 
+def _sum_temporaries(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+    """Parts of a 16-bit matrix's sum over its rows, as a bias's gradient is."""
+    matrix, dims = args[0], args[1] if len(args) > 1 else None
+    if matrix.ndim != 2 or dims is None or list(dims) != [0] or matrix.element_size() != 2:
+        return 0
+    return column_sum_bytes(*matrix.shape)
+
+
 HIDDEN: dict[str, Hidden] = {
     # softmax_backward_cuda_out multiplies gradient and output into a temporary of its own.
     "aten::_softmax_backward_data": lambda args, _kwargs, _out: args[0].numel() * args[0].element_size(),
+    "aten::sum": _sum_temporaries,
     "luthier_traced::flash_backward": _flash_temporaries,
     "luthier_traced::widen": widening_temporaries,
     "luthier::linear": linear_temporaries,

@@ -61,9 +61,9 @@ def trace_step(request: StepRequest) -> Timeline:
         raise Unsupported(
             "the loss over pairs of answers is not traced", hint="leave out --exact: the formula counts it"
         )
-    if request.shape.padded and (request.shape.compiled or packed_kind(request.method) is not None):
+    if request.shape.padded and packed_kind(request.method) is not None:
         raise Unsupported(
-            "padded rows are traced with plain layers and a base in its own type only",
+            "padded rows are traced with a base in its own type only",
             hint="leave out --exact: the formula counts them",
         )
     register()
