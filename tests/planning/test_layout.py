@@ -287,6 +287,8 @@ def test_launches_are_recorded_where_each_device_has_the_whole_model() -> None:
     kept = resolved(small, "full", "2xh100", **asked, parallel={"reshard": "step"})
     assert kept.recipe.training.cuda_graphs is False
     assert "not recorded" in kept.recipe.sources["training.cuda_graphs"]
+    with pytest.raises(Unsupported, match="divided over devices are not recorded"):  # for it fits so alone
+        resolved("Qwen/Qwen3-8B", "full", "4xh100", devices=4, cuda_graphs=True, compile=True)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])

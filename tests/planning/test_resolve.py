@@ -353,6 +353,10 @@ def test_frozen_weights_wait_on_the_host_where_nothing_else_fits() -> None:
     assert training.offload_parameters is True
     assert training.activation_checkpointing in ("full", "offload")
     assert training.cuda_graphs is not True
+    # Launching would take longer than computing, but copies are not recorded.
+    short = plan(tight, sequence_length=64, batch_size=1, compile=True)
+    assert short.recipe.training.cuda_graphs is False
+    assert "not recorded" in short.recipe.sources["training.cuda_graphs"]
     said = found.recipe.sources["training.offload_parameters"]
     assert "reads the frozen weights twice from the host" in said
     assert found.estimate.tensors.expected < 10 * GIB

@@ -17,9 +17,9 @@ REACHED = 0.4
 DIVIDED = "weights or rows that are divided over devices are not recorded"
 
 
-def check_graphs(recipe: Recipe, device: str, *, compiled: bool) -> None:
+def check_graphs(recipe: Recipe, device: str, shape: TrainingShape, *, compiled: bool) -> None:
     """Refuse recorded launches where they cannot be had. Errors: Unsupported."""
-    why = _never(recipe, compiled=compiled) if device == "cuda" else "CUDA only"
+    why = _never(recipe, shape, compiled=compiled) if device == "cuda" else "CUDA only"
     if recipe.training.cuda_graphs and why:
         raise Unsupported(f"training.cuda_graphs: {why}", hint="leave training.cuda_graphs out")
 
@@ -28,7 +28,7 @@ def records(
     recipe: Recipe, arch: Architecture, shape: TrainingShape, hardware: Hardware, *, compiled: bool
 ) -> tuple[bool, str]:
     """Whether recording pays on a CUDA device, and why."""
-    if why := _never(recipe, compiled=compiled) or (DIVIDED if shape.shard > 1 else None):
+    if why := _never(recipe, shape, compiled=compiled):
         return False, why
     flops = hardware.accelerators[0].bf16_flops if hardware.accelerators else None
     if not flops:
@@ -48,22 +48,22 @@ def records(
     return computing < launching, said
 
 
-def _never(recipe: Recipe, *, compiled: bool) -> str | None:
-    """What stands against recording, whatever the sizes; None where nothing does."""
+def _never(recipe: Recipe, shape: TrainingShape, *, compiled: bool) -> str | None:
+    """What stands against recording, given or derived, whatever the sizes; None where nothing does."""
     training, method = recipe.training, recipe.method
     if not compiled:
         return "only compiled layers are recorded"
     if spec_of(recipe.task).answers != "chat" or tunes_preferences(recipe):
         return "only next-token losses are recorded"
     sizes = training.parallel.sizes(training.devices) if training.parallel is not None else {}
-    if any(size > 1 for name, size in sizes.items() if name != "replicate"):
+    if shape.shard > 1 or any(size > 1 for name, size in sizes.items() if name != "replicate"):
         return DIVIDED
     if training.update_in_backward:
         return "updates in the backward pass are not recorded"
     if training.neftune_alpha or (isinstance(method, Lora) and method.dropout):
         return "noise is drawn anew for each micro-batch"
-    if training.activation_checkpointing == "offload":
+    if shape.activation_checkpointing == "offload":
         return "inputs that wait in the host's memory are not recorded"
-    if training.offload_parameters:
+    if shape.offload_parameters:
         return "copies of weights that wait in the host's memory are not recorded"
     return None

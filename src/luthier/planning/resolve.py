@@ -213,7 +213,7 @@ class _Resolver(Case):
     def _launches(self, shape: TrainingShape) -> TrainingShape:
         """Whether the kernels of a micro-batch are launched one by one: the shape that says so."""
         compiled = bool(self.value("training.compile"))
-        check_graphs(self.given, self.device, compiled=compiled)
+        check_graphs(self.given, self.device, shape, compiled=compiled)
         if self.device != "cuda":
             return shape
         pays, why = records(self.given, self.arch, shape, self.hardware, compiled=compiled)
