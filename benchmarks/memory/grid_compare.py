@@ -322,13 +322,21 @@ def histogram(found: list[Found]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+LEAST_DRAWN = 0.32 * 2**30
+"""What is foretold below this is drawn here, at the plot's lower edge."""
+
+
 def plotted(found: list[Found]) -> str:
     """Predicted against measured, as compare.py draws it."""
+
+    def drawn(size: float | None) -> float | None:
+        return None if size is None else max(size, LEAST_DRAWN)
+
     return plot(
         [
             {
                 "measured": row["measured"]["tensors"],
-                "predicted": {name: row["predicted"].get(name) for name in ESTIMATORS},
+                "predicted": {name: drawn(row["predicted"].get(name)) for name in ESTIMATORS},
             }
             for row in found
         ]

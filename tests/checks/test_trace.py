@@ -279,6 +279,12 @@ def test_a_biass_gradient_has_room_for_its_parts() -> None:
     assert found.allocated == pytest.approx(1.32e9, rel=0.005)
 
 
+def test_a_compiled_layer_sums_its_biass_gradient_without_them() -> None:
+    shape = TrainingShape(micro_batch_size=80, sequence_length=128, padded=True, compiled=True)
+    found = whole(trace_step(StepRequest(config=ENCODER, method=Full(), shape=shape)), 4, expandable=True)
+    assert found.phases["backward"]["workspace"] == found.phases["forward"]["workspace"]
+
+
 def test_a_layer_that_runs_again_makes_its_product_beside_its_factors_gradients() -> None:
     config = CONFIG | {"num_hidden_layers": 2, "vocab_size": 2048, "intermediate_size": 4096}
     shape = TrainingShape(

@@ -110,6 +110,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._note(leaf.untyped_storage(), self.tag)
-        if (size := self.hidden.get(func._schema.name)) is not None:
+        size = self.hidden.get(func._schema.name)
+        # What ATen takes for itself no generated kernel takes.
+        if size is not None and not (self.inside and func.namespace == "aten"):
             self.timeline.passing(size(args, kwargs, out), "workspace")
         return out
