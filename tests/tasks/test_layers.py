@@ -139,3 +139,23 @@ def test_recomputation_keeps_less():
         held[keeping] = sum(size for place, size in storages.items() if place not in own)
         loss.backward()
     assert held["full"] < held["selective"] < held["none"]
+
+
+def refuses(graph, inputs):
+    raise RuntimeError("no kernel for this")
+
+
+@pytest.mark.parametrize("keeping", ["none", "selective", "full", "offload"])
+def test_where_the_compiler_fails_the_layers_run_as_they_are_and_that_is_said_once(keeping):
+    torch.manual_seed(0)
+    model, packed, said = adapted("Llama"), batch(), []
+    objective = causal_objective(model)
+    plain = outcome(model, objective, packed)
+    model.zero_grad(set_to_none=True)
+    found = outcome(
+        model, objective, packed, keeping=keeping, compiled=True, backend=refuses, say=said.append
+    )
+    same(found, plain)
+    (words,) = said
+    assert "no kernel for this" in words
+    assert ("computed again" in words) == (keeping == "selective")

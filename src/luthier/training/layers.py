@@ -49,6 +49,8 @@ KEPT = (
     "luthier::linear",
     "luthier::varlen_attention",
 )
+SELECTIVE_INSTEAD = ", with whole layers computed again (about a third more)"
+"""What plain layers do where the results of products were to be kept."""
 _GRAPHS = 64
 """Graphs of one layer at most: kinds of layers x modes."""
 
@@ -93,10 +95,22 @@ def train_all_but(model: Any, frozen_layers: int) -> None:
 
 @dataclass
 class CompileClock:
-    """Seconds that went into making kernels, and how many graphs there are."""
+    """Seconds that went into making kernels, how many graphs there are, and whether the compiler gave up."""
 
+    say: Say | None = None
     seconds: float = 0.0
     graphs: int = 0
+    failed: bool = False
+
+    def give_up(self, error: Exception, instead: str) -> None:
+        """Compile nothing from now on, and say so."""
+        self.failed = True
+        if self.say is not None:
+            words = " ".join(str(getattr(error, "inner_exception", error)).split())[:200]
+            self.say(
+                f"torch's compiler failed on these layers ({words}): they run as they are, and a step takes "
+                f"up to 1.5 times as long{instead}"
+            )
 
 
 @contextmanager
@@ -118,7 +132,7 @@ def prepared(
     which ``say`` is told. Raises Unsupported where weights wait on the host and a layer keeps anything.
     """
     layers = layers_of(model)
-    clock = CompileClock()
+    clock = CompileClock(say)
     if not layers and (compiled or keeping != "none") and say is not None:
         say(f"{type(model).__name__} marks no layers: nothing is compiled and nothing recomputed")
     before = [(layer._compiled_call_impl, layer.__dict__.get("forward")) for layer in layers]
@@ -179,7 +193,7 @@ def layers_as(choice: TrainingChoice, model: nn.Module, say: Say) -> AbstractCon
         compiled = False
         instead = ""
         if keeping == "selective":
-            keeping, instead = "full", ", with whole layers computed again (about a third more)"
+            keeping, instead = "full", SELECTIVE_INSTEAD
         say(f"layers are not compiled, for {missing}: a step takes up to 1.5 times as long{instead}")
         return prepared(model, keeping=keeping, recomputed=choice.recomputed_layers, say=say)
     if keeping == "selective" and not compiled:
@@ -214,27 +228,35 @@ class _Call:
         held: Held | None = None,
     ) -> None:
         self.plain, self.keeping, self.clock, self.held = plain, keeping, clock, held
-        run = plain
+        run = uncompiled = plain
         if keeping in ("selective", "full") and held is None:
             run = partial(_recomputed, plain, keeping == "selective")
+            uncompiled = partial(_recomputed, plain, False)
         if backend is not None:
             run = torch.compile(run, backend=backend)
         if keeping == "offload" or held is not None:
             run = partial(_offloaded, run, held, keeping == "offload")
-        self.run, self.compiled = run, backend is not None
+            uncompiled = partial(_offloaded, plain, held, keeping == "offload")
+        self.run, self.uncompiled, self.compiled = run, uncompiled, backend is not None
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             with nullcontext() if self.held is None else self.held.forward(again=True):
                 return self.plain(hidden, *args, **kwargs)
-        if not self.compiled:
-            return self.run(hidden, *args, **kwargs)
+        if not self.compiled or self.clock.failed:
+            return self.uncompiled(hidden, *args, **kwargs)
         if not hidden.requires_grad:
             # Above frozen embeddings; one graph for all layers is worth this layer's gradient.
             hidden = hidden.detach().requires_grad_(True)
         _mark((hidden, args, kwargs), hidden.shape)
+        from torch._dynamo.exc import BackendCompilerFailed
+
         began, graphs = time.perf_counter(), _graph_count()
-        out = self.run(hidden, *args, **kwargs)
+        try:
+            out = self.run(hidden, *args, **kwargs)
+        except BackendCompilerFailed as error:  # before anything of the layer has run
+            self.clock.give_up(error, SELECTIVE_INSTEAD if self.keeping == "selective" else "")
+            return self.uncompiled(hidden, *args, **kwargs)
         if made := _graph_count() - graphs:
             self.clock.seconds += time.perf_counter() - began
             self.clock.graphs += made
