@@ -110,11 +110,11 @@ def test_models_are_filtered_as_one_types(opened: Any, server: Any) -> None:
 def test_a_plan_is_priced_at_every_change(data: tuple[Any, str], server: Any) -> None:
     page, url = data
     id_ = url.rsplit("/", 1)[-1].split("?")[0]
-    page.goto(f"{server.url}/runs/new?data={id_}&hardware=rtx+4090&model=Qwen/Qwen3-14B&method=lora")
+    page.goto(f"{server.url}/runs/new?data={id_}&hardware=rtx+4090&model=Qwen/Qwen3-8B&method=full")
     page.locator("#price").get_by_text("too large").wait_for()
     expect(page.locator("#price")).not_to_contain_text("being counted", timeout=60_000)
-    page.locator("#price").get_by_role("link", name="Apply: a base in four bits").click()
-    page.wait_for_url("**method=qlora*")
+    page.locator("#price").get_by_role("link", name="Apply: adapters instead of all weights").click()
+    page.wait_for_url("**method=lora*")
     page.locator("#price .pill", has_text="fits").or_(
         page.locator("#price .pill", has_text="tight")
     ).first.wait_for()
