@@ -8,6 +8,7 @@ case is trained by one process and in each of these, and ``held`` notes what is 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ from luthier.training.loop import fit
 from luthier.training.manifest import CHECKPOINTS
 from luthier.training.sharding import at_once, divide, is_divided
 from luthier.training.world import World, together
+from sharded_runs import CRASHED
 
 CHOICE = TrainingChoice(
     epochs=1, learning_rate=3e-3, batch_size=6, micro_batch_size=2, sequence_length=32, weight_decay=0.1,
@@ -222,15 +224,17 @@ def work(jobs: Iterable[tuple[str, str, int | None]], world: World, folder: Path
 
 
 def finish(children: Iterable[int]) -> None:
-    """Wait for all; raise SystemExit where one failed."""
+    """Wait for all; raise SystemExit where one failed, with `CRASHED` where a signal ended one."""
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if any(codes):
-        raise SystemExit(f"processes ended with {codes}")
+        print(f"processes ended with {codes}", file=sys.stderr)
+        raise SystemExit(CRASHED if min(codes) < 0 else 1)
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     names = sys.argv[2].split("+") if len(sys.argv) > 2 else list(CASES)
+    faulthandler.enable()
     torch.set_num_threads(1)
     if len(sys.argv) > 3:
         finish(start("one", [*((name, "one", None) for name in names), ("lora", "halved", 1)], folder))
