@@ -49,8 +49,6 @@ KEPT = (
     "luthier::linear",
     "luthier::varlen_attention",
 )
-SELECTIVE_INSTEAD = ", with whole layers computed again (about a third more)"
-"""What plain layers do where the results of products were to be kept."""
 _GRAPHS = 64
 """Graphs of one layer at most: kinds of layers x modes."""
 
@@ -102,15 +100,13 @@ class CompileClock:
     graphs: int = 0
     failed: bool = False
 
-    def give_up(self, error: Exception, instead: str) -> None:
+    def give_up(self, error: Exception, keeping: Keeping) -> None:
         """Compile nothing from now on, and say so."""
         self.failed = True
         if self.say is not None:
             words = " ".join(str(getattr(error, "inner_exception", error)).split())[:200]
-            self.say(
-                f"torch's compiler failed on these layers ({words}): they run as they are, and a step takes "
-                f"up to 1.5 times as long{instead}"
-            )
+            what = f"torch's compiler failed on these layers ({words}): they run as they are, and"
+            self.say(f"{what} {_cost_of_plain(keeping)}")
 
 
 @contextmanager
@@ -190,11 +186,8 @@ def layers_as(choice: TrainingChoice, model: nn.Module, say: Say) -> AbstractCon
     """
     keeping, compiled = choice.activation_checkpointing or "none", bool(choice.compile)
     if compiled and (missing := why_not_compiled(next(model.parameters()).device)) is not None:
-        compiled = False
-        instead = ""
-        if keeping == "selective":
-            keeping, instead = "full", SELECTIVE_INSTEAD
-        say(f"layers are not compiled, for {missing}: a step takes up to 1.5 times as long{instead}")
+        say(f"layers are not compiled, for {missing}: {_cost_of_plain(keeping)}")
+        keeping, compiled = "full" if keeping == "selective" else keeping, False
         return prepared(model, keeping=keeping, recomputed=choice.recomputed_layers, say=say)
     if keeping == "selective" and not compiled:
         raise Unsupported(
@@ -202,6 +195,12 @@ def layers_as(choice: TrainingChoice, model: nn.Module, say: Say) -> AbstractCon
             hint="set training.compile: true, or training.activation_checkpointing: full",
         )
     return prepared(model, keeping=keeping, recomputed=choice.recomputed_layers, compiled=compiled, say=say)
+
+
+def _cost_of_plain(keeping: Keeping) -> str:
+    """What a step costs whose layers are not compiled, where they were to keep that."""
+    again = ", with whole layers computed again (about a third more)" if keeping == "selective" else ""
+    return f"a step takes up to 1.5 times as long{again}"
 
 
 @contextmanager
@@ -249,13 +248,11 @@ class _Call:
             # Above frozen embeddings; one graph for all layers is worth this layer's gradient.
             hidden = hidden.detach().requires_grad_(True)
         _mark((hidden, args, kwargs), hidden.shape)
-        from torch._dynamo.exc import BackendCompilerFailed
-
         began, graphs = time.perf_counter(), _graph_count()
         try:
             out = self.run(hidden, *args, **kwargs)
-        except BackendCompilerFailed as error:  # before anything of the layer has run
-            self.clock.give_up(error, SELECTIVE_INSTEAD if self.keeping == "selective" else "")
+        except torch._dynamo.exc.BackendCompilerFailed as error:  # before anything of the layer has run
+            self.clock.give_up(error, self.keeping)
             return self.uncompiled(hidden, *args, **kwargs)
         if made := _graph_count() - graphs:
             self.clock.seconds += time.perf_counter() - began
