@@ -114,3 +114,41 @@ def test_gradients_of_masters_stay_where_they_are(tiny, make_micro, make_documen
         assert not any(master.grad is not None for master in masters.values())
     made.forget("memory ran out")
     assert not arriving.places
+
+
+@pytest.mark.parametrize(
+    ("dtype", "counts", "expected"),
+    [
+        (torch.bfloat16, (2, 1, 2, 2), {3}),
+        (torch.bfloat16, (1, 2, 2, 1), {2, 3}),
+        (torch.float32, (1, 1, 2, 1), {2, 3}),
+    ],
+    ids=str,
+)
+def test_a_smaller_step_does_not_keep_the_others_from_being_recorded(
+    tiny, make_micro, make_documents, monkeypatch, *, dtype, counts, expected
+):
+    """counts: micro-batches of each step; from the second on a step may settle where gradients stay."""
+    model = tiny().to(dtype)
+    optimizer = Optimizer(model, TrainingChoice())
+    objective = replace(causal_objective(model), tensors=True, longest=19)
+    arriving, masters = optimizer.gradients, optimizer.masters
+    made = Passes(
+        model, objective, masters, through=at_once, record=True, say=lambda _: None, arriving=arriving
+    )
+    batch, recorded = make_micro([make_documents(3)]), set()
+
+    def record(*_):  # there is no GPU to record on
+        recorded.add(step)
+        return True
+
+    monkeypatch.setattr(made, "_record", record)
+    for step, count in enumerate(counts):
+        arriving.single = count == 1
+        made.begin()
+        with made.objective.scope(made.model):
+            for _ in range(count):
+                made(batch, 0.5, lambda: None)
+        made.end(settled=step > 0)
+        optimizer.forget()
+    assert recorded == expected

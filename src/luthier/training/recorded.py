@@ -83,7 +83,7 @@ class Passes:
         self.met: set[Shapes] = set()
         self.recordings: dict[Shapes, _Recording] = {}
         self.gradients: dict[str, Tensor] = {}
-        self.settled = self.single = False
+        self.settled = self.single = self.added_up = False
         self.pool: Any = None
 
     @property
@@ -105,12 +105,15 @@ class Passes:
 
     def end(self, *, settled: bool) -> None:
         """After a step's micro-batches. settled: those that follow may be recorded."""
+        self.added_up = self.added_up or not self.arriving.single
         if not self.recording or not settled or self.settled:
             return
+        if self.added_up and self.arriving.single:
+            return  # an epoch's last, smaller step: what stays from here on would serve no other one
         grads = {name: master.grad for name, master in self.masters.items()}
         self.gradients = {name: grad for name, grad in grads.items() if grad is not None}
         self.arriving.settle()
-        self.single = self.arriving.single
+        self.single = bool(self.arriving.places)
         self.settled = bool(self.gradients or self.arriving.places)
 
     def __call__(self, batch: MicroBatch, share: float, between: Callable[[], None]) -> Tensor:
