@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
     [
         (OSError(errno.ENOSPC, "No space left on device"), "DoesNotFit", "whole checkpoints are untouched",
          "luthier train --resume broken", 3),
-        (RuntimeError("CUDA error: unspecified launch failure\nand more"), "TrainingError",
+        (RuntimeError("CUDA error: unknown error\nand more"), "TrainingError",
          "the GPU has stopped answering", "luthier train --resume broken", 1),
         (RuntimeError("shapes cannot be multiplied"), "RuntimeError", "shapes cannot be multiplied",
          "luthier runs logs broken", 1),

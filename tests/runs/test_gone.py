@@ -20,12 +20,15 @@ from tiny import save_tiny_model, write_recipe
 
 # As torch 2.11 and 2.13, NCCL and the driver put it.
 STOPPED = (
-    "CUDA error: unspecified launch failure\nSearch for `cudaErrorLaunchFailure' in the CUDA documentation",
     "CUDA error: uncorrectable ECC error encountered",
     "CUDA error: unknown error\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "Unable to determine the device handle for GPU0: 0000:0A:00.0: GPU is lost.",
+)
+BROKE_OFF = (
+    "CUDA error: unspecified launch failure\nSearch for `cudaErrorLaunchFailure' in the CUDA documentation",
+    "CUDA error: hardware stack error",
     "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error, NCCL version 2.28.9\nLast error:\n"
     "Cuda failure 719 'unspecified launch failure'",
-    "Unable to determine the device handle for GPU0: 0000:0A:00.0: GPU is lost.",
 )
 ABSENT = (
     "No CUDA GPUs are available",
@@ -47,6 +50,16 @@ def test_a_gpu_that_stops_answering(text: str) -> None:
     assert said is not None
     assert "stopped answering" in str(said)
     assert "\n" not in str(said)
+    assert "luthier train --resume r-1" in str(said.hint)
+
+
+@pytest.mark.parametrize("text", BROKE_OFF)
+def test_a_kernel_that_breaks_off_is_not_told_as_a_lost_gpu(text: str) -> None:
+    said = gpu_gone(RuntimeError(text), "r-1")
+    assert said is not None
+    assert "stopped answering" not in str(said)
+    assert "a kernel broke off" in str(said)
+    assert "Xid 13" in str(said.hint)
     assert "luthier train --resume r-1" in str(said.hint)
 
 

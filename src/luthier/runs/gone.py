@@ -1,4 +1,4 @@
-"""A GPU that stops answering, or that is not there any more, in words."""
+"""A GPU that stops answering, breaks off, or is not there any more, in words."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ ABSENT = (
 """What torch and the driver say where there is no such GPU."""
 FAILED = (
     "GPU is lost", "has fallen off the bus", "uncorrectable ECC error", "uncorrectable NVLink error",
-    "CUDA error: unknown error", "unspecified launch failure", "busy or unavailable", "device not ready",
-    "driver shutting down", "hardware stack error", "GPU requires reset", "Contained or uncontained",
+    "CUDA error: unknown error", "busy or unavailable", "device not ready", "driver shutting down",
+    "GPU requires reset", "Contained or uncontained",
 )  # fmt: skip
 """What they say of one that was there a moment ago."""
+EITHER = ("unspecified launch failure", "hardware stack error")
+"""What they say where a kernel broke off: by a fault of its own, or for a card that failed under it
+(cudaErrorLaunchFailure and cudaErrorHardwareStackError in the CUDA runtime's reference)."""
 
 
 def gpu_gone(error: BaseException, run: str) -> TrainingError | None:
@@ -28,6 +31,12 @@ def gpu_gone(error: BaseException, run: str) -> TrainingError | None:
             f"the GPU has stopped answering: {first}",
             hint="`nvidia-smi` and `dmesg | grep -i xid` say why; once it answers again (a reset, a restart, "
             f"another machine) {go_on}",
+        )
+    if any(sign in text for sign in EITHER):
+        return TrainingError(
+            f"a kernel broke off on the GPU: {first}",
+            hint="`dmesg | grep -i xid` says whether the card failed (Xid 48, 74, 79, 94, 95) or the kernel "
+            f"(Xid 13, 31); {go_on}; if it breaks off again, CUDA_LAUNCH_BLOCKING=1 before that shows where",
         )
     if any(sign in text for sign in ABSENT):
         return TrainingError(
