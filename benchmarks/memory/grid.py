@@ -18,8 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,12 +70,6 @@ class Source:
         return []
 
 
-def loop_of(stopped: EnoughError) -> Any:
-    """The loop's own state where it was stopped: it tells memory by phase only once all steps are done."""
-    frames = (frame for frame, _ in traceback.walk_tb(stopped.__traceback__))
-    return next(frame.f_locals["run"] for frame in frames if "run" in frame.f_locals)
-
-
 def choice_of(row: Row) -> TrainingChoice:
     """The settings of a run whose plan is this row."""
     return TrainingChoice.model_validate(
@@ -98,6 +91,7 @@ def measure(row: Row, rank: int, meeting: str, alone: bool) -> dict[str, Any]:
 
     from luthier.tasks.parallel import take_part
     from luthier.training.loop import fit
+    from luthier.training.memory import PhaseWatch
     from luthier.training.sharding import at_once, divide
     from luthier.training.world import ALONE, together
 
@@ -136,17 +130,16 @@ def measure(row: Row, rank: int, meeting: str, alone: bool) -> dict[str, Any]:
             reserved.append(torch.cuda.memory_reserved() if cuda else 0)
 
         source = Source(row, int(model.config.get_text_config().vocab_size))
-        try:
+        memory = PhaseWatch(device)
+        with suppress(EnoughError):
             fit(
                 model, objective, source, [], choice=choice_of(row), seed=1, directory=Path(folder),
                 recipe_digest="grid", device=device, on_metrics=events.append, control=control,
-                world=world, through=through, division=division,
+                world=world, through=through, division=division, memory=memory,
             )  # fmt: skip
-        except EnoughError as stopped:
-            loop = loop_of(stopped)
         found: dict[str, Any] = {
-            "loaded": loaded, "built": built, "phases": dict(loop.memory.phases),
-            "allocated": loop.memory.peak, "kernel": getattr(objective, "kernel", None),
+            "loaded": loaded, "built": built, "phases": dict(memory.phases),
+            "allocated": memory.peak, "kernel": getattr(objective, "kernel", None),
         }  # fmt: skip
         if cuda:
             now = torch.cuda.memory_reserved()

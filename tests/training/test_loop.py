@@ -11,6 +11,7 @@ from luthier.models.lora import adapted, add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import CausalObjective, causal_objective
 from luthier.training.loop import fit
+from luthier.training.memory import PhaseWatch
 from luthier.training.optimizer import learning_rate
 from luthier.training.selection import selected_checkpoint
 from luthier.training.source import total_steps
@@ -309,12 +310,16 @@ def test_the_height_of_each_phase_is_measured(tiny, make_source, make_documents,
 
     model = tiny()
     add_lora(model, Lora(rank=2), seed=0)
-    plain = causal_objective(model)
+    plain, cpu = causal_objective(model), torch.device("cpu")
+    watch, read = PhaseWatch(cpu), []
     result = fit(
         model, Greedy(plain.head, plain.documents), make_source(make_documents(8)), [], choice=CHOICE, seed=5,
-        directory=tmp_path, recipe_digest="r", device=torch.device("cpu"), on_metrics=lambda _: None,
+        directory=tmp_path, recipe_digest="r", device=cpu, on_metrics=lambda _: None, memory=watch,
+        control=lambda: read.append(set(watch.phases)),
     )  # fmt: skip
     phases = result.phase_memory
+    assert watch.phases == phases
+    assert read[0] == set(phases), "there from the first step on"
     assert set(phases) == {"load", "forward", "backward", "optimizer"}
     assert phases["forward"] - phases["backward"] > 48 << 20
     assert result.peak_memory >= max(phases.values())

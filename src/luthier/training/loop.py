@@ -62,6 +62,7 @@ def fit(
     world: World = ALONE,
     through: Through = at_once,
     division: Division = WHOLE,
+    memory: PhaseWatch | None = None,
 ) -> TrainResult:
     """Train the weights of model that ask for a gradient, and leave the selected ones in it.
 
@@ -73,7 +74,8 @@ def fit(
     world: the processes that train together; each gives the same arguments, the first alone writes, speaks
     and is asked. through: what every use of a model whose weights are divided goes through
     (`sharding.divide`); the selected weights are not put back into such a model. division: what this process
-    has of a model that is divided in another way, the objective with it.
+    has of a model that is divided in another way, the objective with it. memory: takes the peaks of this
+    process by phase, which the caller may read after any step; one of the loop's own where None.
 
     A step whose loss or gradient is not a number leaves the weights as they are, and so does one that
     runs out of memory: it is done again in smaller pieces, with the same loss.
@@ -84,7 +86,7 @@ def fit(
     """
     run = _Run(
         model, objective, train, validation, choice, seed, directory, recipe_digest, device, on_metrics,
-        world, through, division,
+        world, through, division, memory or PhaseWatch(device),
     )  # fmt: skip
     model.train()
     profile = StepProfile(choice.profile_steps if world.first else 0, directory, device)
@@ -135,6 +137,7 @@ class _Run:
     world: World
     through: Through
     division: Division
+    memory: PhaseWatch
 
     def __post_init__(self) -> None:
         model, objective, choice, directory = self.model, self.objective, self.choice, self.directory
@@ -160,7 +163,6 @@ class _Run:
             world.same(self.optimizer.masters.values())
         self.optimizer.round_back()
         checkpoint.seed_everything(seed)
-        self.memory = PhaseWatch(device)
         self.memory.phases["load"] = memory_now(device)
         alone = not (world.sharded or division.side or self.optimizer.in_backward)
         # A layer whose input is on the host runs backward inside another's pass; replayed graphs tell nobody.
