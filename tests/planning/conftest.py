@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from luthier.planning.estimate import DIVIDED
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate, Phase
 from luthier.schema.hardware import Hardware
@@ -46,7 +45,6 @@ def rough(card: ModelCard, method: Method, batch: BatchShape, hardware: Hardware
         total_parameters=total,
         flops=work,
         basis="formula",
-        assumptions=(f"{DIVIDED} {batch.shard} devices",) if batch.shard > 1 else (),
     )
 
 

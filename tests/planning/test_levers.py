@@ -81,3 +81,12 @@ def test_eight_bit_products_are_refused_on_cards_without_them(words: str, device
         check_units(asked, parse_hardware(words), device)
     check_units(asked, parse_hardware("H100"), "cuda")
     check_units(recipe({}), parse_hardware(words), device)
+
+
+@pytest.mark.parametrize("name", ["adamw-8bit", "paged-adamw-8bit"])
+def test_states_in_eight_bits_are_refused_on_a_cpu(name: str) -> None:
+    asked = recipe({"optimizer": name})
+    with pytest.raises(Unsupported, match=f"{name} works on CUDA only") as error:
+        check_units(asked, parse_hardware("cpu:16GB"), "cpu")
+    assert "adamw-bf16" in str(error.value.hint)
+    check_units(asked, parse_hardware("H100"), "cuda")

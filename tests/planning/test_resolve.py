@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from luthier.errors import DoesNotFit, RecipeError, Unsupported
-from luthier.planning.estimate import kernels_for
+from luthier.planning.estimate import evaluation_seconds, kernels_for
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.resolve import Resolved, resolve
 from luthier.planning.solver import memory_budget
 from luthier.schema.data import Lengths
 from luthier.schema.data_profile import LengthProfile
+from luthier.schema.estimate import EvaluationShape
 from luthier.schema.hardware import Accelerator, Hardware, Processor
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import (
@@ -379,3 +380,18 @@ def test_frozen_weights_wait_on_the_host_where_nothing_else_fits() -> None:
         plan(poor)
     with pytest.raises(Unsupported, match="offload_parameters"):
         plan(LAPTOP, offload_parameters=True)
+
+
+def test_answers_of_a_four_bit_base_read_more_than_its_bytes() -> None:
+    """Weights in four bits are widened for each token: read, written in 16 bits, and read again."""
+    asked = EvaluationShape(batch_size=8, prompt_tokens=16, new_tokens=256, rows=8)
+
+    def reading(method: Full | Lora | QLora) -> float:
+        found = evaluation_seconds(LLAMA_8B, method, asked, RTX_4090, device="cuda", dtype="bfloat16")
+        assert found is not None
+        return found.expected
+
+    wide, packed, eight = (reading(method) for method in (Lora(), QLora(), Lora(base="float8")))
+    assert reading(Full()) == wide
+    assert 1.8 * wide < packed < 2.4 * wide
+    assert 0.5 * wide < eight < 0.75 * wide

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.errors import Unsupported
 from luthier.planning.correction import Corrections
+from luthier.planning.exchange import Group, shared
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate, EvaluationShape, Phase, TrainingShape
 from luthier.schema.hardware import Accelerator, Hardware
 from luthier.schema.model import Architecture, ModelCard
 from luthier.schema.plan import BatchShape
-from luthier.schema.recipe import Full, Method, QLora
+from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.activations import OURS, OURS_ONE_BY_ONE, PADDED, PADDED_ON_HOST, Kernels
 from luthier.sizing.calibration import CONTEXT_HOPPER, RESERVED
 from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
 from luthier.sizing.offload import bringing_seconds, link_of, on_device, waiting
-from luthier.sizing.parameters import count_parameters
+from luthier.sizing.parameters import count_parameters, packed_matrices
 from luthier.sizing.speed import rate_of
 from luthier.sizing.states import paged_bytes, update_flops
-from luthier.sizing.step_time import STEP_SOURCE, step_time
+from luthier.sizing.step_time import STEP_SOURCE, WIDENING, step_time
 from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase, resident, training_memory
 from luthier.sizing.vision import tower_flops
 
@@ -38,8 +39,6 @@ FORMULA_BAND = 0.05
 HOST_BAND = 0.10
 FASTER, SLOWER = 0.8, 1.3
 """Band of a time that is counted part by part: hosts that launch kernels differ by as much."""
-DIVIDED = "states sharded over"
-"""How the assumption begins that says so."""
 STEPS_TO_COMPILE = 50
 """Fewer optimiser steps than these do not win back the time that compiling takes."""
 
@@ -85,32 +84,101 @@ def estimate_training(
     runs on this machine came to. Errors: UsageError for a shape that cannot be, Unsupported for vision
     towers.
     """
-    assumed: tuple[str, ...] = ()
-    if arch.extra_parameters and isinstance(method, Full):
-        assumed = ("towers stay frozen: only the text backbone is trained",)
     if not arch.causal and not shape.padded:
         shape = shape.model_copy(update={"padded": True})
     used = kernels or kernels_for(device, dtype, compiled=shape.compiled, padded=shape.padded)
     gpu = hardware.accelerators[0] if device == "cuda" and hardware.accelerators else None
-    hopper = gpu is not None and (gpu.compute_capability or (0, 0)) >= (9, 0)
-    memory = training_memory(
-        arch, method, shape, dtype=dtype, kernels=used, hopper=hopper, cuda=device == "cuda"
+    memory, phases, tensors, process = _memory(
+        arch, method, shape, gpu, used, tokens=tokens, device=device, dtype=dtype, evaluation=evaluation
     )
+    time = _time(
+        arch,
+        method,
+        shape,
+        hardware,
+        used,
+        tokens=tokens,
+        device=device,
+        dtype=dtype,
+        matrix_rate=matrix_rate,
+    )
+    found = Estimate(
+        phases=phases,
+        tensors=tensors,
+        process=process,
+        seconds=time.seconds,
+        tokens_per_second=_inverse(time.seconds, tokens),
+        cost=_cost(time.seconds, dollars_per_hour),
+        trainable_parameters=memory.trainable,
+        total_parameters=memory.total,
+        flops=time.work,
+        basis="formula",
+        assumptions=(
+            *_frozen_towers(arch, method),
+            *_assumptions(shape, device, gpu, dtype),
+            *_kept_wide(arch, method, dtype),
+            *_paged(arch, method, shape),
+            *_waiting(arch, method, shape, dtype),
+            *((time.source,) if time.source else ()),
+        ),
+    )
+    if corrections is None or shape.shard > 1:  # measured were models that one device holds
+        return found
+    return corrections.correct(found, arch, method, shape, dtype)
+
+
+def _memory(
+    arch: Architecture,
+    method: Method,
+    shape: TrainingShape,
+    gpu: Accelerator | None,
+    kernels: Kernels,
+    *,
+    tokens: int,
+    device: Device,
+    dtype: str,
+    evaluation: EvaluationShape | None,
+) -> tuple[TrainingMemory, tuple[Phase, ...], Range, Range]:
+    """What is counted, and from it the phases, the tensors and the process on that device."""
+    cuda = device == "cuda"
+    hopper = gpu is not None and (gpu.compute_capability or (0, 0)) >= (9, 0)
+    memory = training_memory(arch, method, shape, dtype=dtype, kernels=kernels, hopper=hopper, cuda=cuda)
     if evaluation is not None:
-        held = resident(arch, count_parameters(arch), method, dtype, used, shape.optimizer)
+        held = resident(arch, count_parameters(arch), method, dtype, kernels, shape.optimizer)
         if shape.offload_parameters:
             held = on_device(held, arch, method, BYTES[dtype])
-        judged = evaluation_phase(arch, evaluation, held, dtype=dtype, cuda=device == "cuda")
+        judged = evaluation_phase(arch, evaluation, held, dtype=dtype, cuda=cuda)
         memory = TrainingMemory((*memory.phases, judged), memory.trainable, memory.total)
-    if device == "cuda":
-        phases, tensors, process = _gpu_memory(memory, gpu, together=shape.shard > 1)
-    else:
-        phases, tensors, process = _host_memory(
-            memory,
-            on_host(
-                memory, arch, method, shape, element=BYTES[dtype], micro_batches=_micro_batches(shape, tokens)
-            ),
-        )
+    if cuda:
+        return memory, *_gpu_memory(memory, gpu, together=shape.shard > 1)
+    micro_batches = _micro_batches(shape, tokens)
+    phases = on_host(memory, arch, method, shape, element=BYTES[dtype], micro_batches=micro_batches)
+    return memory, *_host_memory(memory, phases)
+
+
+@dataclass(frozen=True, slots=True)
+class _Time:
+    """Operations of a training, how long they take where that is known, and where that is from."""
+
+    work: float
+    seconds: Range | None
+    source: str | None
+
+
+def _time(
+    arch: Architecture,
+    method: Method,
+    shape: TrainingShape,
+    hardware: Hardware,
+    kernels: Kernels,
+    *,
+    tokens: int,
+    device: Device,
+    dtype: str,
+    matrix_rate: float | None,
+) -> _Time:
+    """The time of so many tokens: step by step where the card is known part by part, else by operations."""
+    gpu = hardware.accelerators[0] if device == "cuda" and hardware.accelerators else None
     length = (shape.mean_length or shape.sequence_length) / shape.documents
     flops = training_flops(
         arch,
@@ -118,14 +186,14 @@ def estimate_training(
         length=length * shape.padding,
         trained_share=shape.trained_share,
         checkpointing=shape.activation_checkpointing in ("full", "offload"),
-        head_everywhere=used.loss == "logits",
+        head_everywhere=kernels.loss == "logits",
         extra_forwards=shape.extra_forwards + _passes_in_chunks(shape),
         log_probs=shape.log_probs,
     )
-    rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype, experts=arch.experts is not None)
     steps = tokens / max(1.0, (shape.batch_size or shape.micro_batch_size) * length * shape.documents)
     each = flops.total + tower_flops(arch, shape)
     work = each * tokens * shape.padding + update_flops(arch, shape.optimizer) * steps
+    rate = rate_of(hardware, device, measured=matrix_rate, dtype=dtype, experts=arch.experts is not None)
     seconds = rate.seconds(work) if rate is not None else None
     source = rate.source if rate is not None else None
     if gpu is not None and dtype == "bfloat16":
@@ -137,33 +205,12 @@ def estimate_training(
         seconds = _beside_copies(
             seconds, bringing_seconds(arch, method, shape, gpu, element=BYTES[dtype], tokens=tokens)
         )
-    found = Estimate(
-        phases=phases,
-        tensors=tensors,
-        process=process,
-        seconds=seconds,
-        tokens_per_second=_inverse(seconds, tokens),
-        cost=_cost(seconds, dollars_per_hour),
-        trainable_parameters=memory.trainable,
-        total_parameters=memory.total,
-        flops=work,
-        basis="formula",
-        assumptions=(
-            *assumed,
-            *_assumptions(shape, device, gpu, dtype),
-            *_kept_wide(arch, method, dtype),
-            *_paged(arch, method, shape),
-            *_waiting(arch, method, shape, dtype),
-            *((source,) if source else ()),
-        ),
-    )
-    if corrections is None or shape.shard > 1:  # measured were models that one device holds
-        return found
-    return corrections.correct(found, arch, method, shape, dtype)
+    return _Time(work, seconds, source)
 
 
 def evaluation_seconds(
     arch: Architecture,
+    method: Method,
     shape: EvaluationShape,
     hardware: Hardware,
     *,
@@ -185,12 +232,27 @@ def evaluation_seconds(
     if rate.bandwidth is None:
         return work
     steps = -(-shape.rows // shape.batch_size) * shape.new_tokens
-    reading = count_parameters(arch).active * (4 if dtype == "float32" else 2) * steps / rate.bandwidth
+    reading = _read_for_a_token(arch, method, BYTES[dtype]) * steps / rate.bandwidth
     if away:
         reading = max(reading, away * steps / link_of(hardware.accelerators[0]))
     return Range(
         low=work.low + 0.5 * reading, expected=work.expected + reading, high=work.high + 1.6 * reading
     )
+
+
+def _read_for_a_token(arch: Architecture, method: Method, element: int) -> float:
+    """Bytes that go through the device's memory for each token that is answered alone.
+
+    Weights in four bits are widened for every product: read, written wide and read again.
+    """
+    active = count_parameters(arch).active
+    each: float = element
+    if isinstance(method, QLora):
+        each = WIDENING * element / 2
+    elif isinstance(method, Lora) and method.base == "float8":
+        each = 1
+    packed = sum(times * matrix.weights for times, matrix in packed_matrices(arch)) if each != element else 0
+    return (active - packed) * element + packed * each
 
 
 def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware) -> Estimate:
@@ -208,15 +270,13 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
         activation_checkpointing="full" if shape.checkpointing else "none",
         compiled=compiles(device, shape.dtype, shape.steps),
     )
-    return estimate_training(
-        card.architecture,
-        method,
-        training,
-        hardware,
-        tokens=-(-tokens // shape.devices),
-        device=device,
-        dtype=shape.dtype,
+    found = estimate_training(
+        card.architecture, method, training, hardware, tokens=tokens, device=device, dtype=shape.dtype
     )
+    return shared(
+        found, Group(shape.devices), arch=card.architecture, method=method, shape=training,
+        hardware=hardware, tokens=tokens, device=device, dtype=shape.dtype,
+    )  # fmt: skip
 
 
 def _beside_copies(seconds: Range, copying: float) -> Range:
@@ -290,6 +350,13 @@ def _cost(seconds: Range | None, dollars_per_hour: float | None) -> Range | None
     return Range(low=seconds.low * price, expected=seconds.expected * price, high=seconds.high * price)
 
 
+def _frozen_towers(arch: Architecture, method: Method) -> tuple[str, ...]:
+    """That what sees is not trained."""
+    if not arch.extra_parameters or not isinstance(method, Full):
+        return ()
+    return ("towers stay frozen: only the text backbone is trained",)
+
+
 def _kept_wide(arch: Architecture, method: Method, dtype: str) -> tuple[str, ...]:
     """That experts, one tensor for all of a layer, have no adapters unless asked for, nor fewer bits."""
     if arch.experts is None or isinstance(method, Full):
@@ -316,7 +383,7 @@ def _assumptions(
     said = (
         []
         if shape.shard == 1
-        else [f"{DIVIDED} {shape.shard} devices (FSDP2){kept}; rows of two H200 were within 2.2 %"]
+        else [f"states sharded over {shape.shard} devices (FSDP2){kept}; rows of two H200 were within 2.2 %"]
     )
     said += [
         f"micro-batches of {shape.micro_batch_size} x {shape.sequence_length:,} tokens, "

@@ -14,7 +14,6 @@ from luthier.sizing.step_time import LAUNCHING, LAUNCHING_ADAPTERS
 # A step whose products take less than launching its kernels waits for the host.
 REACHED = 0.4
 """Share of the datasheet's rate that products reach."""
-DIVIDED = "weights or rows that are divided over devices are not recorded"
 
 
 def check_graphs(recipe: Recipe, device: str, shape: TrainingShape, *, compiled: bool) -> None:
@@ -57,7 +56,7 @@ def _never(recipe: Recipe, shape: TrainingShape, *, compiled: bool) -> str | Non
         return "only next-token losses are recorded"
     sizes = training.parallel.sizes(training.devices) if training.parallel is not None else {}
     if shape.shard > 1 or any(size > 1 for name, size in sizes.items() if name != "replicate"):
-        return DIVIDED
+        return "weights or rows that are divided over devices are not recorded"
     if training.update_in_backward:
         return "updates in the backward pass are not recorded"
     if training.neftune_alpha or (isinstance(method, Lora) and method.dropout):

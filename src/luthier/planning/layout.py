@@ -8,14 +8,11 @@ from typing import Any
 
 from luthier.errors import DoesNotFit
 from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit, largest_step, step_speed
-from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate, TrainingShape
 from luthier.schema.recipe import Parallel, Reshard
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.training import BYTES
 
-SCALING = (1.0, 0.8, 0.5)
-"""Share of perfect scaling over several devices: most, expected, least (prior, not measured)."""
 LET_GO: dict[Reshard, str] = {
     "layer": "a layer's weights are gathered for each pass and let go after it",
     "backward": "a layer's weights stay gathered until its backward pass: one gather a micro-batch for two",
@@ -127,7 +124,12 @@ def _shards(given: Parallel, shares: int, dividable: bool) -> list[int]:
     if given.replicate is not None:
         return [shares // given.replicate]
     least = 1 if given.reshard is None else min(2, shares)  # who says how long to keep them divides weights
-    return [size for size in range(least, shares + 1) if shares % size == 0] if dividable else [1]
+    return [size for size in group_sizes(shares) if size >= least] if dividable else [1]
+
+
+def group_sizes(devices: int) -> list[int]:
+    """How many of so many devices may hold one model together, so that all take part, fewest first."""
+    return [size for size in range(1, devices + 1) if devices % size == 0]
 
 
 def _levels(given: Parallel, shares: int, dividable: bool) -> Iterator[tuple[int, Reshard]]:
@@ -163,20 +165,4 @@ def _why(question: Question, step: TrainingShape, copies: int, *, alone: bool) -
     return (
         f"{step.shard} devices hold one model together{over}: {fits}; whole it would need "
         f"{whole / GIB:.1f} GiB{slower}"
-    )
-
-
-def over_devices(found: Estimate, devices: int, *, shared: bool = False) -> Estimate:
-    """An estimate with the time of several devices: they wait for each other, which one does not know.
-
-    shared: the estimate is of all tokens on one device; else of one device's tokens.
-    """
-    share = 1 / devices if shared else 1.0
-    most, expected, least = (share / one for one in SCALING)
-    band, rate = found.seconds, found.tokens_per_second
-    slower = band and Range(low=band.low * most, expected=band.expected * expected, high=band.high * least)
-    fewer = rate and Range(low=rate.low / least, expected=rate.expected / expected, high=rate.high / most)
-    said = f"{devices} devices reach 50 to 100 % of {devices} times one device's speed: a prior, not measured"
-    return found.model_copy(
-        update={"seconds": slower, "tokens_per_second": fewer, "assumptions": (*found.assumptions, said)}
     )

@@ -40,11 +40,16 @@ def check_levers(recipe: Recipe) -> None:
 
 
 def check_units(recipe: Recipe, hardware: Hardware, device: str) -> None:
-    """Refuse types and kinds of memory that the device does not have. Errors: Unsupported."""
+    """Refuse types, optimisers and kinds of memory that the device does not have. Errors: Unsupported."""
     if recipe.training.offload_parameters and device != "cuda":
         raise Unsupported(
             "training.offload_parameters leaves weights in the host's memory, where a CPU has all of them",
             hint="leave training.offload_parameters out",
+        )
+    if recipe.training.optimizer.endswith("8bit") and device != "cuda":
+        raise Unsupported(
+            f"training.optimizer: {recipe.training.optimizer} works on CUDA only",
+            hint="use adamw, or adamw-bf16 to save memory on a CPU",
         )
     if not isinstance(recipe.method, Lora) or recipe.method.base != "float8":
         return

@@ -15,8 +15,9 @@ from luthier.planning.division import check_division, divided_along
 from luthier.planning.documented import derive_documented
 from luthier.planning.dtypes import derive_types
 from luthier.planning.estimate import Device, compiles, estimate_training, evaluation_seconds
+from luthier.planning.exchange import Group, shared
 from luthier.planning.launching import check_graphs, records
-from luthier.planning.layout import answers_do_not_fit, over_devices
+from luthier.planning.layout import answers_do_not_fit
 from luthier.planning.levers import check_levers, check_units
 from luthier.planning.solver import GIB, does_not_fit
 from luthier.planning.together import check_devices
@@ -119,6 +120,7 @@ class _Resolver(Case):
         dtype = str(self.value("model.dtype"))
         judging = evaluation_seconds(
             self.arch,
+            recipe.method,
             evaluation,
             self.hardware,
             device=self.device,
@@ -268,7 +270,10 @@ class _Resolver(Case):
             evaluation=evaluation if evaluation.rows or shape.shard == 1 else None,
             corrections=self.corrections,
         )
-        return found if self.devices == 1 else over_devices(found, self.devices, shared=True)
+        return shared(
+            found, Group.of(self.given), arch=self.arch, method=self.given.method, shape=shape,
+            hardware=self.hardware, tokens=tokens, device=self.device, dtype=dtype,
+        )  # fmt: skip
 
     def _name(self) -> None:
         recipe = self.given

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from luthier.errors import DoesNotFit
 from luthier.planning.correction import Corrections
 from luthier.planning.estimate import Device, estimate_training
+from luthier.planning.exchange import divided_seconds, link_between
 from luthier.schema.estimate import Estimate, TrainingShape
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
@@ -31,14 +32,8 @@ HALF_SPEED_TOKENS = {"cuda": 1500, "cpu": 64}
 """Tokens of a micro-batch at which a device reaches half of its speed."""
 WORTH_SAYING = 0.01
 """Share of the peak under which a saving is not worth a line."""
-GATHER_TOKENS = {"cuda": 550, "cpu": 30}
-"""Tokens that are trained in the time in which divided weights are gathered once, beside what that hides
-behind the computation. On two H200, 8,192 tokens a micro-batch, LoRA of an 8B reached 0.90 of whole copies
-with two gathers a micro-batch, 0.94 with one and 0.97 with half of one, full fine-tuning of a 3B 0.91, 0.89
-and 0.99 (benchmarks/speed/results/h200_gathered.jsonl). Both grow with the weights. On a CPU a prior."""
-IN_FOUR_BITS = 0.29
-"""What a base in four bits is gathered in, of the time of one in 16: its bytes, embeddings and head among
-them in 16 bits."""
+UNKNOWN_GATHER = 0.05
+"""Time in which divided weights are sent once, over a micro-batch's, where no speed is known (prior)."""
 ENOUGH_TOKENS = {"cuda": 16_384, "cpu": 1_024}
 """Beyond this many tokens a micro-batch gains nothing and only takes memory."""
 
@@ -174,10 +169,26 @@ def step_speed(question: Question, shape: TrainingShape) -> float:
         share /= max(1.0, copies_to_products(question, shape))
     if shape.shard == 1:
         return busy * share
-    gathers = {"layer": 2.0, "backward": 1.0, "step": 1.0 / shape.accumulation}[shape.reshard]
-    if isinstance(question.method, QLora):
-        gathers *= IN_FOUR_BITS
-    return 1 / (1 / (busy * share) + gathers * GATHER_TOKENS[question.device] / tokens)
+    return 1 / (1 / (busy * share) + _sent_to_products(question, shape))
+
+
+def _sent_to_products(question: Question, shape: TrainingShape) -> float:
+    """Time in which divided weights are sent for a step, over that of its products at full speed."""
+    batch = shape.micro_batch_size * shape.accumulation
+    length = shape.mean_length or shape.sequence_length
+    large = shape.model_copy(
+        update={
+            "shard": 1, "activation_checkpointing": "none", "offload_parameters": False, "batch_size": None,
+            "micro_batch_size": -(-ENOUGH_TOKENS[question.device] // int(length)),
+        }
+    )  # fmt: skip
+    rate = question.estimate(large).tokens_per_second
+    if rate is None:
+        return UNKNOWN_GATHER * {"layer": 2, "backward": 1, "step": 1 / shape.accumulation}[shape.reshard]
+    gpu = question.hardware.accelerators[0] if question.device == "cuda" else None
+    link = link_between(gpu, across=shape.shard > question.processes)
+    sending = divided_seconds(question.arch, question.method, shape, link, dtype=question.dtype)
+    return sending * rate.expected / (batch * length)
 
 
 def copies_to_products(question: Question, shape: TrainingShape) -> float:

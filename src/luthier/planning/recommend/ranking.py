@@ -25,7 +25,6 @@ from luthier.planning.recommend.shapes import (
     base_shape,
     budget_of,
     fit_shape,
-    is_sharded,
     least_bytes,
     rows_of,
     training_length,
@@ -338,12 +337,12 @@ def _untrained(pair: _Pair, request: Request, hardware: Hardware) -> tuple[str, 
         pair.method.name,
         goal=request.goal,
         images=request.reads_images,
-        sharded=is_sharded(pair.estimate),
+        sharded=pair.shape.shard > 1,
         family=pair.card.architecture.model_type if pair.card.architecture is not None else None,
     )
     found = [] if why is None else [f"{UNTRAINED}: {why}"]
     weights = pair.estimate.total_parameters * (0.6 if pair.method.name == "qlora" else 2)
-    if why is None and is_sharded(pair.estimate) and weights > budget_of(hardware):
+    if why is None and pair.shape.shard > 1 and weights > budget_of(hardware):
         found.append(
             "the GPUs hold it together while it is trained, but no single one holds it to answer held-out "
             "prompts: data.test_share=0 leaves these out"

@@ -8,7 +8,6 @@ from typing import Any
 from luthier.catalog.trains import NOT_TRAINED
 from luthier.errors import Unsupported
 from luthier.planning.recommend.evidence import TOKENS_PER_PARAMETER
-from luthier.planning.recommend.shapes import is_sharded
 from luthier.schema.plan import Candidate
 from luthier.schema.recipe import (
     DataChoice,
@@ -43,7 +42,7 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
             sources[f"method.{name}"] = settings[name].source
     if candidate.batch.devices > 1:
         training["devices"] = candidate.batch.devices
-        divided = is_sharded(candidate.estimate)
+        divided = candidate.batch.shard > 1
         sources["training.devices"] = "together they hold it" if divided else "each holds the whole model"
     training["sequence_length"] = candidate.batch.sequence_length
     sources["training.sequence_length"] = candidate.batch.source

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from luthier.planning.estimate import DIVIDED, device_of
-from luthier.planning.layout import over_devices
+from luthier.planning.estimate import device_of
+from luthier.planning.layout import group_sizes
 from luthier.planning.solver import memory_budget
 from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
@@ -120,13 +120,12 @@ def fit_shape(
     card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware, estimate: Estimator
 ) -> tuple[BatchShape, Estimate] | Estimate:
     """The shape, activations recomputed if need be, with its estimate; that estimate alone if none fits."""
-    budget = budget_of(hardware)
-    found = _over_devices(card, method, shape, hardware, estimate)
-    if found.process.high <= budget:
-        return shape, found
-    tighter = shape.model_copy(update={"checkpointing": True})
-    found = _over_devices(card, method, tighter, hardware, estimate)
-    return (tighter, found) if found.process.high <= budget else found
+    for again in (False, True):
+        cut = shape.model_copy(update={"checkpointing": again})
+        outcome = _over_devices(card, method, cut, hardware, estimate)
+        if not isinstance(outcome, Estimate):
+            break
+    return outcome
 
 
 def widen(
@@ -138,13 +137,13 @@ def widen(
     found: Estimate,
     estimate: Estimator,
 ) -> tuple[BatchShape, Estimate]:
-    """The largest micro-batch that still fits with the same recomputation."""
+    """The largest micro-batch that still fits with the same recomputation and division."""
     budget = budget_of(hardware)
     for micro in (8, 4, 2):
         if micro * shape.devices > shape.batch_size:
             continue
         wider = shape.model_copy(update={"micro_batch_size": micro})
-        other = _over_devices(card, method, wider, hardware, estimate)
+        other = estimate(card, method, wider, hardware)
         if other.process.high <= budget:
             return wider, other
     return shape, found
@@ -152,23 +151,18 @@ def widen(
 
 def _over_devices(
     card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware, estimate: Estimator
-) -> Estimate:
-    """Several devices: as it is where one holds it all, else divided over as few as fit (FSDP2)."""
-    found = estimate(card, method, shape, hardware)
-    if shape.devices == 1:
-        return found
+) -> tuple[BatchShape, Estimate] | Estimate:
+    """Several devices: as it is where one holds it all, else divided over as few as fit (FSDP2).
+
+    The shape that fits with its estimate, or the estimate of the one that needs least.
+    """
     budget = budget_of(hardware)
-    sizes = [size for size in range(2, shape.devices + 1) if shape.devices % size == 0]
-    for shard in sizes:
+    for shard in group_sizes(shape.devices):
+        divided = shape.model_copy(update={"shard": shard})
+        found = estimate(card, method, divided, hardware)
         if found.process.high <= budget:
-            break
-        found = estimate(card, method, shape.model_copy(update={"shard": shard}), hardware)
-    return over_devices(found, shape.devices)
-
-
-def is_sharded(found: Estimate) -> bool:
-    """Whether the estimate holds only with the model's states divided over the devices."""
-    return any(words.startswith(DIVIDED) for words in found.assumptions)
+            return divided, found
+    return found
 
 
 def fit_recipe(card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int) -> tuple[Estimate, int]:
