@@ -171,11 +171,11 @@ def shared(
         expected=band.expected / parts * (1 + waiting) + steps * sent,
         high=band.high / parts * (1 + 2 * waiting) + steps * sent * (2 if known else 4),
     )
-    said = [link.said + f", a prior for {group.devices}" * (link.measured and not known) for link in links]
+    words = [link.said + f", a prior for {group.devices}" * (link.measured and not known) for link in links]
     if device != "cuda":
-        said.append("processes of one machine share its cores")
+        words.append("processes of one machine share its cores")
     reached = f"{group.devices} devices reach {band.expected / seconds.expected:.2f} times one's speed"
-    return _with(found, seconds, tokens, "; ".join([reached, *said]))
+    return _with(found, seconds, tokens, "; ".join([reached, *words]))
 
 
 def _with(found: Estimate, seconds: Range, tokens: int, words: str) -> Estimate:
