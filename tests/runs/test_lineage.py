@@ -77,6 +77,13 @@ def test_a_longer_run_goes_on_where_the_parent_ended(place: Path, parent: RunDir
     assert steps(run)[25][0] < steps(parent)[1][0]
     refused = luthier(place, "train", "--extend", parent.id, "training.epochs=1", code=2)
     assert "has done 24 steps" in refused.stderr
+    assert "for example training.epochs=2" in refused.stderr
+    refused = luthier(
+        place, "train", "--extend", parent.id, "training.epochs=2", "training.max_steps=9", code=2
+    )
+    assert "training.max_steps=9 ends it there: give more of them (training.max_steps=48)" in " ".join(
+        refused.stderr.split()
+    )
 
 
 def test_a_branch_without_changes_is_the_parent_from_there_on(place: Path, parent: RunDirectory) -> None:

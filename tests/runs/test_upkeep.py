@@ -1,4 +1,4 @@
-"""Nothing that is deployed, protected or at work is removed, packed or thinned."""
+"""Nothing that is deployed, in production, served, protected or at work is removed, packed or thinned."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 
 from luthier.cli.main import build
 from luthier.errors import UsageError
-from luthier.runs import upkeep
+from luthier.runs import registry, upkeep
 from luthier.runs.directory import RunDirectory
 from luthier.runs.process import identity
+from luthier.runs.servers import make_server
 from luthier.schema.recipe import DataChoice, Lora, ModelChoice, Recipe
-from luthier.schema.results import TrainResult
+from luthier.schema.results import Artifact, TrainResult
 from luthier.schema.run import Status
+from luthier.schema.server import ServerStatus, ServerWish
 
 RECIPE = Recipe(name="orders", model=ModelChoice(id="/m"), data=DataChoice(train=("/a.jsonl",)))
 
@@ -23,7 +25,8 @@ RECIPE = Recipe(name="orders", model=ModelChoice(id="/m"), data=DataChoice(train
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("LUTHIER_DEPLOYMENTS", str(tmp_path / "deployments"))
+    for place in ("deployments", "registry", "servers"):
+        monkeypatch.setenv(f"LUTHIER_{place.upper()}", str(tmp_path / place))
 
 
 def finished(name: str = "a", recipe: Recipe = RECIPE, loss: float = 1.0) -> RunDirectory:
@@ -50,27 +53,48 @@ def kept(run: RunDirectory) -> list[str]:
     return sorted(path.name for path in (run.path / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("how", ["deployed", "protected", "running"])
+@pytest.mark.parametrize("how", ["deployed", "promoted", "served", "protected", "running"])
 def test_what_is_in_use_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     run = finished()
     if how == "deployed":
         monkeypatch.setattr(
             upkeep, "list_deployments", lambda: [type("D", (), {"name": "bot", "run": run.id})()]
         )
+    elif how == "promoted":
+        artifact = Artifact(kind="merged", path="artifacts/merged", bytes=1, sha256="0" * 64)
+        run.save_stage("artifacts", "", [artifact.model_dump(mode="json")])
+        registry.add(run)
+        registry.promote("orders:1", "production")
+    elif how == "served":
+        server = make_server(ServerWish(models=(f"bot={run.path / 'artifacts' / 'model.gguf'}",)))
+        server.set_status(ServerStatus(state="ready", worker=identity()))
     elif how == "protected":
         upkeep.protect(run, "the customer uses it")
     else:
         run.set_status(Status(state="running", worker=identity()))
-    said = {"deployed": "deployed as bot", "protected": "the customer uses it", "running": "is running"}[how]
+    said, way = {
+        "deployed": ("deployed as bot", "deployments rm bot"),
+        "promoted": ("it is orders:production", "registry unalias orders production"),
+        "served": ("answers with it", "stop model"),
+        "protected": ("the customer uses it", "protect a --off"),
+        "running": ("is running", "runs stop a"),
+    }[how]
     for touch in (upkeep.remove, upkeep.archive):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=said) as error:
             touch(run)
+        assert way in str(error.value.hint)
     assert upkeep.prunable([run]) == []
     assert (run.path / "artifacts" / "model.gguf").exists()
     if how == "protected":
         upkeep.unprotect(run)
-        upkeep.remove(run)
-        assert not run.path.exists()
+    elif how == "promoted":
+        registry.drop_alias("orders", "production")
+    elif how == "served":
+        server.set_status(ServerStatus(state="stopped"))
+    else:
+        return
+    upkeep.remove(run)
+    assert not run.path.exists()
 
 
 def test_finished_runs_are_thinned_to_what_is_needed() -> None:

@@ -145,7 +145,7 @@ def stop(run: str, /) -> None:
 
 @app.command
 def rm(run: str, /, *, yes: Annotated[bool, Parameter(name=("--yes", "-y"), negative="")] = False) -> None:
-    """Remove a run's folder with its checkpoints and artifacts; never one that is deployed or protected.
+    """Remove a run's folder with its checkpoints and artifacts; never one that is in use or protected.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def archive(
     checkpoints: Annotated[bool, Parameter(negative="")] = False,
     yes: Annotated[bool, Parameter(name=("--yes", "-y"), negative="")] = False,
 ) -> None:
-    """Pack a run into one file and remove its folder; never one that is deployed or protected.
+    """Pack a run into one file and remove its folder; never one that is in use or protected.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def prune(
     found = upkeep.prunable(chosen, selected_only=selected_only)
     if not found:
         out().print(
-            "nothing to delete: runs that could go on, are deployed or protected are left as they are"
+            "nothing to delete: runs that could go on, are in use or protected are left as they are"
         )
         return
     table = story.columns("run", "checkpoints", "frees", numbers=(1, 2))

@@ -103,16 +103,19 @@ def extend(
             f"{parent.id} has not finished training",
             hint=f"go on with it first: luthier train --resume {parent.id}",
         )
-    last = _available(parent)[-1]
+    last, before = _available(parent)[-1], parent.recipe.training
     prepared, origin = _from_checkpoint("extend", parent, last, overrides, say=say, offline=offline)
     if prepared.resolved.steps <= last:
         most = prepared.recipe.training.max_steps
-        stops = (
-            f"training.max_steps={most} ends it there" if most is not None else "give more training.epochs"
-        )
+        if most is None:
+            hint = f"give more training.epochs, for example training.epochs={(before.epochs or 1) * 2:g}"
+        else:
+            hint = (
+                f"training.max_steps={most} ends it there: give more of them "
+                f"(training.max_steps={last * 2}), or epochs instead (~training.max_steps training.epochs=2)"
+            )
         raise UsageError(
-            f"{parent.id} has done {last} steps and would have {prepared.resolved.steps} now",
-            hint=f"{stops}, for example training.epochs={(parent.recipe.training.epochs or 1) * 2:g}",
+            f"{parent.id} has done {last} steps and would have {prepared.resolved.steps} now", hint=hint
         )
     return prepared, origin
 

@@ -1,10 +1,10 @@
-"""Remove, pack and thin runs; what is deployed or marked as protected is never touched."""
+"""Remove, pack and thin runs; what is deployed, in production, served or protected stays."""
 
 from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from luthier.files import readable, write_text
 from luthier.runs.deploying import list_deployments
 from luthier.runs.directory import RunDirectory
 from luthier.runs.process import ACTIVE, current_state
+from luthier.runs.registry import aliases, registered_as
+from luthier.runs.servers import UP, ServerDirectory, list_servers
 from luthier.schema.results import TrainResult
 from luthier.training.manifest import CHECKPOINTS, PART, step_name, steps
 
@@ -27,13 +29,39 @@ def bytes_of(path: Path) -> int:
 
 
 def kept_by(run: RunDirectory) -> list[str]:
-    """Why a run may not be touched: deployments made from it, or a mark. Empty where it may."""
-    why = [f"it is deployed as {one.name}" for one in list_deployments() if one.run == run.id]
+    """Why a run may not be touched: what is made of it and in use, or a mark. Empty where it may."""
+    return [why for why, _ in _holds(run)]
+
+
+def _holds(run: RunDirectory) -> Iterator[tuple[str, str]]:
+    """What holds a run, each with what would let it go."""
+    for one in list_deployments():
+        if one.run == run.id:
+            yield f"it is deployed as {one.name}", f"luthier deployments rm {one.name}"
+    for version in registered_as(run):
+        name, _, number = version.rpartition(":")
+        for alias, named in aliases(name).items():
+            if str(named) == number:
+                yield f"it is {name}:{alias}", f"luthier registry unalias {name} {alias}"
+    for server in list_servers():
+        if server.status.state in UP and _answers_with(server, run):
+            yield f"the server {server.id} answers with it", f"stop {server.id}"
     mark = run.path / MARK
     if mark.is_file():
         text = mark.read_text(encoding="utf-8").strip()
-        why.append(f"it is protected ({text})" if text else "it is protected")
-    return why
+        why = f"it is protected ({text})" if text else "it is protected"
+        yield why, f"luthier runs protect {run.id} --off"
+
+
+def _answers_with(server: ServerDirectory, run: RunDirectory) -> bool:
+    """Whether a server was asked for a run, by its name, an alias or a path, or says that it holds it."""
+    if any(model.facts.get("run") == run.id for model in server.status.models):
+        return True
+    for words in (*server.wish.models, *server.wish.adapters):
+        target = words.rpartition("=")[2]
+        if target == run.id or Path(target).expanduser().resolve().is_relative_to(run.path.resolve()):
+            return True
+    return False
 
 
 def protect(run: RunDirectory, why: str) -> None:
@@ -49,14 +77,13 @@ def unprotect(run: RunDirectory) -> None:
 
 
 def demand_free(run: RunDirectory) -> None:
-    """Errors: UsageError where a run works, is deployed or is protected."""
+    """Errors: UsageError where a run works, is in use or is protected."""
     if current_state(run) in ACTIVE:
         raise UsageError(f"{run.id} is running", hint=f"stop it first: luthier runs stop {run.id}")
-    if why := kept_by(run):
+    if held := list(_holds(run)):
         raise UsageError(
-            f"{run.id} stays: {'; '.join(why)}",
-            hint="remove the deployment first (`luthier deployments`), or take the mark back with "
-            f"luthier runs protect {run.id} --off",
+            f"{run.id} stays: {'; '.join(why for why, _ in held)}",
+            hint=f"first: {'; '.join(way for _, way in held)}",
         )
 
 
@@ -129,7 +156,7 @@ def prunable(runs: Iterable[RunDirectory], *, selected_only: bool = False) -> li
     """Checkpoints of finished runs besides the selected and the last one, and folders left half written.
 
     selected_only: the last one may go too; the run can then not be extended. Runs that work, that could
-    go on, that are deployed or protected are left out.
+    go on, that are in use or protected are left out.
     """
     found = []
     for run in runs:
