@@ -1,6 +1,8 @@
 """Frozen weights that come one layer ahead: the same answers and gradients, and what is where when."""
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -206,6 +208,21 @@ def test_small_tensors_stay(tiny, monkeypatch):
     assert chain.sizes == [0, 0]
     with torch.no_grad():
         model(batch())
+
+
+def test_a_model_that_nobody_asks_for_is_gone_at_once(tiny):
+    """With all that waits on the host, before any collection of cycles, as one that stays on the device."""
+    model = adapted(tiny, "qwen3", METHODS["lora"])
+    chain = stream_layers(model, layers_of(model), CPU)
+    step(model, "full")
+    gc.collect()
+    parts = [weakref.ref(part) for part in (model, chain, *layers_of(model), *chain.host)]
+    gc.disable()
+    try:
+        del model, chain
+        assert [part() for part in parts] == [None] * len(parts)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -149,14 +149,20 @@ class StreamedLayer:
 
 
 class _Plain:
-    """A layer's call outside of training."""
+    """A layer's call outside of training.
+
+    It stands in the layer, which it must not hold: a model that nobody asks for is gone at once then, and
+    the memory that is locked for it.
+    """
 
     def __init__(self, run: Callable[..., Any], streamed: StreamedLayer) -> None:
-        self.run, self.streamed = run, streamed
+        self.run, self.streamed = weakref.WeakMethod(run), streamed
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run = self.run()
+        assert run is not None, "the layer is there: it is what is called"
         with self.streamed.forward(again=True):
-            return self.run(*args, **kwargs)
+            return run(*args, **kwargs)
 
 
 def stream_layers(model: Any, layers: Sequence[nn.Module], device: torch.device) -> Streamed:
