@@ -1,7 +1,6 @@
 """Frozen weights that come one layer ahead: the same answers and gradients, and what is where when."""
 
 import gc
-import logging
 import weakref
 
 import pytest
@@ -92,15 +91,6 @@ def test_gradients_are_those_of_weights_that_stay(tiny, family, method, keeping)
         assert torch.equal(grad, expected[name]), name
     # Two layers: each is brought once forwards and both are still there backwards.
     assert chain.copies == 2
-
-
-@pytest.fixture
-def fresh_compiler():
-    logging.disable(logging.INFO)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-    logging.disable(logging.NOTSET)
 
 
 # torch's compiler warns of torch's own old names while it is imported.

@@ -1,6 +1,5 @@
 """Compiled layers, and layers that keep less, against the model as it is: loss and every gradient."""
 
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -16,18 +15,10 @@ from luthier.training.layers import layers_of, prepared
 BACKEND = "aot_eager_decomp_partition"
 
 # torch's compiler warns of torch's own old names while it is imported.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    logging.disable(logging.INFO)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-    logging.disable(logging.NOTSET)
+pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 
 def adapted(family, method="lora"):
