@@ -192,6 +192,23 @@ FITTED = {
 }
 
 
+def twins(world: World, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights that the first and the last stage both have, after updates that round them by chance."""
+    model = model_of(FITTED["pipeline"]).bfloat16()
+    objective, division = take_part(model, causal_objective(model), world, world.device)
+    before = {name: model.get_parameter(name).detach().clone() for name in division.twins}
+    choice = TrainingChoice(
+        max_steps=4, learning_rate=1e-3, evaluate_every=4, checkpoint_every=4, optimizer="adamw-bf16"
+    )
+    fit(
+        model, objective, Rows(), [], choice=choice, seed=1, directory=folder, recipe_digest="twins",
+        device=world.device, on_metrics=lambda _: None, world=world, division=division,
+    )  # fmt: skip
+    found = {name: model.get_parameter(name).detach().cpu() for name in division.twins}
+    assert not any(torch.equal(weight, before[name].cpu()) for name, weight in found.items())
+    return found
+
+
 def main_of_four(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     with together(rank, 4, "cpu", local=rank, address=f"file://{folder / 'meeting'}") as world:
@@ -210,6 +227,7 @@ def main(folder: Path, kind: str) -> None:
         for side in FAMILIES:
             part = World(rank, 2, world.device, Parallel(**{side: 2}))
             found |= {name: shared(part, case) for name, case in CASES.items() if case.side == side}
+        found["twins"] = twins(World(rank, 2, world.device, Parallel(pipeline=2)), folder)
         torch.save(found, folder / f"{rank}.pt")
 
 

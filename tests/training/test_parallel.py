@@ -64,11 +64,16 @@ def test_two_processes_compute_what_one_does(name: str, found: Found) -> None:
     hold(name, found)
 
 
+def test_stages_round_a_weight_that_both_have_alike(found: Found) -> None:
+    same_twins(found)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_compute_what_one_process_does(tmp_path: Path) -> None:
     found = both(tmp_path, "cuda")
     for name in CASES:
         hold(name, found)
+    same_twins(found)
 
 
 @pytest.mark.workflow
@@ -88,6 +93,13 @@ def test_groups_of_two_that_share_the_rows_train_what_one_does(tmp_path: Path) -
             torch.testing.assert_close(
                 found[name], weight, rtol=1e-3, atol=1e-5, msg=lambda t, n=name, s=side: f"{s} {n}: {t}"
             )
+
+
+def same_twins(found: Found) -> None:
+    one, other = (part["twins"] for part in found)
+    assert set(one) == set(other) == {"model.embed_tokens.weight"}
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
 
 
 def hold(name: str, found: Found) -> None:
