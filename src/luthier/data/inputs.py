@@ -18,7 +18,7 @@ from luthier.schema.data import DataReport, SplitReport
 from luthier.schema.data_profile import LengthProfile
 from luthier.schema.protocols import Splits
 from luthier.schema.recipe import Purpose, Recipe, RerankingChoice
-from luthier.schema.rows import LabelRow, PairRow, RankingRow, TaskRow
+from luthier.schema.rows import LabelRow, PairRow, RankingRow, Role, TaskRow
 
 Input = str | tuple[str, str]
 """A text, or two that a model reads together."""
@@ -26,15 +26,33 @@ Input = str | tuple[str, str]
 
 def inputs_of(row: TaskRow, purpose: Purpose) -> list[Input]:
     """All that a model reads of one row: a cross-encoder reads query and text together."""
+    if purpose == "reranking":
+        return [*pairs_of(row)]
+    if isinstance(row, LabelRow) and row.pair is not None:
+        return [(row.text, row.pair)]
+    return [text for text, _ in texts_with_roles(row)]
+
+
+def texts_with_roles(row: TaskRow) -> list[tuple[str, Role]]:
+    """Every text of one row that is read by itself, with what it is, in the row's order."""
     match row:
         case LabelRow():
-            return [row.text if row.pair is None else (row.text, row.pair)]
+            return [(row.text, "similarity")]
         case PairRow():
-            return [(row.first, row.second)] if purpose == "reranking" else [row.first, row.second]
+            return [(row.first, "similarity"), (row.second, "similarity")]
         case RankingRow():
-            texts = (*row.positives, *row.negatives)
-            return [(row.query, text) for text in texts] if purpose == "reranking" else [row.query, *texts]
-    raise AssertionError(f"{type(row).__name__} is not a row of {purpose}")
+            return [(row.query, "query"), *((text, "document") for text in row.documents)]
+    raise AssertionError(f"the texts of {type(row).__name__} are not read one by one")
+
+
+def pairs_of(row: TaskRow) -> list[tuple[str, str]]:
+    """A row as queries with one document each, in the row's order."""
+    match row:
+        case PairRow():
+            return [(row.first, row.second)]
+        case RankingRow():
+            return [(row.query, text) for text in row.documents]
+    raise AssertionError(f"{type(row).__name__} has no query")
 
 
 def load_inputs(
@@ -116,7 +134,7 @@ def with_negatives(rows: TaskSplits, recipe: Recipe) -> TaskSplits:
 
 
 def _texts(rows: Sequence[TaskRow]) -> list[str]:
-    return [text for row in rows if isinstance(row, RankingRow) for text in (*row.positives, *row.negatives)]
+    return [text for row in rows if isinstance(row, RankingRow) for text in row.documents]
 
 
 def check_labels(recipe: Recipe, splits: Splits, report: DataReport) -> tuple[str, ...]:

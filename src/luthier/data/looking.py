@@ -253,7 +253,7 @@ def _parts(row: TaskRow) -> tuple[list[str], tuple[str, ...] | None]:
         case PairRow():
             return [row.first, row.second], None
         case RankingRow():
-            return [row.query, *row.positives, *row.negatives], None
+            return [row.query, *row.documents], None
         case PreferenceRow():
             return [str(m["content"]) for m in (*row.prompt, *row.chosen, *row.rejected)], None
 

@@ -200,7 +200,7 @@ def retrieval_of(rows: Sequence[TaskRow]) -> RetrievalSet | None:
         return None
     corpus: dict[str, str] = {}
     places: dict[str, str] = {}
-    for text in dict.fromkeys(text for row in ranked for text in (*row.positives, *row.negatives)):
+    for text in dict.fromkeys(text for row in ranked for text in row.documents):
         places[text] = f"d{len(corpus)}"
         corpus[places[text]] = text
     queries: dict[str, str] = {}

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from luthier.errors import FileProblem
 from luthier.models.load import DTYPES, check_model_directory, demand_all, explained, quiet
-from luthier.models.vector_settings import DenseSettings, Pooling, Role, VectorSettings
+from luthier.models.vector_settings import DenseSettings, Pooling, VectorSettings
 from luthier.schema.protocols import Progress
 from luthier.schema.recipe import Dtype
+from luthier.schema.rows import Role
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

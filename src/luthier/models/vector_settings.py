@@ -15,10 +15,9 @@ from typing import Any, Literal, cast, get_args
 
 from luthier.errors import FileProblem, Unsupported
 from luthier.files import write_text
+from luthier.schema.rows import Role
 
 Pooling = Literal["mean", "cls", "lasttoken", "max", "weightedmean", "mean_sqrt_len_tokens"]
-Role = Literal["query", "document", "similarity"]
-"""What a text is: a query, a document that answers queries, or one of two texts of equal standing."""
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"

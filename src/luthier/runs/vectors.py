@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +15,10 @@ from luthier.errors import ModelNotFound
 from luthier.runs.answer import ask, model_folder
 from luthier.runs.model import Say, embedded_revision, obtain
 from luthier.schema.recipe import ModelChoice
+from luthier.schema.rows import Role
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-Role = Literal["query", "document", "similarity"]
 
 
 def answering_model(name: str, answers: Answers, *, say: Say) -> tuple[Path, str]:

@@ -11,6 +11,8 @@ from luthier.schema.recipe import Purpose
 
 RowPurpose = Purpose | Literal["preference"]
 """What rows are read for: a purpose of the recipe, or preference tuning of a chat."""
+Role = Literal["query", "document", "similarity"]
+"""What a text is: a query, a document that answers queries, or one of two texts of equal standing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class RankingRow:
     key: str
     """Digest of the query."""
     group: str | None = None
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """The texts that answer the query, then those that do not."""
+        return *self.positives, *self.negatives
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.catalog.purposes import spec_of
-from luthier.data.inputs import Input, inputs_of
+from luthier.data.inputs import Input, inputs_of, texts_with_roles
 from luthier.schema.onnx import OnnxAnswers
 from luthier.schema.recipe import Dtype
-from luthier.schema.rows import LabelRow, PairRow, RankingRow
 from luthier.tasks.base import ModelTask
 from luthier.tasks.classification import ClassificationTask
 from luthier.tasks.encoded import Encoded, encode
@@ -23,7 +22,7 @@ from luthier.tasks.similarity import SimilarityTask
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from luthier.models.vector_settings import Role
+    from luthier.schema.rows import Role
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def held_answers(task: ModelTask, run: Path, rows: Sequence[Any]) -> Held:
     dtype: Dtype = task.recipe.model.dtype or "float32"
     encoded: list[Encoded]
     if isinstance(task, SimilarityTask):
-        asked = list(dict.fromkeys(one for row in rows for one in _texts(row)))
+        asked = list(dict.fromkeys(one for row in rows for one in texts_with_roles(row)))
         embedder = task.tuned_embedder(run)
         values = np.stack([embedder.encode([text], role=role)[0] for text, role in asked])
         encoded = task.reader.encode([task.settings.prompt(role) + text for text, role in asked])
@@ -76,13 +75,3 @@ def _held(  # noqa: PLR0917
 ) -> Held:
     ids = tuple(tuple(one.ids) for one in encoded)
     return Held(answers, tuple(inputs), tuple(roles), ids, values, dtype)
-
-
-def _texts(row: Any) -> list[tuple[str, Role]]:
-    if isinstance(row, PairRow):
-        return [(row.first, "similarity"), (row.second, "similarity")]
-    if isinstance(row, LabelRow):
-        return [(row.text, "similarity")]
-    assert isinstance(row, RankingRow)
-    texts: list[tuple[str, Role]] = [(text, "document") for text in (*row.positives, *row.negatives)]
-    return [(row.query, "query"), *texts]

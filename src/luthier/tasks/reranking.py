@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from luthier.data.inputs import pairs_of
 from luthier.data.mine import ByWords
 from luthier.data.rows import retrieval_of
 from luthier.evaluation.retrieval import (
@@ -40,7 +41,7 @@ from luthier.models.rerank import (
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import RerankingChoice
 from luthier.schema.results import EvalResult, ParityCheck
-from luthier.schema.rows import PairRow, RankingRow, RetrievalSet
+from luthier.schema.rows import PairRow, RetrievalSet
 from luthier.tasks.base import ModelTask, Rows, Told
 from luthier.tasks.encoded import reads_segments
 from luthier.tasks.lists import (
@@ -195,7 +196,7 @@ class RerankingTask(ModelTask):
         asked = self.recipe.evaluation.metrics
         if isinstance(rows[0], PairRow) and len(rows) < _FEWEST * len({row.first for row in rows}):
             metrics = check_metrics(asked, tuple(CORRELATION_METRICS), CORRELATION_METRICS)
-            scores = score_pairs(scorer, [(row.first, row.second) for row in rows], progress)
+            scores = score_pairs(scorer, [pair for row in rows for pair in pairs_of(row)], progress)
             found = correlation_result(
                 rows, scores, metrics=metrics, reason=f"{len(rows)} pairs have a score", seconds=0.0, **words
             )
@@ -224,7 +225,7 @@ class RerankingTask(ModelTask):
 
     def check_saved(self, directory: Path, rows: Sequence[Any]) -> ParityCheck | None:
         """Scores of the folder, read by sentence-transformers where it is there, against the model's own."""
-        pairs = list(dict.fromkeys(pair for row in rows for pair in _pairs(row)))
+        pairs = list(dict.fromkeys(pair for row in rows for pair in pairs_of(row)))
         if not pairs:
             return None
         assert self.trained_digest is not None
@@ -279,13 +280,6 @@ def load_saved_reranker(
     return TorchReranker(
         model, settings, reader.batches(), label=label or folder.name, weights_digest=weights_digest(folder)
     )
-
-
-def _pairs(row: Any) -> list[Pair]:
-    if isinstance(row, PairRow):
-        return [(row.first, row.second)]
-    assert isinstance(row, RankingRow)
-    return [(row.query, text) for text in (*row.positives, *row.negatives)]
 
 
 def score_pairs(scorer: TorchReranker | None, pairs: Sequence[Pair], progress: Progress | None) -> Any:

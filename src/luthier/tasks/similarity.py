@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from luthier.data.inputs import texts_with_roles
 from luthier.data.mine import nearest
 from luthier.data.rows import alike_of, retrieval_of
 from luthier.errors import DataError
@@ -37,7 +38,7 @@ from luthier.models.vector_settings import write_vector_settings
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Dtype, Lora, SimilarityChoice
 from luthier.schema.results import EvalResult, ParityCheck
-from luthier.schema.rows import LabelRow, PairRow, RankingRow, RetrievalSet
+from luthier.schema.rows import LabelRow, PairRow, RetrievalSet
 from luthier.tasks.base import TOKENIZER_FILES, ModelTask, Rows, Told
 from luthier.tasks.texts import TextBatches, Texts, VectorObjective, texts_of
 from luthier.tasks.vectors import Reader, check_dimensions, embedder_of, load_embedder, settings_of
@@ -167,7 +168,7 @@ class SimilarityTask(ModelTask):
         if isinstance(rows[0], PairRow):
             metrics = check_metrics(asked, tuple(CORRELATION_METRICS), CORRELATION_METRICS)
             vectors = embedder.encode(
-                [text for row in rows for text in (row.first, row.second)],
+                [text for row in rows for text, _ in texts_with_roles(row)],
                 role="similarity",
                 progress=progress,
             )
@@ -214,7 +215,7 @@ class SimilarityTask(ModelTask):
 
     def check_saved(self, directory: Path, rows: Sequence[Any]) -> ParityCheck | None:
         """Vectors of the folder, read by sentence-transformers where it is there, against the model's own."""
-        texts = list(dict.fromkeys(text for row in rows for text in _texts(row)))
+        texts = list(dict.fromkeys(text for row in rows for text, _ in texts_with_roles(row)))
         if not texts:
             return None
         assert self.trained_digest is not None
@@ -258,15 +259,6 @@ def copy_tokenizer(base: Path, directory: Path) -> None:
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, directory / name)
-
-
-def _texts(row: Any) -> tuple[str, ...]:
-    if isinstance(row, PairRow):
-        return row.first, row.second
-    if isinstance(row, LabelRow):
-        return (row.text,)
-    assert isinstance(row, RankingRow)
-    return row.query, *row.positives, *row.negatives
 
 
 def cosines(left: Any, right: Any) -> Any:

@@ -14,9 +14,9 @@ from torch import Tensor
 from luthier.data.contrastive import plan_alike, plan_contrastive
 from luthier.errors import DataError
 from luthier.models.embed import DenseLayers, embed
-from luthier.models.vector_settings import Role, VectorSettings
+from luthier.models.vector_settings import VectorSettings
 from luthier.schema.recipe import SimilarityChoice
-from luthier.schema.rows import LabelRow, PairRow
+from luthier.schema.rows import LabelRow, PairRow, Role
 from luthier.sizing.padding import chunks_of
 from luthier.tasks.encoded import Encoded, EncodedBatch
 from luthier.tasks.planned import PlannedBatches, filled_on, plan_rows

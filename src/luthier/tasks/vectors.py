@@ -14,8 +14,9 @@ from torch import Tensor
 from luthier.catalog.index import all_models
 from luthier.errors import RecipeError
 from luthier.models.embed import Batches, DenseLayers, TorchEmbedder, has_segments, load_backbone, width_of
-from luthier.models.vector_settings import Pooling, Role, VectorSettings, read_vector_settings
+from luthier.models.vector_settings import Pooling, VectorSettings, read_vector_settings
 from luthier.schema.recipe import Dtype, SimilarityChoice
+from luthier.schema.rows import Role
 from luthier.tasks.encoded import Encoded, EncodedBatch, encode, pad
 from luthier.tasks.planned import by_length
 
