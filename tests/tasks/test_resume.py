@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from chat_run import fitted
 from encoders import label_rows
 from families import build
 from luthier.data.inputs import load_inputs
 from luthier.data.load import load_splits
 from luthier.data.preferences import load_preferences
 from luthier.data.tokenizer import load_tokenizer
-from luthier.errors import Interrupted
-from luthier.planning.pairs import settle_pairs
-from luthier.runs.prepare import with_labels
+from luthier.runs.prepare import with_rows
 from luthier.schema.protocols import Splits
 from luthier.schema.recipe import Recipe
 from luthier.tasks.registry import load_task
-from luthier.training.checkpoint import load_weights
 from tiny import chat, save_tiny_model
 from tiny_encoders import rows_of, save_tiny_encoder, sentences, write_steps
 
@@ -84,27 +82,13 @@ def made(folder: Path, name: str, method: str, model: Path) -> tuple[Recipe, Spl
         name, load_inputs
     )
     data = load(recipe, load_tokenizer(model), base=folder, sequence_length=64)  # type: ignore[operator]
-    recipe = settle_pairs(with_labels(recipe, data), data.splits.train, data.splits.kind)
-    return recipe, data.splits
+    return with_rows(recipe, data), data.splits
 
 
-def fitted(recipe: Recipe, model: Path, splits: Splits, run: Path, stop_after: int | None) -> dict[str, Any]:
-    """Train, perhaps to a stop; the newest checkpoint's weights."""
+def trained(recipe: Recipe, model: Path, splits: Splits, run: Path, stop_after: int | None) -> dict[str, Any]:
+    """Train a task that is loaded afresh, perhaps to a stop; the newest checkpoint's weights."""
     task = load_task(recipe, model, load_tokenizer(model), device="cpu", cache=None)
-    task.splits = splits
-    steps: list[int] = []
-
-    def ask() -> Any:
-        steps.append(1)
-        return "stop" if len(steps) == stop_after else None
-
-    words: dict[str, Any] = {"recipe_digest": "d", "on_metrics": lambda _: None, "control": ask}
-    if stop_after is None:
-        task.fit(splits, run, **words)
-    else:
-        with pytest.raises(Interrupted):
-            task.fit(splits, run, **words)
-    return dict(load_weights(max((run / "checkpoints").iterdir())))
+    return fitted(task, splits, run, stop_after)
 
 
 CASES = [*((name, method) for name in ROWS for method in METHODS), ("chat", "experts")]
@@ -117,9 +101,9 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
     writes = name in ("chat", "preference", "text-generation")
     model = models["mixture" if method == "experts" else "decoder" if writes else "encoder"]
     recipe, splits = made(tmp_path, name, method, model)
-    whole = fitted(recipe, model, splits, tmp_path / "whole", None)
-    half = fitted(recipe, model, splits, tmp_path / "parts", 3)
-    again = fitted(recipe, model, splits, tmp_path / "parts", None)
+    whole = trained(recipe, model, splits, tmp_path / "whole", None)
+    half = trained(recipe, model, splits, tmp_path / "parts", 3)
+    again = trained(recipe, model, splits, tmp_path / "parts", None)
     assert whole.keys() == again.keys() == half.keys()
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     assert not all(torch.equal(half[key], again[key]) for key in whole), "the stop came before the end"

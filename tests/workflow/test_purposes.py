@@ -175,6 +175,14 @@ def test_what_a_purpose_cannot_do_is_refused_before_anything_is_trained(tmp_path
         "task=multi-label-classification", f"data.train={empty}", "data.columns.labels=joy, fear", code=4
     )
     assert "no training row has a label" in said
+    scored = write(
+        tmp_path / "scored.jsonl",
+        [{"sentence1": row["text"], "sentence2": "a", "score": n / 60} for n, row in enumerate(good)],
+    )
+    said = refused("task=similarity", f"data.train={scored}", "similarity.loss=triplet", code=2)
+    assert "triplet is for queries with texts, and the training rows are scored-pairs" in said
+    said = refused("task=reranking", f"data.train={scored}", "reranking.score_range=[0.5, 1]", code=4)
+    assert "is outside reranking.score_range" in said
     assert "it cannot write text" in refused("task=text-generation", "data.format=text", code=2)
     assert "no GGUF export" in refused("export.gguf=Q8_0", code=2)
     assert "another purpose" in refused(

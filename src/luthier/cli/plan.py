@@ -362,7 +362,7 @@ def _of_recipe(
     from luthier.planning.measured import corrections_for
     from luthier.planning.resolve import resolve
     from luthier.planning.solver import Question, changes
-    from luthier.runs.prepare import check_model, rates, read_data, tokenizer_of, with_labels
+    from luthier.runs.prepare import check_model, rates, read_data, tokenizer_of, with_rows
     from luthier.runs.probe import probe
     from luthier.runs.scratch import bring_model
     from luthier.schema.load import load_recipe
@@ -379,7 +379,7 @@ def _of_recipe(
         err().print(told_of_new_tokens(tokenizer), soft_wrap=True, markup=False)
         arch = with_new_tokens(arch, tokenizer.new_tokens)
     data = read_data(recipe, tokenizer)
-    recipe = with_labels(recipe, data)
+    recipe = with_rows(recipe, data)
     measured = rates(probe(machine)) if hardware is None else {}
     known = corrections_for(machine)
     found = resolve(

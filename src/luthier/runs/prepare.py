@@ -109,8 +109,7 @@ def prepare(
     found = probe(hardware)
     check_model(recipe, architecture)
     data = read_data(recipe, tokenizer)
-    recipe = with_labels(recipe, data)
-    recipe = settle_pairs(recipe, data.splits.train, data.splits.kind)
+    recipe = with_rows(recipe, data)
     resolved = resolve(
         recipe,
         arch=architecture,
@@ -193,7 +192,15 @@ def check_model(recipe: Recipe, architecture: Architecture) -> None:
         )
 
 
-def with_labels(recipe: Recipe, data: LoadedData) -> Recipe:
+def with_rows(recipe: Recipe, data: LoadedData) -> Recipe:
+    """The recipe with what its rows settle: a classifier's labels, a similarity's or reranking's loss.
+
+    Errors: as `check_labels` and `settle_pairs`, for rows and settings that cannot be.
+    """
+    return settle_pairs(_with_labels(recipe, data), data.splits.train, data.splits.kind)
+
+
+def _with_labels(recipe: Recipe, data: LoadedData) -> Recipe:
     """The recipe with the labels of its training rows, where it trains a classifier."""
     if spec_of(recipe.task).section != "classification":
         return recipe

@@ -8,7 +8,7 @@ from luthier.errors import Unsupported, UsageError, did_you_mean
 from luthier.hub.snapshot import LocalModel
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.resolve import Resolved, resolve
-from luthier.runs.prepare import check_model, read_data, tokenizer_of, with_labels
+from luthier.runs.prepare import check_model, read_data, tokenizer_of, with_rows
 from luthier.runs.scratch import bring_model
 from luthier.schema.base import Range
 from luthier.schema.hardware import GpuSpec
@@ -78,7 +78,7 @@ def _resolved(choice: LaunchChoice, recipe: Recipe, spec: GpuSpec | None, model:
     tokenizer = tokenizer_of(recipe, model.path)
     arch = with_new_tokens(arch, tokenizer.new_tokens)
     data = read_data(recipe, tokenizer)
-    return resolve(with_labels(recipe, data), arch=arch, hardware=parse_hardware(words), profile=data.lengths)
+    return resolve(with_rows(recipe, data), arch=arch, hardware=parse_hardware(words), profile=data.lengths)
 
 
 def _times(band: Range, factor: float) -> Range:
