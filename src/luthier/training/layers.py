@@ -251,7 +251,10 @@ class _Call:
         began, graphs = time.perf_counter(), _graph_count()
         try:
             out = self.run(hidden, *args, **kwargs)
-        except torch._dynamo.exc.BackendCompilerFailed as error:  # before anything of the layer has run
+        except (
+            torch._dynamo.exc.BackendCompilerFailed,
+            torch._dynamo.exc.TorchRuntimeError,  # an operation that cannot be traced, or does fail
+        ) as error:  # before anything of the layer has run
             self.clock.give_up(error, self.keeping)
             return self.uncompiled(hidden, *args, **kwargs)
         if made := _graph_count() - graphs:
