@@ -4,9 +4,9 @@
     python benchmarks/speed/profile_picture.py --check    says whether it is out of date
 
 A bar is the median step of the row (100 %). Its parts are the kernels of one profiled step by kind; what is
-left is the time in which the GPU waits for the host. Beside it stand tokens a second and the utilisation of
-the matrix units (recomputation not counted): against the rate of products measured on that kind of card, and
-against the datasheet's.
+left is the time in which no kernel runs: between one and the next, and where the GPU waits for the host.
+Beside it stand tokens a second and the utilisation of the matrix units (recomputation not counted): against
+the rate of products measured on that kind of card, and against the datasheet's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PARTS = {
     "optimiser": ("optimiser", "#c05a5a"),
     "copies": ("copies", "#b8a888"),
     "other": ("other kernels", "#9a9a9a"),
-    "idle": ("GPU waits for the host", "#e4e4e4"),
+    "idle": ("no kernel runs", "#e4e4e4"),
 }
 SHAPES = {
     "llama-3.1-8b": "Llama-3.1-8B", "llama-3.1-70b": "Llama-3.1-70B", "qwen2.5-0.5b": "Qwen2.5-0.5B",

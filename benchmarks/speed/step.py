@@ -198,7 +198,7 @@ KINDS = {
 
 
 def kernels(profiler: Any) -> dict[str, Any]:
-    """Milliseconds on the GPU by kind of kernel, and the largest kernels."""
+    """Milliseconds on the GPU by kind of kernel, the largest kernels, and the gaps between them."""
     kinds: dict[str, float] = {}
     single: dict[str, float] = {}
     for event in profiler.key_averages():
@@ -213,9 +213,38 @@ def kernels(profiler: Any) -> dict[str, Any]:
         kinds[kind] = kinds.get(kind, 0) + spent
         single[event.key[:90]] = single.get(event.key[:90], 0) + spent
     largest = sorted(single.items(), key=lambda pair: -pair[1])[:25]
+    spans = [
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if not str(event.device_type).endswith("CPU")
+        and not getattr(event, "is_user_annotation", False)
+        and not event.name.lower().startswith("optimizer.step#")
+    ]
     return {
         "kernels_ms": {kind: round(spent, 1) for kind, spent in kinds.items()},
         "largest_ms": {name: round(spent, 1) for name, spent in largest},
+        "gaps": gaps(spans),
+    }
+
+
+def gaps(spans: list[tuple[float, float]]) -> dict[str, Any]:
+    """Where the GPU does nothing between the first and the last kernel of spans (microseconds): milliseconds
+    by the length of a gap, and the longest ones, each with its place after the first kernel's start.
+    """
+    found, end = [], None
+    for start, over in sorted(spans):
+        if end is not None and start > end:
+            found.append((end - min(spans)[0], start - end))
+        end = over if end is None else max(end, over)
+    within = {"below 3 us": (0, 3), "3 to 20 us": (3, 20), "20 to 200 us": (20, 200), "longer": (200, 1e12)}
+    longest = sorted(found, key=lambda gap: -gap[1])[:6]
+    return {
+        "kernels": len(spans),
+        "ms": {
+            name: round(sum(size for _, size in found if low <= size < high) / 1e3, 2)
+            for name, (low, high) in within.items()
+        },
+        "longest": [{"at_ms": round(at / 1e3, 1), "ms": round(size / 1e3, 2)} for at, size in longest],
     }
 
 
@@ -261,7 +290,7 @@ def rows(out: Path, given: list[str], device: str, world: World) -> None:
             return
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        brief = {key: value for key, value in record.items() if key not in ("largest_ms", "spread")}
+        brief = {key: value for key, value in record.items() if key not in ("largest_ms", "spread", "gaps")}
         print(
             json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in brief.items()}), flush=True
         )

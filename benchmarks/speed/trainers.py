@@ -174,6 +174,10 @@ def main() -> None:
                 )
                 took = statistics.median(seconds)
                 work = flops(name, [LENGTH] * rows, method.removesuffix("3b"))
+                # Unsloth may go on recomputing although it was told not to.
+                asked["recomputing"] = sum(
+                    bool(getattr(part, "gradient_checkpointing", False)) for part in model.modules()
+                )
                 put({
                     **asked, "tokens_per_second": rows * LENGTH / took, "step_ms": took * 1e3,
                     "spread": [round(one * 1e3, 1) for one in seconds],
