@@ -47,6 +47,27 @@ def fit_for(tensors: Sequence[Tensor]) -> bool:
     return all(run_on(one.device) and one.is_contiguous() for one in tensors)
 
 
+class Launches:
+    """What updates in one kernel for all weights keep from step to step."""
+
+    def __init__(self) -> None:
+        self.factor: Tensor | None = None
+        """What the kernel multiplies gradients with, where they are clipped."""
+        self._tables: dict[tuple[int, int], Any] = {}
+
+    def scale(self, device: torch.device) -> Tensor:
+        """The factor as the kernel reads it: one where none is set."""
+        if self.factor is None:
+            self.factor = torch.ones((), device=device)
+        return self.factor
+
+    def table(self, fields: Sequence[Sequence[Tensor]]) -> Any:
+        """The `kernels.Table` of such tensors, one for the same ones in each step."""
+        first = fields[0]
+        table = self._tables.setdefault((id(first[0]), len(first)), kernels().Table())
+        return table.fill(fields)
+
+
 @dataclass
 class _Kind:
     """Masters of a group that one launch updates."""
@@ -65,7 +86,7 @@ class FusedAdamW(torch.optim.AdamW):
     """torch's AdamW with its states, in one kernel that reads and writes each number once.
 
     weights: what each fp32 master is rounded back to after its update. gradients: where they are, in the
-    weights' type or in fp32. ``factor``: what all are multiplied with, where they are clipped.
+    weights' type or in fp32.
     """
 
     def __init__(
@@ -78,8 +99,7 @@ class FusedAdamW(torch.optim.AdamW):
     ) -> None:
         super().__init__(groups, lr=0.0, betas=betas, fused=True)
         self.weights, self.gradients = weights, gradients
-        self.factor: Tensor | None = None
-        self._tables: dict[tuple[int, int], Any] = {}
+        self.launches = Launches()
         self._ready: list[_Kind] = []
 
     def prepare(self) -> None:
@@ -117,21 +137,17 @@ class FusedAdamW(torch.optim.AdamW):
                 kind.grads.append(grad.contiguous())
                 kind.states.append(state)
         for kind in found.values():
-            first = kind.masters[0]
-            kind.table = self._tables.setdefault((id(first), len(kind.masters)), kernels().Table())
             moments = ([state[name] for state in kind.states] for name in ("exp_avg", "exp_avg_sq"))
             following = [[self.weights[master] for master in kind.masters]] if kind.follows else []
-            kind.table.fill([kind.masters, kind.grads, *moments, *following])
+            kind.table = self.launches.table([kind.masters, kind.grads, *moments, *following])
         return list(found.values())
 
     def _update(self, kind: _Kind) -> None:
-        if self.factor is None:
-            self.factor = torch.ones((), device=kind.masters[0].device)
         torch._foreach_add_([state["step"] for state in kind.states], 1)
         group = kind.group
         kernels().adamw_(
             kind.table,
-            factor=self.factor,
+            factor=self.launches.scale(kind.masters[0].device),
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],

@@ -110,9 +110,10 @@ class Optimizer:
         else:
             norm = self.world.norm(self.division.norm(self.masters))
         update = self.adamw
-        if isinstance(update, FusedAdamW) or (isinstance(update, RoundedAdamW) and update.at_once):
+        launches = update.launches if isinstance(update, FusedAdamW | RoundedAdamW) else None
+        if launches is not None:
             # The kernel multiplies with it: one pass over all gradients less.
-            update.factor = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) if self.max_norm else None
+            launches.factor = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) if self.max_norm else None
             if isinstance(update, FusedAdamW):
                 update.prepare()
         elif self.max_norm:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from luthier.sizing.states import UPDATE_NUMBERS
-from luthier.training.fused import fit_for, kernels
+from luthier.training.fused import Launches, fit_for, kernels
 
 
 class RoundedAdamW(torch.optim.Optimizer):
@@ -41,12 +41,10 @@ class RoundedAdamW(torch.optim.Optimizer):
         kahan: bool = False,
     ) -> None:
         self.kahan = kahan
-        self.factor: Tensor | None = None
-        """What the kernel multiplies gradients with, where they are clipped."""
-        self._tables: dict[tuple[int, int], Any] = {}
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.at_once = fit_for([one for group in self.param_groups for one in group["params"]])
-        """Whether one kernel updates all weights."""
+        every = [one for group in self.param_groups for one in group["params"]]
+        self.launches = Launches() if fit_for(every) else None
+        """None where weights are updated one after another."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -56,8 +54,8 @@ class RoundedAdamW(torch.optim.Optimizer):
             found = [weight for weight in group["params"] if weight.grad is not None]
             for weight in found:
                 self._begin(weight)
-            if found and self.at_once:
-                self._update_at_once(found, group)
+            if found and self.launches is not None:
+                self._update_at_once(found, group, self.launches)
                 continue
             for weight in found:
                 self._update(weight, group)
@@ -72,22 +70,19 @@ class RoundedAdamW(torch.optim.Optimizer):
                 state["lost"] = torch.zeros_like(weight)
         state["step"] += 1
 
-    def _update_at_once(self, weights: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _update_at_once(self, weights: Sequence[Tensor], group: dict[str, Any], launches: Launches) -> None:
         """One kernel for all weights of a type that were updated as often."""
         kinds = defaultdict(list)
         for weight in weights:
             kinds[weight.dtype, self.state[weight]["step"]].append(weight)
         for (_, done), found in kinds.items():
             device, states = found[0].device, [self.state[weight] for weight in found]
-            if self.factor is None:
-                self.factor = torch.ones((), device=device)
             grads = [weight.grad.contiguous() for weight in found if weight.grad is not None]
             names = ("mean", "square", "lost") if self.kahan else ("mean", "square")
-            table = self._tables.setdefault((id(found[0]), len(found)), kernels().Table())
             kernels().rounded_adamw_(
-                table.fill([found, grads, *([state[name] for state in states] for name in names)]),
+                launches.table([found, grads, *([state[name] for state in states] for name in names)]),
                 seed=torch.randint(0, 1 << 62, (1,), device=device),
-                factor=self.factor,
+                factor=launches.scale(device),
                 numbers=_numbers(group, done),
             )
 
