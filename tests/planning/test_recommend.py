@@ -135,7 +135,8 @@ def test_several_gpus_carry_what_one_cannot() -> None:
     assert one.rejected[0].kind == "memory"
     best = eight.candidates[0]
     assert best.batch.devices == 8
-    assert any("sharded over 8 devices" in line for line in best.estimate.assumptions)
+    assert best.batch.shard > 1
+    assert any(f"sharded over {best.batch.shard} devices" in line for line in best.estimate.assumptions)
 
 
 def test_scores_that_are_published_win_over_guesses() -> None:

@@ -103,15 +103,13 @@ def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
     """What a recipe would need on the hardware that it names."""
     from luthier.catalog.trains import why_not_trained
     from luthier.planning.hypothetical import parse_hardware
-    from luthier.planning.recommend.shapes import fit_recipe, is_sharded
+    from luthier.planning.recommend.shapes import fit_recipe
     from luthier.schema.load import load_recipe
 
     loaded = load_recipe(recipe.path)
     machine = parse_hardware(recipe.hardware)
-    found, budget = fit_recipe(_card_of(loaded), loaded, machine, rows=ROWS)
-    why = why_not_trained(
-        loaded.task, loaded.method.name, images=loaded.vision is not None, sharded=is_sharded(found)
-    )
+    found, budget, divided = fit_recipe(_card_of(loaded), loaded, machine, rows=ROWS)
+    why = why_not_trained(loaded.task, loaded.method.name, images=loaded.vision is not None, sharded=divided)
     return {
         "name": recipe.name,
         "title": recipe.title,

@@ -267,6 +267,8 @@ def estimate_candidate(card: ModelCard, method: Method, shape: BatchShape, hardw
         batch_size=max(1, shape.batch_size // shape.devices) * shape.texts,
         mean_length=shape.tokens_per_row,
         shard=shape.shard,
+        compared=shape.batch_size**2 if shape.texts > 1 else 0,
+        added_up=shape.devices > 1,
         activation_checkpointing="full" if shape.checkpointing else "none",
         compiled=compiles(device, shape.dtype, shape.steps),
     )

@@ -9,6 +9,8 @@ from typing import Any
 from luthier.errors import DoesNotFit
 from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit, largest_step, step_speed
 from luthier.schema.estimate import Estimate, TrainingShape
+from luthier.schema.hardware import Hardware
+from luthier.schema.model import Architecture
 from luthier.schema.recipe import Parallel, Reshard
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.training import BYTES
@@ -70,8 +72,10 @@ def choose(
         raise does_not_fit(question, wanted.model_copy(update=leanest))
     # The first of those that are as fast: of the fewest devices, and keeping weights the shortest.
     _, shard, step = max(found, key=lambda one: (one[0], -one[1]))
-    if step.shard > 1:
-        _check_host(question)
+    if step.shard > 1 and question.device == "cuda":
+        short = host_short(question.arch, question.dtype, question.hardware, question.processes)
+        if short is not None:
+            raise DoesNotFit(short, hint="fewer devices on this machine, or one with more memory")
     sizes: dict[str, Any] = dict(
         apart.model_copy(update={"shard": shard, "replicate": shares // shard}).sizes(devices)
     )
@@ -83,18 +87,19 @@ def choose(
     return Layout({**sizes, "reshard": step.reshard}, step, why, _why_kept(question, step))
 
 
-def _check_host(question: Question) -> None:
-    """Refuse weights that the host cannot read: each process reads all of them and then keeps a part."""
-    if question.device != "cuda":
-        return
-    whole = count_parameters(question.arch).total * BYTES[question.dtype]
-    room = int(question.hardware.memory_free * HOST_SHARE)
-    if (needed := whole * question.processes) > room:
-        raise DoesNotFit(
-            f"{question.processes} processes that each read {whole / GIB:.1f} GiB of weights before they are "
-            f"divided need {needed / GIB:.1f} GiB of the host's memory, and {room / GIB:.1f} GiB are free",
-            hint="fewer devices on this machine, or one with more memory",
-        )
+def host_short(arch: Architecture, dtype: str, hardware: Hardware, processes: int) -> str | None:
+    """Why the host cannot read weights that are divided over GPUs; None where it can.
+
+    Each process reads all of them and then keeps a part.
+    """
+    whole = count_parameters(arch).total * BYTES[dtype]
+    room = int(hardware.memory_free * HOST_SHARE)
+    if (needed := whole * processes) <= room:
+        return None
+    return (
+        f"{processes} processes that each read {whole / GIB:.1f} GiB of weights before they are "
+        f"divided need {needed / GIB:.1f} GiB of the host's memory, and {room / GIB:.1f} GiB are free"
+    )
 
 
 def answers_do_not_fit(question: Question, estimate: Estimate) -> DoesNotFit:

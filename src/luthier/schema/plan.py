@@ -30,6 +30,9 @@ class BatchShape(Fact):
     dtype: Literal["float32", "bfloat16", "float16"]
     devices: int = 1
     shard: int = 1
+    """Devices that hold one model together."""
+    dividable: bool = True
+    """Whether the weights of such a training may be divided over devices."""
     texts: int = 1
     """Texts that each row sends through the model: two of a pair that is compared by its vectors."""
     source: str = ""

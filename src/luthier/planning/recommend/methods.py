@@ -11,13 +11,17 @@ from luthier.schema.request import MethodName, Request
 ENCODERS = ("encoder", "bi-encoder", "cross-encoder")
 
 
-def build_method(name: MethodName, rank: Setting | None, alpha: Setting | None) -> Method:
-    """A method with the rank and alpha that the hyperparameter table gives."""
+def build_method(
+    name: MethodName, rank: Setting | None, alpha: Setting | None, dropout: Setting | None = None
+) -> Method:
+    """A method with the rank, alpha and dropout that the hyperparameter table gives."""
     if name == "full":
         return Full()
     r = int(rank.value) if rank is not None else 16
     a = float(alpha.value) if alpha is not None else None
-    return Lora(rank=r, alpha=a) if name == "lora" else QLora(rank=r, alpha=a)
+    noise = float(dropout.value) if dropout is not None else 0.0
+    kind = Lora if name == "lora" else QLora
+    return kind(rank=r, alpha=a, dropout=noise)
 
 
 def method_objection(card: ModelCard, name: MethodName, request: Request, hardware: Hardware) -> str | None:

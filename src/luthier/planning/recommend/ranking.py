@@ -10,6 +10,7 @@ from luthier.catalog.index import all_models, gpus, model_card
 from luthier.catalog.index import licence as find_licence
 from luthier.catalog.trains import why_not_trained
 from luthier.planning.hypothetical import parse_hardware
+from luthier.planning.layout import host_short
 from luthier.planning.recommend import guides
 from luthier.planning.recommend.evidence import Scale, evidence, scale_for, scratch_evidence
 from luthier.planning.recommend.filters import choose_variant, first_objection
@@ -46,6 +47,8 @@ FIRST_RUN = "Qwen/Qwen3-0.6B"
 """Where guide C starts somebody who knows nothing yet."""
 GIB = 2**30
 UNTRAINED = "not to be trained with this version"
+ANSWERING = 1.15
+"""What answers of a model take over its weights: their keys and values, and the device's context."""
 NEAREST = 5
 """Models looked at for what would fit on larger hardware."""
 
@@ -211,11 +214,11 @@ def _try_method(card: ModelCard, name: MethodName, proof: Evidence, bench: _Benc
     objection = method_objection(card, name, request, hardware)
     if objection is not None:
         return Rejection(model=card.id, kind="method", reason=f"{name}: {objection}")
-    least = least_bytes(card, name, hardware)
+    least = least_bytes(card, name, request, hardware)
     if least > bench.budget:
         return _too_large(card, name, least, bench.budget, at_least=True)
     settings = lookup(card, name, request, preset=bench.preset)
-    method = build_method(name, value_of(settings, "rank"), value_of(settings, "alpha"))
+    method = build_method(name, *(value_of(settings, one) for one in ("rank", "alpha", "dropout")))
     batch, epochs = value_of(settings, "batch_size"), value_of(settings, "epochs")
     assert batch is not None, "the table has a batch size for every method"
     assert epochs is not None, "the table has epochs for every method"
@@ -341,12 +344,19 @@ def _untrained(pair: _Pair, request: Request, hardware: Hardware) -> tuple[str, 
         family=pair.card.architecture.model_type if pair.card.architecture is not None else None,
     )
     found = [] if why is None else [f"{UNTRAINED}: {why}"]
-    weights = pair.estimate.total_parameters * (0.6 if pair.method.name == "qlora" else 2)
+    weights = pair.estimate.total_parameters * (0.6 if pair.method.name == "qlora" else 2) * ANSWERING
     if why is None and pair.shape.shard > 1 and weights > budget_of(hardware):
         found.append(
             "the GPUs hold it together while it is trained, but no single one holds it to answer held-out "
             "prompts: data.test_share=0 leaves these out"
         )
+    shape, arch = pair.shape, pair.card.architecture
+    if (
+        shape.shard > 1
+        and arch is not None
+        and (short := host_short(arch, shape.dtype, hardware, shape.devices))
+    ):
+        found.append(short)
     if any(part.name == "patience" for part in pair.parts) and pair.estimate.seconds is not None:
         found.append(
             f"takes {pair.estimate.seconds.expected / 3600:.0f} h: fewer or shorter rows, --preset quick or "
@@ -477,7 +487,7 @@ def _tightest(card: ModelCard, name: MethodName, bench: _Bench) -> int | None:
     if method_objection(card, name, request, machine) is not None:
         return None
     settings = lookup(card, name, request, preset=bench.preset)
-    method = build_method(name, value_of(settings, "rank"), value_of(settings, "alpha"))
+    method = build_method(name, *(value_of(settings, one) for one in ("rank", "alpha", "dropout")))
     shape = base_shape(card, request, machine, batch_size=1, epochs=1.0)
     tight = shape.model_copy(update={"checkpointing": True})
     return round(bench.estimate(card, method, tight, machine).process.high)

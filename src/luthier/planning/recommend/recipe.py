@@ -35,8 +35,6 @@ def to_recipe(candidate: Candidate, request: Request, data: Sequence[str] = ()) 
     training = {name: settings[name].value for name in TRAINING if name in settings}
     sources = {f"training.{name}": settings[name].source for name in training}
     values = candidate.method.model_dump()
-    if "dropout" in settings and candidate.method.name != "full":
-        values["dropout"] = settings["dropout"].value
     for name in ("rank", "alpha", "dropout"):
         if name in settings and name in values:
             sources[f"method.{name}"] = settings[name].source

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from luthier.planning.estimate import device_of
-from luthier.planning.layout import group_sizes
+from luthier.planning.layout import group_sizes, host_short
 from luthier.planning.solver import memory_budget
 from luthier.schema.estimate import Estimate
 from luthier.schema.hardware import Hardware
@@ -34,24 +34,31 @@ def budget_of(hardware: Hardware) -> int:
     return budget
 
 
-def dtype_of(hardware: Hardware) -> Literal["float32", "bfloat16", "float16"]:
-    """What the device computes fast in: bf16 where it has it natively, else fp16 on a GPU, fp32 on a CPU."""
+def dtype_of(hardware: Hardware) -> Literal["float32", "bfloat16"]:
+    """What a training computes in there (`planning.dtypes`): bf16 where the device has it, else fp32."""
     if device_of(hardware) == "cuda":
-        return "bfloat16" if all(a.bf16 for a in hardware.accelerators) else "float16"
+        return "bfloat16" if all(a.bf16 for a in hardware.accelerators) else "float32"
     return "bfloat16" if hardware.processor.bf16 else "float32"
 
 
-def least_bytes(card: ModelCard, method: MethodName, hardware: Hardware) -> int:
+def least_bytes(card: ModelCard, method: MethodName, request: Request, hardware: Hardware) -> int:
     """Bytes that no training of the model can go below: weights, and for full their gradients and moments."""
     element = 4 if dtype_of(hardware) == "float32" else 2
     total = card.total or 0
     share = {"full": 4.0 * element, "lora": float(element), "qlora": 0.5}[method]
-    return int(total * share / devices_of(hardware))
+    return int(total * share / devices_of(request.purpose, hardware))
 
 
-def devices_of(hardware: Hardware) -> int:
-    """How many devices take part."""
-    return max(1, len(hardware.accelerators)) if device_of(hardware) == "cuda" else 1
+def devices_of(purpose: str, hardware: Hardware) -> int:
+    """How many devices take part. What compares the texts of a batch with each other stays on one."""
+    if device_of(hardware) != "cuda" or purpose == "similarity":
+        return 1
+    return max(1, len(hardware.accelerators))
+
+
+def _dividable(purpose: str, *, images: bool) -> bool:
+    """Whether several devices may hold one model (`planning.together.why_not_divided`)."""
+    return purpose in ("chat", "text-generation") and not images
 
 
 def training_length(card: ModelCard, request: Request) -> tuple[int, float, str]:
@@ -90,7 +97,7 @@ def base_shape(
 ) -> BatchShape:
     """One row at a time, nothing recomputed: the start of every search."""
     length, mean, source = training_length(card, request)
-    devices = devices_of(hardware)
+    devices = devices_of(request.purpose, hardware)
     return BatchShape(
         micro_batch_size=1,
         batch_size=max(batch_size, devices),
@@ -101,6 +108,7 @@ def base_shape(
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
+        dividable=_dividable(request.purpose, images=request.reads_images),
         texts=texts_of(request),
         source=source,
     )
@@ -117,15 +125,40 @@ def texts_of(request: Request) -> int:
 
 
 def fit_shape(
-    card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware, estimate: Estimator
+    card: ModelCard,
+    method: Method,
+    shape: BatchShape,
+    hardware: Hardware,
+    estimate: Estimator,
 ) -> tuple[BatchShape, Estimate] | Estimate:
-    """The shape, activations recomputed if need be, with its estimate; that estimate alone if none fits."""
-    for again in (False, True):
-        cut = shape.model_copy(update={"checkpointing": again})
-        outcome = _over_devices(card, method, cut, hardware, estimate)
-        if not isinstance(outcome, Estimate):
-            break
-    return outcome
+    """The fastest shape that fits, with its estimate; the estimate that needs least if none fits.
+
+    Whole with everything kept is taken at once. Else activations are recomputed, and (FSDP2) the fewest
+    devices that can hold one model together: which of these is faster hangs on the link between them. Where
+    weights cannot be divided they are only if nothing else fits, and the candidate says so.
+    """
+    budget, sizes = budget_of(hardware), group_sizes(shape.devices)
+    arch = card.architecture
+    short = arch is not None and host_short(arch, shape.dtype, hardware, shape.devices) is not None
+    for shards in [sizes] if shape.dividable and not short else [[1], sizes]:
+        found = []
+        for again in (False, True):
+            for shard in shards:
+                cut = shape.model_copy(update={"checkpointing": again, "shard": shard})
+                needed = estimate(card, method, cut, hardware)
+                if needed.process.high > budget:
+                    continue
+                if shape.devices == 1 or (shard == 1 and not again):
+                    return cut, needed
+                found.append(widen(card, method, cut, hardware, found=needed, estimate=estimate))
+                break
+        if found:
+            return min(found, key=lambda pair: _seconds(pair[1]))
+    return needed
+
+
+def _seconds(found: Estimate) -> float:
+    return found.seconds.expected if found.seconds is not None else 0.0
 
 
 def widen(
@@ -149,29 +182,15 @@ def widen(
     return shape, found
 
 
-def _over_devices(
-    card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware, estimate: Estimator
-) -> tuple[BatchShape, Estimate] | Estimate:
-    """Several devices: as it is where one holds it all, else divided over as few as fit (FSDP2).
-
-    The shape that fits with its estimate, or the estimate of the one that needs least.
-    """
-    budget = budget_of(hardware)
-    for shard in group_sizes(shape.devices):
-        divided = shape.model_copy(update={"shard": shard})
-        found = estimate(card, method, divided, hardware)
-        if found.process.high <= budget:
-            return divided, found
-    return found
-
-
-def fit_recipe(card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int) -> tuple[Estimate, int]:
-    """(estimate, budget) of a recipe that says its sequence length, batch size and epochs."""
+def fit_recipe(
+    card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int
+) -> tuple[Estimate, int, bool]:
+    """(estimate, budget, whether it is divided) of a recipe that says its length, batch size and epochs."""
     from luthier.planning.estimate import estimate_candidate
 
     training = recipe.training
     length = training.sequence_length or DEFAULT_LENGTH["decoder"]
-    devices = devices_of(hardware)
+    devices = devices_of(recipe.task, hardware)
     shape = BatchShape(
         micro_batch_size=1,
         batch_size=max(training.batch_size or 16, devices),
@@ -182,8 +201,11 @@ def fit_recipe(card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
+        dividable=_dividable(recipe.task, images=recipe.vision is not None),
         texts=2 if recipe.task == "similarity" else 1,
         source="the recipe",
     )
     outcome = fit_shape(card, recipe.method, shape, hardware, estimate_candidate)
-    return (outcome if isinstance(outcome, Estimate) else outcome[1]), budget_of(hardware)
+    if isinstance(outcome, Estimate):
+        return outcome, budget_of(hardware), False
+    return outcome[1], budget_of(hardware), outcome[0].shard > 1
