@@ -225,8 +225,9 @@ def test_a_few_bad_steps_are_left_out_and_said(tiny, make_source, make_documents
         train(tiny, more, tmp_path / "b", objective=Poisoned, choice=longer, resume=True)
 
 
-def test_a_step_that_was_left_out_changes_nothing(tiny, make_source, make_documents, tmp_path):
-    choice = CHOICE.model_copy(update={"max_skipped_steps": 9, "epochs": 1})
+@pytest.mark.parametrize("shipped", [{}, {"ema": 0.9, "select": "ema"}], ids=str)
+def test_a_step_that_was_left_out_changes_nothing(tiny, make_source, make_documents, tmp_path, shipped):
+    choice = CHOICE.model_copy(update={"max_skipped_steps": 9, "epochs": 1, **shipped})
 
     class Always(CausalObjective):
         def __call__(self, model, batch):

@@ -208,9 +208,19 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def load(folder: Path, *, recipe_digest: str | None = None) -> Loaded:
     """Read one checkpoint. Raises CheckpointError when it is torn or of another recipe."""
+    return _read(folder, _manifest(folder), recipe_digest)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a whole checkpoint. Raises CheckpointError when it is torn."""
     fault, manifest = check(folder)
     if fault is not None:
         raise CheckpointError(f"the checkpoint is torn: {fault}", file=folder)
+    return manifest
+
+
+def _read(folder: Path, manifest: Mapping[str, Any], recipe_digest: str | None) -> Loaded:
+    """Read a checkpoint that is whole."""
     if manifest.get("version") != VERSION:
         raise CheckpointError(
             f"the checkpoint has format {manifest.get('version')}, this version reads {VERSION}", file=folder
@@ -222,16 +232,21 @@ def load(folder: Path, *, recipe_digest: str | None = None) -> Loaded:
             file=folder,
             hint="resume with the recipe in that run's folder, or start a new run",
         )
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    known = {entry.name for entry in fields(Position)}
     return Loaded(
         folder,
-        Position(**{key: value for key, value in state.items() if key in known}),
+        position_of(folder),
         load_file(folder / WEIGHTS),
         torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
         torch.load(folder / RANDOM, map_location="cpu", weights_only=True),
         load_file(folder / AVERAGE) if AVERAGE in manifest["files"] else None,
     )
+
+
+def position_of(folder: Path) -> Position:
+    """Where the run stood at a whole checkpoint; its tensors are not read."""
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    known = {entry.name for entry in fields(Position)}
+    return Position(**{key: value for key, value in state.items() if key in known})
 
 
 def load_newest(
@@ -243,9 +258,9 @@ def load_newest(
     """
     for step in reversed(steps(directory)):
         folder = directory / step_name(step)
-        fault, _ = check(folder)
+        fault, manifest = check(folder)
         if fault is None:
-            return load(folder, recipe_digest=recipe_digest)
+            return _read(folder, manifest, recipe_digest)
         if say is not None:
             say(f"the checkpoint of step {step} is torn ({fault}): going back to the one before it")
     return None
@@ -253,9 +268,7 @@ def load_newest(
 
 def load_weights(folder: Path, *, average: bool = False) -> dict[str, Tensor]:
     """Trained weights of a whole checkpoint by name, or their moving average."""
-    fault, manifest = check(folder)
-    if fault is not None:
-        raise CheckpointError(f"the checkpoint is torn: {fault}", file=folder)
+    manifest = _manifest(folder)
     if average and AVERAGE not in manifest["files"]:
         raise CheckpointError("the checkpoint holds no average of the weights", file=folder)
     weights: dict[str, Tensor] = load_file(folder / (AVERAGE if average else WEIGHTS))

@@ -397,6 +397,12 @@ class _Run:
         self.saver.wait()
         self.world.wait()
         now = self.position
+        if now.first_loss is None or now.last_loss is None:
+            raise TrainingError(
+                "not one step came to a number, so nothing was trained",
+                file=self.directory / BAD_BATCHES,
+                hint="lower training.learning_rate; look at the batches kept there",
+            )
         selected = selected_step(now, self.choice)
         folder = self.checkpoints / step_name(selected)
         # A machine that takes part in another one's run has no folder of it; its weights are not kept.
@@ -404,12 +410,6 @@ class _Run:
             self.optimizer.load_weights(checkpoint.load_weights(folder))
         if self.choice.select == "ema" and self.average is not None:
             self.optimizer.load_weights(self.average.values)
-        if now.first_loss is None or now.last_loss is None:
-            raise TrainingError(
-                "not one step came to a number, so nothing was trained",
-                file=self.directory / BAD_BATCHES,
-                hint="lower training.learning_rate; look at the batches kept there",
-            )
         weights = list(self.model.parameters())
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
         sizes = self.division.sizes or (trained, parameters_of(self.model))

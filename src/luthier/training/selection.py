@@ -23,7 +23,7 @@ def selected_checkpoint(directory: Path, choice: TrainingChoice) -> Path:
     folder = directory / CHECKPOINTS
     for step in reversed(steps(folder)):
         if is_whole(folder / step_name(step)):
-            position = checkpoint.load(folder / step_name(step)).position
+            position = checkpoint.position_of(folder / step_name(step))
             return folder / step_name(selected_step(position, choice))
     raise CheckpointError(
         "there is no whole checkpoint", file=folder, hint="train first: luthier train --resume"
