@@ -29,7 +29,8 @@ from luthier.sizing.parameters import target_matrices
 from luthier.sizing.training import training_memory
 from scripts import script
 
-T4: dict[str, Any] = json.loads((Path(__file__).parents[2] / "benchmarks" / "memory" / "t4.json").read_text())
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "memory"
+T4: dict[str, Any] = json.loads((MEASURED / "t4.json").read_text())
 LORA = ("q_proj", "k_proj", "v_proj", "o_proj")
 QUICK = {"SmolLM2-135M", "TinyLlama-1.1B", "Qwen2.5-1.5B"}
 
@@ -295,11 +296,54 @@ def test_a_layer_that_runs_again_makes_its_product_beside_its_factors_gradients(
         architecture_from_config(config), Full(), shape, dtype="bfloat16",
         kernels=kernels_for("cuda", "bfloat16", compiled=True),
     )  # fmt: skip
-    # Gate, up, the product's gradient, the product, both factors' gradients, one of these in another's place.
+    # Gate, up, the product's gradient, the product and both factors' gradients: the kernel writes over
+    # none of them, for two of its results read each.
     state = 8 * 1024 * 4096 * 2
-    assert sum(found.phases["backward"].values()) > 5 * state
-    # Inductor also holds what a later kernel writes over, a few hidden states: the trace lets go of them.
-    assert formula.peak.total == pytest.approx(found.allocated, rel=0.07)
+    assert sum(found.phases["backward"].values()) > 6 * state
+    assert formula.peak.total == pytest.approx(found.allocated, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("method", "mode"), [(Lora(rank=8), "offload"), (Full(), "none")], ids=["lora", "full"]
+)
+def test_compiled_layers_leave_nothing_for_the_update(method: Method, mode: str) -> None:
+    """The graph of a layer is kept, and must hold none of the tensors that it was made with."""
+    held = []
+    for compiled in (False, True):
+        shape = TrainingShape(
+            micro_batch_size=4, sequence_length=512, activation_checkpointing=mode, compiled=compiled
+        )
+        request = StepRequest(config=CONFIG | {"num_hidden_layers": 2}, method=method, shape=shape)
+        held.append(sum(whole(trace_step(request), 2, expandable=True).phases["optimizer"].values()))
+    assert held[1] == pytest.approx(held[0], rel=0.001)
+
+
+def _seen(model: str, method: str, **settings: Any) -> dict[str, Any]:
+    """A measured row of the grid on which mends may be made."""
+    rows = script("benchmarks/memory/grid_rows")
+    lines = (MEASURED / "grid.jsonl").read_text().splitlines()
+    key = rows.Row(model, method, **settings).key
+    found = next(line for line in map(json.loads, lines) if line["key"] == key and "error" not in line)
+    assert not found["blind"]
+    return found | {"config": rows.CONFIGS[model], "method": rows.METHODS[method]}
+
+
+RECOMPUTED = {
+    "lora": {"micro": 1, "length": 8192, "keep": "full", "accumulation": 2},
+    "full": {"micro": 1, "length": 16384, "keep": "full", "optimizer": "adamw-bf16"},
+}
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+def test_compiled_layers_that_run_again_as_measured(method: str) -> None:
+    asked = RECOMPUTED[method]
+    row = _seen("Qwen2.5-1.5B", method, **asked)
+    shape = script("benchmarks/memory/grid_rows").Row("Qwen2.5-1.5B", method, **asked).shape
+    request = StepRequest(config=row["config"], method=row["method"], shape=shape, hopper=True)
+    few, more = (trace_step(request.model_copy(update={"layers": depth})) for depth in (2, 4))
+    found = extrapolated(few, more, (2, 4), row["config"]["num_hidden_layers"], expandable=True)
+    for phase, parts in found.phases.items():
+        assert sum(parts.values()) == pytest.approx(row["phases"][phase], rel=0.002)
 
 
 def test_what_padded_rows_are_not_traced_with() -> None:

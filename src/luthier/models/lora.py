@@ -143,7 +143,8 @@ class LoraLinear(nn.Module):
         if dropping:
             low = F.linear(F.dropout(x, self.dropout), a)
             return self._frozen(x, self.bias) + F.linear(low, b) * self.scale
-        if self.kind != DENSE or x.is_cuda or torch.compiler.is_compiling():
+        # Tensors without data stand for those of a GPU (`checks.trace`).
+        if self.kind != DENSE or x.is_cuda or x.is_meta or torch.compiler.is_compiling():
             scaled = (self.lora_A * self.scale).to(x.dtype)
             return adapted_linear(x, self.base_tensors(), self.kind, self.bias, scaled, b)
         flat = x.reshape(-1, self.in_features)

@@ -41,9 +41,18 @@ def compile_layers(layers: Iterable[nn.Module], recorder: Recorder, policy: Poli
     def compiled(forward: Any) -> Any:
         layer: nn.Module = forward.__self__
         # torch.compile stands aside while operations are recorded: the graph is made and run by hand.
-        return lambda *args, **kwargs: _call(layer, forward, args, kwargs, recorder, known, policy)
+        return lambda hidden, *args, **kwargs: _call(
+            layer, forward, (_asking(hidden), *args), kwargs, recorder, known, policy
+        )
 
     replace_forward(layers, compiled)
+
+
+def _asking(hidden: Tensor) -> Tensor:
+    """A layer's input, asking for its gradient also above frozen embeddings, as `training.layers` has it."""
+    if hidden.requires_grad or not torch.is_grad_enabled():
+        return hidden
+    return hidden.detach().requires_grad_(True)
 
 
 def _call(  # noqa: PLR0917 (private, called once)
@@ -68,7 +77,9 @@ def _call(  # noqa: PLR0917 (private, called once)
     )
     if key not in known:
         with _disable_current_modes():
-            whole = _Flat(layer, forward, names, inputs, places, spec)
+            # The graph outlives this call, so that it may hold none of the tensors.
+            others = [None if isinstance(value, Tensor) else value for value in inputs]
+            whole = _Flat(layer, forward, names, others, places, spec)
             known[key] = _graph_of(whole, flat, recorder, policy)
     found = known[key](*flat)
     return found[0]
@@ -170,18 +181,19 @@ class _Interpreter(fx.Interpreter):
     """Runs a graph node by node; what a generated kernel holds in registers is not noted.
 
     What a kernel reads lives until the kernel has run, not until the first of the nodes that it was
-    fused from; one input that nobody reads afterwards is written over by the last result.
+    fused from; an input that nobody else reads is written over.
     """
 
     def __init__(self, graph: fx.GraphModule, recorder: Recorder, passing: set[fx.Node]) -> None:
         super().__init__(graph)
         self.recorder, self.passing = recorder, passing
-        self.user_to_last_uses = _last_uses(graph, passing)
+        self.kernels = _kernels(graph, passing)
+        self.user_to_last_uses = _last_uses(graph, passing, self.kernels)
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.recorder.blind
         self.recorder.blind = n in self.passing
-        if n.op == "call_function" and n not in self.passing and not _is_bought(n) and not _is_view(n):
+        if n in self.kernels:
             self._write_over(n)
         try:
             return super().run_node(n)
@@ -189,33 +201,50 @@ class _Interpreter(fx.Interpreter):
             self.recorder.blind = before
 
     def _write_over(self, node: fx.Node) -> None:
-        """Let go of one dying input as large as the result, before the result is made."""
-        value = node.meta.get("val")
+        """Let go of one dying input as large as the result, before the result is made.
+
+        Inductor does so (`decide_inplace_update`) where of all that its kernel makes this alone reads it.
+        What is made of another result of the kernel reads what that one does, for that is worked out anew,
+        unless it had to be there before.
+        """
+        value, end = node.meta.get("val"), self.kernels[node]
         if not isinstance(value, Tensor):
             return
         size = value.untyped_storage().nbytes()
-        dying = [n for n in self.user_to_last_uses.get(node, ()) if isinstance(self.env.get(n), Tensor)]
-        staying = {
-            held.untyped_storage()._cdata
-            for n, held in self.env.items()
-            if isinstance(held, Tensor) and n not in dying
-        }
+        uses = self.user_to_last_uses.get(end, ())
+        dying = [n for n in uses if isinstance(self.env.get(n), Tensor)]
+        staying = self._storages(n for n in self.env if n not in dying)
+        others = {n for n, last in self.kernels.items() if last is end} - {node}
+        through = self.passing | {n for n in (*others, node) if not _stands(n)}
+        staying |= self._storages(source for n in others for source in _sources(n, through))
+        read = self._storages(_sources(node, self.passing)) - staying
         for candidate in dying:
-            held: Tensor = self.env[candidate]
-            storage = held.untyped_storage()
-            if storage.nbytes() != size or storage._cdata in staying or candidate in self.passing:
+            storage = cast("Tensor", self.env[candidate]).untyped_storage()
+            if storage.nbytes() != size or storage._cdata not in read or not self._is_own(candidate):
                 continue
             before, self.recorder.blind = self.recorder.blind, True
             for alias in dying:
                 if self.env[alias].untyped_storage()._cdata == storage._cdata:
                     self.env[alias] = torch.empty_like(self.env[alias])
+            for several in uses:  # an operation's results, which nobody but these reads
+                if isinstance(self.env.get(several), tuple):
+                    self.env[several] = ()
             self.recorder.blind = before
             return
 
+    def _is_own(self, node: fx.Node) -> bool:
+        """Whether what it shows is the graph's: made here, or kept for it by the forward pass."""
+        made = _maker(node)
+        given = made.op == "placeholder" and str(made.target).startswith(("primals", "tangents"))
+        return made not in self.passing and not given
 
-def _last_uses(graph: fx.GraphModule, passing: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> those that nobody needs once it has run; what a passing node reads waits for its readers."""
-    place = {node: number for number, node in enumerate(graph.graph.nodes)}
+    def _storages(self, nodes: Iterable[fx.Node]) -> set[int]:
+        held = (self.env.get(node) for node in nodes)
+        return {value.untyped_storage()._cdata for value in held if isinstance(value, Tensor)}
+
+
+def _kernels(graph: fx.GraphModule, passing: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Generated node -> the last of those that run together with it: all between two bought kernels."""
     kernel: dict[fx.Node, fx.Node] = {}
     end = None
     for node in reversed(graph.graph.nodes):
@@ -224,6 +253,14 @@ def _last_uses(graph: fx.GraphModule, passing: set[fx.Node]) -> dict[fx.Node, li
         elif node not in passing and not _is_view(node):
             end = end or node
             kernel[node] = end
+    return kernel
+
+
+def _last_uses(
+    graph: fx.GraphModule, passing: set[fx.Node], kernel: dict[fx.Node, fx.Node]
+) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> those that nobody needs once it has run; what a passing node reads waits for its readers."""
+    place = {node: number for number, node in enumerate(graph.graph.nodes)}
     last: dict[fx.Node, fx.Node] = {}
     for node in reversed(graph.graph.nodes):
         found = node
@@ -296,11 +333,44 @@ def _descendants(node: fx.Node) -> set[fx.Node]:
 
 def _read(node: fx.Node, passing: set[fx.Node]) -> set[fx.Node]:
     """What a generated node reads of what is there: through views, and through what passes by."""
+    return {source for source in _sources(node, passing) if not _leads_on(source, passing)}
+
+
+def _sources(node: fx.Node, passing: set[fx.Node]) -> set[fx.Node]:
+    """The same with the views between."""
     found: set[fx.Node] = set()
-    for source in node.all_input_nodes:
-        through = source in passing or (_is_view(source) and source.all_input_nodes)
-        found |= _read(source, passing) if through else {source}
+    left = [node]
+    while left:
+        for source in left.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                left += [source] * _leads_on(source, passing)
     return found
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The node whose storage a view shows."""
+    while _is_view(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _stands(node: fx.Node) -> bool:
+    """Whether Inductor makes it before what is made of it: where it, or a view of it, is read by several of
+    which one is bought (``needs_realized_inputs``).
+    """
+    shown = [node]
+    while shown:
+        users = list(shown.pop().users)
+        if len(users) > 1 and any(map(_is_bought, users)):
+            return True
+        shown += filter(_is_view, users)
+    return False
+
+
+def _leads_on(node: fx.Node, passing: set[fx.Node]) -> bool:
+    """Whether its value is another's, or never comes into being."""
+    return node in passing or (_is_view(node) and bool(node.all_input_nodes))
 
 
 def _is_made(node: fx.Node) -> bool:
