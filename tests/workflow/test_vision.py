@@ -13,23 +13,20 @@ from seeing import FAMILIES, picture, save_seeing_model, write_pictures
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(300)]
 ONE, *OTHERS = ("qwen3_vl", *(family for family in FAMILIES if family != "qwen3_vl"))
-
-
-def as_llamacpp_takes_it(config: Path) -> None:
-    """Gemma 3's GGUF does not say these: every sixth layer is full, and heads are scaled by their width."""
-    values = json.loads(config.read_text())
-    values["text_config"] |= {
-        "layer_types": ["sliding_attention"] * values["text_config"]["num_hidden_layers"],
-        "query_pre_attn_scalar": values["text_config"]["head_dim"],
-    }
-    config.write_text(json.dumps(values))
+AS_GGUF: dict[str, dict[str, object]] = {
+    "gemma3": {"layer_types": ["sliding_attention"] * 2, "query_pre_attn_scalar": 8},
+    "qwen3_5": {"full_attention_interval": 2},
+}
+"""What llama.cpp does not take from the list of layers: every sixth of Gemma's is full, heads are scaled
+by their width; every so many of Qwen3.5's are full."""
 
 
 @pytest.mark.parametrize("family", [ONE, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
 def test_pictures_from_recipe_to_answer(tmp_path: Path, family: str) -> None:
     model = save_seeing_model(tmp_path / "model", family)
-    if family == "gemma3":
-        as_llamacpp_takes_it(model / "config.json")
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"] |= AS_GGUF.get(family, {})
+    (model / "config.json").write_text(json.dumps(config))
     write_pictures(tmp_path, 96, name="questions.jsonl")
     write_pictures(tmp_path, 16, name="test.jsonl")
     recipe = shipped_recipe("vision-qwen3-vl-4b-lora").path

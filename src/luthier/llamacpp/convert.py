@@ -25,6 +25,14 @@ _UNFIT = {
     "BertForSequenceClassification": "llama.cpp drops BERT's pooler and second token type, so scores change",
 }
 """Classes that convert without an error and answer wrongly."""
+_DRAFTING = (
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration",
+)
+"""Classes that the converter gives layers that draft tokens ahead (MTP), be they in the folder or not."""
 
 
 def convert(
@@ -52,9 +60,22 @@ def convert(
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=out.parent) as scratch:
         source = _with_plain_bos(model_dir.resolve(), Path(scratch))
         arguments = [str(tool.model_script), str(source), "--outtype", outtype]
-        arguments += ["--mmproj"] if projector else []
+        arguments += ["--mmproj"] if projector else _without_drafts(model_dir, config)
         _run(tool, arguments, out, log, timeout, what=f"converting {model_dir.name} to GGUF")
     return tool.build
+
+
+def _without_drafts(model_dir: Path, config: dict[str, Any]) -> list[str]:
+    """What tells the converter that drafting layers are not there, as transformers does not save them."""
+    if not any(name in _DRAFTING for name in config.get("architectures") or ()):
+        return []
+    from safetensors import safe_open
+
+    for path in model_dir.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            if any(name.removeprefix("model.").startswith("mtp.") for name in file.keys()):  # noqa: SIM118
+                return []
+    return ["--no-mtp"]
 
 
 def _with_plain_bos(model_dir: Path, scratch: Path) -> Path:
