@@ -16,6 +16,7 @@ from luthier.data.load import load_splits
 from luthier.data.messages import RowProblem
 from luthier.data.profile import profile
 from luthier.data.read import RawRow
+from luthier.data.rows import rows_for
 from luthier.data.shapes import Shape
 from luthier.data.vision import chat_or_view, text_view, vision_row
 from luthier.errors import DataError
@@ -152,6 +153,29 @@ def test_models_of_text_refuse_them_with_the_reason(tmp_path: Path, make_tokeniz
     with pytest.raises(DataError, match="7 rows cannot be used") as caught:
         load_splits(recipe, tokenizer, base=tmp_path, sequence_length=64)
     assert "train.jsonl:2: message 1 holds an image (image_url)" in caught.value.message
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_images_beside_the_text_are_not_left_out_unasked(
+    tmp_path: Path, make_tokenizer, storage: str
+) -> None:
+    rows = [{"image": f"{n}.png", "question": f"What is it, {n}?", "answer": "Grey."} for n in range(20)]
+    path = write(tmp_path / "asked.jsonl", rows)
+
+    def load(**more: Any) -> Any:
+        data = {"train": str(path), "storage": storage, **more}
+        recipe = Recipe.model_validate({"model": {"id": "a/b"}, "data": data})
+        return load_splits(recipe, make_tokenizer("chatml"), base=tmp_path, sequence_length=64)
+
+    with pytest.raises(DataError, match="the column image holds an image") as caught:
+        load()
+    assert (caught.value.file, caught.value.line) == ("asked.jsonl", 1)
+    assert load(columns={"prompt": "question", "completion": "answer"}).report.splits[0].kept > 9
+    write(path, [{**row, "image": "none"} for row in rows])
+    assert load().report.splits[0].kept > 9
+    pairs = write(tmp_path / "pairs.jsonl", [{"query": "a", "positive": "b", "photo": "a.jpg"}])
+    with pytest.raises(DataError, match="the column photo holds an image"):
+        rows_for("similarity", DataChoice.model_validate({"train": str(pairs)}), (str(pairs),), base=tmp_path)
 
 
 def test_profile_show_and_fix_keep_them(tmp_path: Path) -> None:

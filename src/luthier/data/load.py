@@ -36,6 +36,7 @@ from luthier.data.shapes import Shape, map_rows, several
 from luthier.data.sources import Resolved, resolve, resolve_weighted
 from luthier.data.splits import choose, cut, prompt_key
 from luthier.data.stats import digest, lengths
+from luthier.data.vision import demand_words_alone
 from luthier.errors import DataError, LuthierError
 from luthier.files import cache_dir
 from luthier.schema.data import DataReport, SplitReport
@@ -195,6 +196,8 @@ def _chats(
     first = next(raw, None)
     if first is None:
         raise several(problems) if problems else _empty(resolved)
+    if convert is None:
+        demand_words_alone([first], data.columns)
     shape, mapped = map_rows(
         chain([first], raw),
         format=data.format,

@@ -25,6 +25,7 @@ from luthier.data.render import prompt_of, render_row, render_rows
 from luthier.data.shapes import MOST_SHOWN, Shape, detect, several, to_chat
 from luthier.data.sources import Source
 from luthier.data.splits import prompt_key, rank
+from luthier.data.vision import demand_words_alone
 from luthier.errors import LuthierError
 from luthier.schema.protocols import ChatRow, TextTokenizer, TokenRow
 from luthier.schema.recipe import DataChoice, TrainOn
@@ -168,6 +169,7 @@ def shapes_of(files: tuple[Source, ...], data: DataChoice) -> dict[str, Shape]:
     for file in files:
         first = list(islice(read_file(file, on_problem=lambda _: None), _LOOKED_AT))
         if first:
+            demand_words_alone(first, data.columns)
             found[file.shown] = detect(first, format=data.format, columns=data.columns)
     return found
 

@@ -22,6 +22,7 @@ from luthier.data.sources import resolve
 from luthier.data.splits import choose, cut
 from luthier.data.stats import digest
 from luthier.data.typed import row_maker
+from luthier.data.vision import demand_words_alone
 from luthier.errors import DataError, LuthierError
 from luthier.schema.data import DataReport, SplitReport
 from luthier.schema.recipe import DataChoice, Recipe
@@ -128,6 +129,7 @@ def _files(
         first = list(islice(raw, _LOOKED_AT))
         if not first:
             continue
+        demand_words_alone(first, data.columns)
         layout = tell(purpose, first, columns=data.columns, delimiter=data.label_delimiter)
         rows = list(_mapped(chain(first, raw), layout, data, broken))
         yield TaskRows(

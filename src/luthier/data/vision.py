@@ -6,17 +6,45 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from luthier.data.columns import Missing, value_at
-from luthier.data.images import COLUMNS, PARTS, part_reference, references
+from luthier.data.images import COLUMNS, PARTS, image_column, part_reference, references
 from luthier.data.messages import HOLDS_IMAGES, RowProblem
 from luthier.data.read import RawRow
 from luthier.data.shapes import Shape, to_chat
 from luthier.data.splits import prompt_key
+from luthier.errors import DataError
 from luthier.schema.protocols import ChatRow
 from luthier.schema.rows import ImageReference, VisionRow
+
+_FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def demand_words_alone(first: Sequence[RawRow], columns: Mapping[str, str]) -> None:
+    """Raise DataError where the first rows of a file have images in a column, unseen by a model of text.
+
+    columns: those that the recipe names; then they are what is asked for, and nothing else is missed.
+    """
+    for row in () if columns else first:
+        name = image_column(list(row.value), row.value)
+        if name is not None and any(map(_names_image, references(row.value[name]))):
+            raise DataError(
+                f"the column {name} holds an image, which a model of text cannot see",
+                file=row.file,
+                line=row.line,
+                hint="tune a model that sees (task: chat, and `vision: {}` in the recipe), or name the "
+                "columns of text with data.columns: then images are left out",
+            )
+
+
+def _names_image(reference: Any) -> bool:
+    if isinstance(reference, bytes):
+        return True
+    path = PurePosixPath(str(reference).partition("?")[0].lower())
+    return str(reference).startswith("data:image/") or path.suffix in _FILES
 
 
 def chat_or_view(row: RawRow, shape: Shape, *, system: str | None = None) -> tuple[ChatRow, VisionRow | None]:
