@@ -249,6 +249,27 @@ def test_the_best_checkpoint_is_kept_and_chosen(
     assert out == pytest.approx(losses[best], rel=1e-5), "the best weights are in the model"
 
 
+def test_a_best_checkpoint_that_is_torn_gives_way_to_the_last_one(
+    tiny, make_source, make_documents, make_micro, tmp_path
+):
+    contrary = [make_micro([[([50, 49, 48, 47, 46, 45],) * 2]])]
+    choice = CHOICE.model_copy(update={"epochs": 3, "evaluate_every": 1, "learning_rate": 2e-2})
+    told = {"lora": None, "choice": choice, "validation": contrary}
+    result, _, events = run(tiny, make_source(make_documents(14)), tmp_path, **told)
+    assert result.best_step < result.steps
+    losses = {event["step"]: event["loss"] for event in events if event["kind"] == "validation"}
+    torn = tmp_path / result.selected_checkpoint / "weights.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    again, model, events = run(tiny, make_source(make_documents(14)), tmp_path, resume=True, **told)
+    assert again.selected_checkpoint == f"checkpoints/step-{result.steps:08d}"
+    assert selected_checkpoint(tmp_path, choice) == tmp_path / again.selected_checkpoint
+    (said,) = [event["text"] for event in events if event["kind"] == "note"]
+    assert said.startswith("the checkpoint is torn: weights.safetensors is ")
+    assert f"step {result.best_step} was the best, the weights of step {result.steps} are shipped" in said
+    out = model(contrary[0].input_ids, labels=contrary[0].input_ids).loss.item()
+    assert out == pytest.approx(losses[result.steps], rel=1e-5)
+
+
 def test_no_rows_and_other_recipes_are_refused(tiny, make_source, make_documents, tmp_path):
     with pytest.raises(DataError, match="no row"):
         run(tiny, make_source([]), tmp_path)

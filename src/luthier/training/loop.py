@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from luthier.errors import DataError, DoesNotFit, Interrupted, TrainingError
+from luthier.errors import CheckpointError, DataError, DoesNotFit, Interrupted, TrainingError
 from luthier.schema.recipe import TrainingChoice
 from luthier.schema.results import TrainResult
 from luthier.training import checkpoint
@@ -392,6 +392,20 @@ class _Run:
             live = self.optimizer.tensors() if self.divided else None
             self.saver.save(self.position, weights=weights, optimizer=optimizer, average=average, live=live)
 
+    def _put_back(self, step: int) -> int:
+        """Put the weights of a checkpoint into the model; the step whose weights are there then.
+
+        They stay as they are where it is torn: its run must not stand still for ever.
+        """
+        try:
+            weights = checkpoint.load_weights(self.checkpoints / step_name(step))
+        except CheckpointError as error:
+            last = self.position.step
+            self.note(f"{error.message}: step {step} was the best, the weights of step {last} are shipped")
+            return last
+        self.optimizer.load_weights(weights)
+        return step
+
     def finish(self) -> TrainResult:
         """Put the selected weights into the model and say what came of it."""
         self.saver.wait()
@@ -407,7 +421,8 @@ class _Run:
         folder = self.checkpoints / step_name(selected)
         # A machine that takes part in another one's run has no folder of it; its weights are not kept.
         if selected != now.step and not self.divided and (self.world.first or folder.is_dir()):
-            self.optimizer.load_weights(checkpoint.load_weights(folder))
+            selected = self._put_back(selected)
+            folder = self.checkpoints / step_name(selected)
         if self.choice.select == "ema" and self.average is not None:
             self.optimizer.load_weights(self.average.values)
         weights = list(self.model.parameters())

@@ -19,12 +19,16 @@ def selected_step(position: Position, choice: TrainingChoice) -> int:
 
 
 def selected_checkpoint(directory: Path, choice: TrainingChoice) -> Path:
-    """The selected checkpoint of a run's folder. Raises CheckpointError where there is none."""
+    """The selected checkpoint of a run's folder; the newest one where that is torn.
+
+    Raises CheckpointError where there is none.
+    """
     folder = directory / CHECKPOINTS
     for step in reversed(steps(folder)):
-        if is_whole(folder / step_name(step)):
-            position = checkpoint.position_of(folder / step_name(step))
-            return folder / step_name(selected_step(position, choice))
+        newest = folder / step_name(step)
+        if is_whole(newest):
+            selected = folder / step_name(selected_step(checkpoint.position_of(newest), choice))
+            return selected if selected == newest or is_whole(selected) else newest
     raise CheckpointError(
         "there is no whole checkpoint", file=folder, hint="train first: luthier train --resume"
     )
