@@ -21,11 +21,15 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from luthier.catalog.purposes import check_supported  # noqa: E402
 from luthier.data.infill import marks_of  # noqa: E402
+from luthier.data.read import RawRow  # noqa: E402
+from luthier.data.vision import demand_words_alone  # noqa: E402
 from luthier.errors import LuthierError  # noqa: E402
+from luthier.planning.pairs import settle_pairs  # noqa: E402
 from luthier.planning.together import check_devices  # noqa: E402
 from luthier.runs.prepare import check_model  # noqa: E402
 from luthier.runs.scratch import scratch_model  # noqa: E402
 from luthier.schema.recipe import Recipe  # noqa: E402
+from luthier.schema.rows import LabelRow, PairRow, RankingRow  # noqa: E402
 
 PAGE = ROOT / "docs" / "purposes.md"
 BLOCK = re.compile(r"(<!-- table: refusals -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -89,6 +93,24 @@ def unmarked() -> None:
     marks_of(words)
 
 
+FACTS: dict[str, Any] = {"file": "rows.jsonl", "line": 1, "id": "", "key": ""}
+ROWS: dict[str, LabelRow | PairRow | RankingRow] = {
+    "triplets": RankingRow("a", ("b",), ("c",), **FACTS),
+    "scored-pairs": PairRow("a", "b", 1.0, **FACTS),
+    "labelled": LabelRow("a", ("b",), **FACTS),
+}
+
+
+def learned(task: str, loss: str, kind: str) -> Callable[[], object]:
+    """Whether rows of a kind have what a loss learns from."""
+    return lambda: settle_pairs(recipe(task, **{task: {"loss": loss}}), [ROWS[kind]], kind)
+
+
+def pictured() -> None:
+    """Rows with a picture beside the text, for a model of text."""
+    demand_words_alone([RawRow({"image": "a.png", "question": "?", "answer": "!"}, "rows.jsonl", 1)], {})
+
+
 REFUSED: tuple[tuple[str, Callable[[], object]], ...] = (
     ("an encoder for chat or text generation", encoder),
     ("an embedder or classifier made of a decoder, for chat or text generation", headless),
@@ -107,6 +129,13 @@ REFUSED: tuple[tuple[str, Callable[[], object]], ...] = (
     ),
     ("a section of another purpose", planned(classification={"label_smoothing": 0.1})),
     ("reranking by yes and no with an encoder", yes_or_no),
+    (
+        "scored pairs with a loss that tells right texts from wrong",
+        learned("similarity", "triplet", "scored-pairs"),
+    ),
+    ("right and wrong texts with a loss of scored pairs", learned("similarity", "cosent", "triplets")),
+    ("labelled texts with a loss of pairs", learned("similarity", "in-batch-negatives", "labelled")),
+    ("reranking by a teacher's scores without them", learned("reranking", "distillation", "triplets")),
     ("gaps in texts (`data.fim_rate`) outside text generation", planned(data={"fim_rate": 0.5})),
     ("gaps in texts for a model without marks", unmarked),
     ("from scratch with LoRA or QLoRA", scratch(TEXT, "lora")),
@@ -120,6 +149,7 @@ REFUSED: tuple[tuple[str, Callable[[], object]], ...] = (
         "weights divided over devices outside chat and text generation",
         shared(ONE, training={"parallel": {"shard": 2}}),
     ),
+    ("images in a column, for a model of text", pictured),
     ("images outside chat", planned(TEXT, vision={})),
     ("images in pairs of answers", planned(vision={}, preference=PAIRS)),
     ("images with a full fine-tuning or a packed base", planned(method="full", vision={})),
