@@ -103,7 +103,8 @@ ROWS: dict[str, LabelRow | PairRow | RankingRow] = {
 
 def learned(task: str, loss: str, kind: str) -> Callable[[], object]:
     """Whether rows of a kind have what a loss learns from."""
-    return lambda: settle_pairs(recipe(task, **{task: {"loss": loss}}), [ROWS[kind]], kind)
+    section: dict[str, Any] = {task: {"loss": loss}}
+    return lambda: settle_pairs(recipe(task, **section), [ROWS[kind]], kind)
 
 
 def pictured() -> None:
