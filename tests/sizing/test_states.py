@@ -13,8 +13,9 @@ from luthier.sizing import states
 from luthier.sizing.activations import OURS
 from luthier.sizing.parameters import count_parameters, lora_parameters, with_new_tokens
 from luthier.sizing.reductions import column_sum_bytes
+from luthier.sizing.resident import narrow_gradients
 from luthier.sizing.states import checkpoint_bytes, moments, paged_bytes, trained_tensors, update_bytes
-from luthier.sizing.training import narrow_gradients, training_memory
+from luthier.sizing.training import training_memory
 
 ARCH = Architecture(
     model_type="llama",

@@ -15,7 +15,8 @@ from luthier.schema.recipe import Lora, VisionChoice
 from luthier.sizing.activations import OURS
 from luthier.sizing.model_config import architecture_of
 from luthier.sizing.parameters import count_parameters
-from luthier.sizing.training import resident, training_memory
+from luthier.sizing.resident import resident
+from luthier.sizing.training import training_memory
 from luthier.sizing.vision import tower_flops, with_tower
 from seeing import FAMILIES, save_seeing_model
 

@@ -15,8 +15,8 @@ from luthier.planning.together import why_not_divided
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Lora
 from luthier.sizing.padding import FILLED, padding_of
+from luthier.sizing.resident import BYTES
 from luthier.sizing.states import checkpoint_bytes
-from luthier.sizing.training import BYTES
 
 
 def cut(case: Case, length: int, texts: int) -> TrainingShape:

@@ -20,10 +20,11 @@ from luthier.sizing.flops import generation_flops, training_flops
 from luthier.sizing.host import on_host
 from luthier.sizing.offload import bringing_seconds, link_of, on_device, waiting
 from luthier.sizing.parameters import count_parameters, packed_matrices
+from luthier.sizing.resident import BYTES, resident
 from luthier.sizing.speed import rate_of
 from luthier.sizing.states import paged_bytes, update_flops
 from luthier.sizing.step_time import STEP_SOURCE, WIDENING, step_time
-from luthier.sizing.training import BYTES, MIB, TrainingMemory, evaluation_phase, resident, training_memory
+from luthier.sizing.training import MIB, TrainingMemory, evaluation_phase, training_memory
 from luthier.sizing.vision import tower_flops
 
 Device = Literal["cpu", "cuda"]

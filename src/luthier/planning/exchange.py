@@ -17,8 +17,8 @@ from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Method, Recipe, without_masters
 from luthier.sizing.offload import link_of
 from luthier.sizing.parameters import count_parameters
+from luthier.sizing.resident import BYTES
 from luthier.sizing.states import trained_tensors
-from luthier.sizing.training import BYTES
 
 NVLINK = {(7, 0): 100e9, (8, 0): 200e9, (9, 0): 300e9, (10, 0): 600e9}
 """Bytes/s that one GPU receives of the others' weights over NVLink, by compute capability. Two H200 gathered

@@ -13,7 +13,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Parallel, Reshard
 from luthier.sizing.parameters import count_parameters
-from luthier.sizing.training import BYTES
+from luthier.sizing.resident import BYTES
 
 LET_GO: dict[Reshard, str] = {
     "layer": "a layer's weights are gathered for each pass and let go after it",

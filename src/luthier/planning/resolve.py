@@ -30,8 +30,8 @@ from luthier.schema.recipe import Lora, Recipe
 from luthier.sizing.gguf import gguf_bytes
 from luthier.sizing.offload import waiting
 from luthier.sizing.parameters import count_parameters
+from luthier.sizing.resident import BYTES
 from luthier.sizing.speed import add
-from luthier.sizing.training import BYTES
 
 EVALUATIONS = 10
 """Evaluations on the validation rows in one run."""

@@ -17,8 +17,8 @@ from luthier.sizing.activations import OURS
 from luthier.sizing.flops import training_flops
 from luthier.sizing.offload import bringing_seconds, host_bytes
 from luthier.sizing.parameters import count_parameters
+from luthier.sizing.resident import BYTES, resident
 from luthier.sizing.speed import rate_of
-from luthier.sizing.training import BYTES, resident
 
 GPU_SHARE = 0.97
 """Share of a GPU's free memory that a run may take."""

@@ -9,7 +9,7 @@ from luthier.schema.hardware import Accelerator
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Method, QLora
 from luthier.sizing.layers import Matrix, distinct_layers, layer_matrices
-from luthier.sizing.training import Resident, nf4_bytes
+from luthier.sizing.resident import Resident, nf4_bytes
 
 PLACES = 2
 """Layers on the device at a time: the one that computes and the next (`models.streamed`)."""

@@ -5,31 +5,29 @@ The tensors are enumerated as the trainer makes them, not fitted. Each formula's
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.errors import UsageError
 from luthier.schema.estimate import EvaluationShape, Part, Phase, TrainingShape
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Full, Lora, Method, OptimizerName, QLora, without_masters
+from luthier.schema.recipe import Full, Lora, Method, QLora, without_masters
 from luthier.sizing.activations import OURS, Kernels, Layer
-from luthier.sizing.layers import distinct_layers, layer_matrices
+from luthier.sizing.divided import Gathered, divided
+from luthier.sizing.layers import distinct_layers
 from luthier.sizing.loss_chunks import chunk_rows, row_stride
+from luthier.sizing.offload import on_device
 from luthier.sizing.parameters import (
     ParameterCount,
     count_parameters,
     expert_parameters,
-    lora_parameters,
     new_rows,
-    packed_matrices,
-    target_matrices,
 )
 from luthier.sizing.reductions import column_sum_bytes
-from luthier.sizing.states import moments, trained_tensors, update_bytes
+from luthier.sizing.resident import BYTES, Resident, narrow_gradients, resident
+from luthier.sizing.states import update_bytes
 from luthier.sizing.vision import tower_memory
 
-BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIB = 1 << 20
 PARTS = 8
 """Parts of torchtune's loss (0.6, CEWithChunkedOutputLoss)."""
@@ -37,7 +35,6 @@ TILE_TOKENS, TILE_WORDS = 4096, 32768
 """Sides of the tile of logits in TRL's loss (1.16, ChunkedLogProbFunction)."""
 IN_FLIGHT = 2
 """Layers' inputs on the device while the others are on the host (training.layers, mode offload)."""
-NF4_BLOCK = 64
 CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8_519_680}
 """Bytes of one cuBLAS handle's workspace, on Hopper and after, and before it (ATen's
 getChosenWorkspaceSize); the forward and the autograd thread have one each."""
@@ -54,135 +51,6 @@ class TrainingMemory:
     @property
     def peak(self) -> Phase:
         return max(self.phases, key=lambda phase: phase.total)
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """What stays through the run. Bytes."""
-
-    weights: int
-    adapters: int
-    gradients: int
-    """All gradients, when they are all there."""
-    optimizer: int
-    """Moments, and fp32 masters."""
-    trainable: int
-
-
-def resident(  # noqa: PLR0917 (what is trained, how, and by what)
-    arch: Architecture,
-    count: ParameterCount,
-    method: Method,
-    dtype: str,
-    kernels: Kernels,
-    optimizer: OptimizerName = "adamw",
-    *,
-    narrow: bool = False,
-) -> Resident:
-    """Weights, adapters, gradients, and the optimiser's states.
-
-    narrow: whether gradients beside fp32 masters stay in the weights' type.
-    """
-    element = BYTES[dtype]
-    if isinstance(method, Full):
-        trained = count.backbone
-        masters = kernels.masters and element == 2 and not without_masters(optimizer)
-        size = 4 if masters else element
-        states = trained * 4 * masters + moments(arch, method, optimizer, wide=size)
-        at_once = trained
-        if kernels.updates_in_backward:
-            at_once = max(numbers for _, numbers in trained_tensors(arch, method))
-        return Resident(count.total * element, 0, at_once * (element if narrow else size), states, trained)
-    assert isinstance(method, Lora)
-    adapters = lora_parameters(arch, method.rank, method.targets)
-    if method.dora:
-        adapters += sum(times * m.outputs for times, m in target_matrices(arch, method.targets))
-    adapters += expert_parameters(arch, method)  # routers too: their fp32 masters are as large
-    adapters += math.prod(new_rows(arch))
-    size = BYTES[method.adapter_dtype] if kernels.masters else kernels.adapter_bytes
-    weights = count.total * element
-    if isinstance(method, QLora):
-        wide = 4 if kernels.wide_residual else element
-        packed = sum(times * matrix.weights for times, matrix in packed_matrices(arch))
-        weights = (count.total - packed) * wide + nf4_bytes(packed, method.double_quantisation)
-    elif method.base == "float8":
-        # One byte a weight, by rows and again by columns, and an fp32 scale for each of either.
-        packed = sum(times * matrix.weights for times, matrix in packed_matrices(arch))
-        sides = sum(times * (matrix.outputs + matrix.inputs) for times, matrix in packed_matrices(arch))
-        weights = (count.total - packed) * element + 2 * packed + 4 * sides
-    masters = size == 2 and kernels.masters and not without_masters(optimizer)
-    wide = 4 if masters else size
-    states = adapters * 4 * masters + moments(arch, method, optimizer, wide=wide)
-    return Resident(weights, adapters * size, adapters * (size if narrow else wide), states, adapters)
-
-
-def narrow_gradients(kernels: Kernels, shape: TrainingShape) -> bool:
-    """Whether a step's gradients are never added up, so that they stay in the weights' type."""
-    alone = shape.accumulation == 1 and shape.shard == 1 and not shape.added_up
-    return kernels.fused_update and kernels.masters and shape.optimizer == "adamw" and alone
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """What a device holds of weights that are divided, beside its own part. Bytes."""
-
-    forward: int = 0
-    """At the end of the forward pass."""
-    last: int = 0
-    """In the backward pass of the last layer, with gradients on their way to their owners."""
-    first: int = 0
-    """In that of the first layer."""
-    gradients: int = 0
-    """Whole gradients, where they are added up before they are sent."""
-
-
-def divided(held: Resident, arch: Architecture, method: Method, shape: TrainingShape, *, dtype: str,
-            kernels: Kernels) -> tuple[Resident, Gathered]:  # fmt: skip
-    """One device's part where so many hold the weights together (`training.sharding`), and what it gathers.
-
-    Trained bf16 weights lie there in fp32 and are their own masters. Gathered are embeddings, head and last
-    norm, with the layer that runs and the next one, or (``shape.reshard``) with all layers: from the end of
-    the forward pass to each one's backward pass, or for the whole step. Frozen ones outside the layers are
-    not divided. Gradients are whole, a layer at a time, in the weights' type, and in fp32 while they are
-    added up; those outside the layers wait for the end. For the whole step all of them are whole, in the
-    type in which they are added up.
-    """
-    element, count, parts = BYTES[dtype], count_parameters(arch), shape.shard
-    full = isinstance(method, Full)
-    wide = full and kernels.masters and element == 2 and not without_masters(shape.optimizer)
-    weights, optimizer = held.weights, held.optimizer
-    if wide:
-        weights, optimizer = weights + held.trainable * (4 - element), optimizer - held.trainable * 4
-    outside = count.embedding + count.per_layer_embeddings + count.head + arch.hidden_size
-    each = (held.weights - outside * element) / max(1, count.total - outside)
-    numbers = max(
-        sum(matrix.weights + matrix.biases for matrix in layer_matrices(arch, index))
-        for index, _ in distinct_layers(arch)
-    )
-    layers, root = round(2 * numbers * each), outside * element
-    summed = 4 if wide else element
-    kept = 0 if full else root
-    own = Resident(
-        kept - (-(weights - kept) // parts), -(-held.adapters // parts), -(-held.gradients // parts),
-        -(-optimizer // parts), held.trainable,
-    )  # fmt: skip
-    sent = numbers * (element + summed) if full else 0
-    two = root - kept + layers
-    first = 2 * root + max(layers + sent, outside * summed) if full else two
-    if shape.reshard == "layer":
-        return own, Gathered(two, first, first)
-    whole = held.weights + held.adapters - kept
-    last = whole + (root + sent if full else 0)
-    if shape.reshard == "backward" or shape.accumulation == 1:
-        return own, Gathered(whole, last, first)
-    return own, Gathered(whole, last, last, held.gradients)
-
-
-def nf4_bytes(weights: int, double: bool) -> int:
-    """Bytes of weights in NF4: half a byte each and one scale a block, fp32 or (double) one byte."""
-    blocks = -(-weights // NF4_BLOCK)
-    scales = blocks + 4 * (-(-blocks // 256)) if double else 4 * blocks
-    return -(-weights // 2) + scales
 
 
 def training_memory(
@@ -210,8 +78,6 @@ def training_memory(
         arch, count, method, dtype, kernels, shape.optimizer, narrow=narrow_gradients(kernels, shape)
     )
     if shape.offload_parameters:
-        from luthier.sizing.offload import on_device
-
         held = on_device(held, arch, method, BYTES[dtype])
     if shape.shard > 1:
         held, gathered = divided(held, arch, method, shape, dtype=dtype, kernels=kernels)

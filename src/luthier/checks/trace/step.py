@@ -26,8 +26,8 @@ from luthier.schema.base import Record
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, QLora, TrainingChoice
 from luthier.sizing.activations import OURS
+from luthier.sizing.resident import narrow_gradients
 from luthier.sizing.states import BLOCK, LEAST_IN_EIGHT_BITS, LEAST_PAGED
-from luthier.sizing.training import narrow_gradients
 from luthier.training.losses import linear_cross_entropy
 from luthier.training.optimizer import Optimizer
 
