@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from luthier.schema.estimate import Estimate, TrainingShape
     from luthier.schema.hardware import Hardware
     from luthier.schema.model import Architecture
-    from luthier.schema.recipe import Method
+    from luthier.schema.recipe import Method, Recipe
 
 Flag = Annotated[bool, Parameter(negative="")]
 DEFAULT_LENGTH = 2048
@@ -50,7 +50,7 @@ def plan(
     model
         A recipe.yaml, a model of the catalogue, or a folder with a saved model.
     overrides
-        Settings that win over the recipe's: training.sequence_length=1024 method.rank=32.
+        Settings of a recipe that win: training.sequence_length=1024 method.rank=32.
     hardware
         Hardware in words: "rtx 4090", h100, cpu:16GB; this machine if not given.
     method
@@ -86,28 +86,23 @@ def plan(
         return _of_recipe(
             Path(model), overrides, hardware, price=price_per_hour, exact=exact, offline=offline, as_json=json
         )
-    if overrides:
-        raise UsageError(
-            f"{overrides[0]} is a setting of a recipe, and {model} is a model",
-            hint="use --length, --batch, --rank",
-        )
     from luthier.planning.audit import audit
-    from luthier.planning.estimate import compiles
     from luthier.planning.hypothetical import parse_hardware
 
-    _check(rows=rows, epochs=epochs, rank=rank, length=length)
+    _check(rows=rows, epochs=epochs, rank=rank, length=length, batch=batch)
     machine = parse_hardware(hardware) if hardware is not None else audit()
     arch, config = shape_of(model)
-    shape = _wanted(arch, length, batch, optimizer)
-    tokens = round(rows * epochs * shape.sequence_length)
-    question = _question(arch, _method(method, rank), machine, dtype=dtype, tokens=tokens)
-    steps = max(1, round(rows * epochs / batch))
-    shape = shape.model_copy(update={"compiled": compiles(question.device, question.dtype, steps)})
-    return _answer(model, question, shape, config=config, price=price_per_hour, exact=exact, as_json=json)
+    recipe = _recipe_of(model, arch, _method(method, rank), length, batch, _optimizer(optimizer), overrides)
+    recipe = _on_all(recipe, machine, overrides)
+    question = _question(arch, recipe, machine, dtype=dtype, rows=rows, epochs=epochs)
+    return _answer(model, recipe, question, rows * epochs, config=config, price=price_per_hour, exact=exact,
+                   as_json=json)  # fmt: skip
 
 
-def _check(*, rows: int, epochs: float, rank: int, length: int | None) -> None:
+def _check(*, rows: int, epochs: float, rank: int, length: int | None, batch: int) -> None:
     """Refuse numbers that describe no training."""
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} rows", hint="use at least 1")
     if rows < 1 or not 0 < epochs < float("inf"):
         raise UsageError(
             f"{rows} rows, {epochs:g} times, are nothing to train on", hint="use at least one row"
@@ -150,8 +145,72 @@ def _method(name: str, rank: int) -> Method:
     return known[name]
 
 
+def _optimizer(name: str) -> str:
+    from typing import get_args
+
+    from luthier.errors import did_you_mean
+    from luthier.schema.recipe import OptimizerName
+
+    known = get_args(OptimizerName)
+    if name not in known:
+        raise UsageError(
+            f"{name} is not an optimiser", hint=did_you_mean(name, known) or f"use one of {', '.join(known)}"
+        )
+    return name
+
+
+def _purpose(model: str) -> str:
+    """What a model of the catalogue is for; a folder is taken for one that writes."""
+    from luthier.catalog.index import model_card
+
+    return "chat" if Path(model).expanduser().is_dir() else model_card(model).purposes[0]
+
+
+def _recipe_of(  # noqa: PLR0917 (the words of the command)
+    model: str,
+    arch: Architecture,
+    method: Method,
+    length: int | None,
+    batch: int,
+    optimizer: str,
+    overrides: tuple[str, ...],
+) -> Recipe:
+    """The recipe that the command's words describe, for settings that are given as in one."""
+    from luthier.schema.load import recipe_from
+
+    training = {
+        "sequence_length": length or min(DEFAULT_LENGTH, arch.max_positions or DEFAULT_LENGTH),
+        "batch_size": batch, "optimizer": optimizer, "epochs": 1,
+    }  # fmt: skip
+    values = {
+        "task": _purpose(model), "model": {"id": model}, "method": method.model_dump(exclude_defaults=True)
+        | {"name": method.name}, "data": {"train": "rows.jsonl"}, "training": training,
+    }  # fmt: skip
+    return recipe_from(values, overrides)
+
+
+def _on_all(recipe: Recipe, machine: Hardware, overrides: tuple[str, ...]) -> Recipe:
+    """With all GPUs of the machine where nobody says how many, and a batch that they can share."""
+    from luthier.planning.estimate import device_of
+    from luthier.planning.levers import check_levers, check_units
+    from luthier.planning.together import check_devices
+
+    device, training = device_of(machine), recipe.training
+    devices = training.devices
+    if not any(one.startswith("training.devices=") for one in overrides) and recipe.task != "similarity":
+        alike = len({one.name for one in machine.accelerators}) == 1  # others would wait for the slowest
+        devices = len(machine.accelerators) if device == "cuda" and alike else 1
+    batch = -(-(training.batch_size or 1) // devices) * devices
+    changed = training.model_copy(update={"devices": devices, "batch_size": batch})
+    recipe = recipe.model_copy(update={"training": changed})
+    check_levers(recipe)
+    check_units(recipe, machine, device)
+    check_devices(recipe, machine, device)
+    return recipe
+
+
 def _question(
-    arch: Architecture, method: Method, machine: Hardware, *, dtype: str | None, tokens: int
+    arch: Architecture, recipe: Recipe, machine: Hardware, *, dtype: str | None, rows: int, epochs: float
 ) -> Question:
     from luthier.planning.estimate import device_of
     from luthier.planning.solver import Question
@@ -162,65 +221,81 @@ def _question(
         dtype = "bfloat16" if fast else "float32"
     elif dtype not in ("float32", "bfloat16"):
         raise UsageError(f"{dtype} is not a type to train in", hint="use float32 or bfloat16")
-    return Question(arch, method, machine, device, dtype, tokens=tokens)
+    tokens = round(rows * epochs * (recipe.training.sequence_length or DEFAULT_LENGTH))
+    return Question(
+        arch, recipe.method, machine, device, dtype, tokens=tokens, processes=recipe.training.devices
+    )
 
 
-def _length(arch: Architecture, length: int | None) -> int:
-    return length or min(DEFAULT_LENGTH, arch.max_positions or DEFAULT_LENGTH)
-
-
-def _wanted(arch: Architecture, length: int | None, batch: int, optimizer: str) -> TrainingShape:
-    from typing import get_args
-
-    from luthier.errors import did_you_mean
+def _wanted(recipe: Recipe, question: Question, steps: int) -> TrainingShape:
+    """The step of one device, before it is cut."""
+    from luthier.catalog.purposes import spec_of
+    from luthier.planning.estimate import compiles
     from luthier.schema.estimate import TrainingShape
-    from luthier.schema.recipe import OptimizerName
 
-    if batch < 1:
-        raise UsageError(f"a batch of {batch} rows", hint="use at least 1")
-    known = get_args(OptimizerName)
-    if optimizer not in known:
-        raise UsageError(
-            f"{optimizer} is not an optimiser",
-            hint=did_you_mean(optimizer, known) or f"use one of {', '.join(known)}",
-        )
+    training = recipe.training
+    batch = (training.batch_size or 1) // training.devices
+    compiled = (
+        compiles(question.device, question.dtype, steps) if training.compile is None else training.compile
+    )
     return TrainingShape.model_validate(
         {
-            "micro_batch_size": batch,
-            "sequence_length": _length(arch, length),
+            "micro_batch_size": min(batch, training.micro_batch_size or batch),
+            "sequence_length": training.sequence_length,
             "batch_size": batch,
-            "optimizer": optimizer,
-            "padded": not arch.causal,
+            "optimizer": training.optimizer,
+            "activation_checkpointing": training.activation_checkpointing or "none",
+            "recomputed_layers": training.recomputed_layers,
+            "offload_parameters": bool(training.offload_parameters),
+            "update_in_backward": training.update_in_backward,
+            "compiled": compiled,
+            "padded": not question.arch.causal or spec_of(recipe.task).answers != "chat",
+            "added_up": training.devices > 1,
         }
     )
 
 
 def _answer(
     model: str,
+    recipe: Recipe,
     question: Question,
-    wanted: TrainingShape,
+    rows: float,
     *,
     config: dict[str, Any] | None,
     price: float | None,
     exact: bool,
     as_json: bool,
 ) -> int:
-    """Cut the step, estimate it, and print; 3 where nothing fits."""
+    """Cut the step, estimate it, and print; 3 where nothing fits. rows: of all epochs together."""
     from luthier.errors import DoesNotFit
     from luthier.planning.cost import priced
-    from luthier.planning.solver import changes, does_not_fit, largest_step, smallest_step
+    from luthier.planning.exchange import Group, shared
+    from luthier.planning.layout import choose
+    from luthier.planning.solver import changes, demand_host, smallest_step
+    from luthier.planning.together import why_not_divided
     from luthier.sizing.model_config import taken_for_ordinary
     from luthier.sizing.training import check_shape
 
+    training, why = recipe.training, ""
+    wanted = _wanted(recipe, question, max(1, round(rows / (training.batch_size or 1))))
     check_shape(question.arch, wanted)
     unknown = None if config is None else taken_for_ordinary(question.arch)
     trouble: LuthierError | None = None
     try:
-        shape = largest_step(question, wanted)
-    except DoesNotFit:
-        shape = smallest_step(wanted)
-        trouble = does_not_fit(question, wanted)
-    estimate = question.estimate(shape)
+        if wanted.offload_parameters:
+            demand_host(question)
+        layout = choose(
+            question, wanted, devices=training.devices, given=training.parallel,
+            dividable=why_not_divided(recipe) is None, micro_fixed=training.micro_batch_size is not None,
+            checkpointing_fixed=training.activation_checkpointing is not None,
+        )  # fmt: skip
+        shape, why = layout.shape, layout.why
+    except DoesNotFit as error:
+        shape, trouble = smallest_step(wanted), error
+    estimate = shared(
+        question.estimate(shape), Group.of(recipe), arch=question.arch, method=question.method, shape=shape,
+        hardware=question.hardware, tokens=question.tokens, device=question.device, dtype=question.dtype,
+    )  # fmt: skip
     if exact:
         estimate = _traced(question, shape, estimate, config)
     elif unknown is not None:
@@ -243,7 +318,7 @@ def _answer(
     if trouble is not None:
         # What cannot run takes no time.
         estimate = estimate.model_copy(update={"seconds": None, "tokens_per_second": None, "cost": None})
-    _print(question, shape, estimate, savings, price_words)
+    _print(question, shape, estimate, savings, price_words, why if training.devices > 1 else "")
     if trouble is not None:
         raise trouble
     return 0
@@ -291,12 +366,13 @@ def _traced(
     return traced_estimate(estimate, found)
 
 
-def _print(
+def _print(  # noqa: PLR0917 (what the page says, from the top)
     question: Question,
     shape: TrainingShape,
     estimate: Estimate,
     savings: tuple[Change, ...],
     priced: str,
+    devices: str,
 ) -> None:
     from rich.padding import Padding
 
@@ -316,6 +392,7 @@ def _print(
         grid(
             [
                 ("Method", f"{question.method.name}, {question.dtype}, on {question.device}"),
+                *([("Devices", devices)] if devices else []),
                 ("Step", cut),
                 ("Activations", again),
                 ("Layers", "compiled" if shape.compiled else "one kernel for each operation"),
@@ -401,6 +478,7 @@ def _of_recipe(
         tokens=found.tokens,
         matrix_rate=measured.get(dtype),
         corrections=known,
+        processes=found.recipe.training.devices // found.recipe.training.nodes,
     )
     if exact:
         estimate = _traced(question, found.shape, estimate, config)

@@ -116,16 +116,26 @@ def memory_budget(hardware: Hardware, device: Device) -> int:
 
 def demand_host(question: Question) -> None:
     """Refuse frozen weights that the host's memory has no room for. Errors: DoesNotFit."""
-    count, element = count_parameters(question.arch), BYTES[question.dtype]
-    held = resident(question.arch, count, question.method, question.dtype, OURS)
-    needed = host_bytes(question.arch, question.method, element, resident=held.weights)
-    room = int(question.hardware.memory_free * HOST_SHARE)
+    needed, room = _on_host(question)
     if needed > room:
         raise DoesNotFit(
             f"frozen weights that wait in the host's memory (training.offload_parameters) need "
             f"{needed / GIB:.1f} GiB there, and {room / GIB:.1f} GiB are free",
             hint="method.name: qlora holds them in a quarter; or a machine with more memory",
         )
+
+
+def _on_host(question: Question) -> tuple[int, int]:
+    """Bytes of the host's memory that frozen weights want while they wait there, and that it has for them."""
+    count, element = count_parameters(question.arch), BYTES[question.dtype]
+    held = resident(question.arch, count, question.method, question.dtype, OURS)
+    needed = host_bytes(question.arch, question.method, element, resident=held.weights)
+    return needed, int(question.hardware.memory_free * HOST_SHARE)
+
+
+def _host_holds(question: Question) -> bool:
+    needed, room = _on_host(question)
+    return needed <= room
 
 
 def largest_step(question: Question, shape: TrainingShape, *, micro_fixed: bool = False,
@@ -252,7 +262,7 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
         consider(what, "training.activation_checkpointing=offload", question, away, 0)
     alone = question.device == "cuda" and shape.shard == 1 and question.processes == 1
     others = shape.offload_parameters or shape.padded or shape.log_probs or shape.patches
-    if alone and not isinstance(question.method, Full) and not others:
+    if alone and not others and not isinstance(question.method, Full) and _host_holds(question):
         waits = base.model_copy(
             update={"offload_parameters": True, "activation_checkpointing": "full", "recomputed_layers": None}
         )
@@ -288,7 +298,9 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     if shape.shard > 1 and question.device == "cuda":
         more = shape.model_copy(update={"shard": 2 * shape.shard})
         what, setting = "twice as many devices for one model", f"training.parallel.shard={more.shard}"
-        consider(what, f"training.devices={more.shard} {setting}", question, more, 0)
+        if more.shard > question.processes:
+            setting = f"training.devices={more.shard} {setting}"
+        consider(what, setting, question, more, 0)
     longest = longest_sequence(question, tight, most=shape.sequence_length)
     shorter = longest if longest and longest < shape.sequence_length else shape.sequence_length // 2
     if shorter >= 64:
