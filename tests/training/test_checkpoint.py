@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import random
 import resource
 import subprocess
@@ -138,6 +139,24 @@ def test_newest_and_best_are_kept(tmp_path):
         save(tmp_path, step)
     assert checkpoint.prune(tmp_path, keep_last=2, best_step=2) == [1, 3]
     assert manifest.steps(tmp_path) == [2, 4, 5]
+
+
+def test_what_cannot_be_deleted_yet_ends_no_training(tmp_path, monkeypatch):
+    """As on a network's disk, where a file that is read elsewhere keeps its folder from going."""
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    rmdir = os.rmdir
+
+    def busy(path, *args, **named):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    assert checkpoint.prune(tmp_path, keep_last=2, best_step=None) == [1]
+    assert manifest.steps(tmp_path) == [2, 3]
+    assert (tmp_path / "step-00000001.part").is_dir()
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    assert checkpoint.prune(tmp_path, keep_last=2, best_step=None) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
 def test_the_manifest_names_every_file(tmp_path):

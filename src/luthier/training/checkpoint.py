@@ -276,7 +276,10 @@ def load_weights(folder: Path, *, average: bool = False) -> dict[str, Tensor]:
 
 
 def prune(directory: Path, *, keep_last: int, best_step: int | None) -> list[int]:
-    """Delete all but the newest keep_last checkpoints and the best; returns the deleted steps."""
+    """Delete all but the newest keep_last checkpoints and the best; returns the deleted steps.
+
+    What cannot be deleted yet, as a file that another machine reads, is tried again the next time.
+    """
     present = steps(directory)
     kept = {*present[-keep_last:], *([] if best_step is None else [best_step])}
     gone = [step for step in present if step not in kept]
@@ -286,7 +289,6 @@ def prune(directory: Path, *, keep_last: int, best_step: int | None) -> list[int
         dead = old.with_name(old.name + PART)
         shutil.rmtree(dead, ignore_errors=True)
         old.rename(dead)
-        shutil.rmtree(dead)
     for dead in directory.glob("step-*" + PART):
         shutil.rmtree(dead, ignore_errors=True)
     return gone
