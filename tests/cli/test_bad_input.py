@@ -43,6 +43,13 @@ def test_unknown_key_has_line_and_nearest_name(place: Path) -> None:
     assert "did you mean epochs?" in words
 
 
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_what_is_no_port(place: Path, port: str) -> None:
+    words = fails(place, "studio", f"--port={port}", code=2)
+    assert f"{port} is not a port" in words
+    assert "0 takes a free one" in words
+
+
 def test_missing_data_file(place: Path) -> None:
     words = fails(place, "train", "recipe.yaml", "data.train=nowhere.jsonl", code=2)
     assert "nowhere.jsonl" in words

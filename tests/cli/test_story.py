@@ -56,3 +56,16 @@ def test_artifacts_fit_a_narrow_terminal(capsys):
     assert "field_exact on 96 rows of test" in said
     lines = [line.split() for line in said.splitlines()]
     assert ["99%", "1.083", "47"] in [line[-3:] for line in lines]
+
+
+def test_a_command_to_try_next_is_whole_on_a_narrow_terminal(capsys):
+    long = f"luthier train {'folder/' * 12}recipe.yaml training.epochs=2"
+    story.show_next([("luthier chat quickstart", "talk to it"), (long, "the same with another setting")])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  {long}" in lines
+    assert "      the same with another setting" in lines
+    story.show_next([("luthier chat quickstart", "talk to it"), ("luthier runs", "all of them")])
+    assert capsys.readouterr().out.splitlines() == [
+        "  luthier chat quickstart  talk to it",
+        "  luthier runs             all of them",
+    ]

@@ -38,6 +38,12 @@ def sparkline(values: list[float], width: int = 24) -> str:
     return "".join(BLOCKS[min(7, int((v - low) / span * 7.999))] for v in picked)
 
 
+def _done_of(work: dict[str, Any]) -> str:
+    """How far a piece of work is: 5/14, or a share where nobody counts so far (bytes of a file)."""
+    done, total = work["done"], work["total"]
+    return f"{done}/{total}" if total < 1_000_000 else f"{done / total:.0%}"
+
+
 class Follower:
     """Reads a run's streams from where it stands and shows them."""
 
@@ -145,7 +151,7 @@ class Follower:
             row.add_row(
                 Text(f"  {self._work['what']}"),
                 ProgressBar(total=self._work["total"], completed=self._work["done"], width=40),
-                Text(f"{self._work['done']}/{self._work['total']}", style="dim"),
+                Text(_done_of(self._work), style="dim"),
                 Text(duration(time.monotonic() - self._stage_began), style="dim"),
             )
             return RichGroup(row)
@@ -197,7 +203,7 @@ class Follower:
                 soft_wrap=True,
             )
         elif self._work is not None:
-            err().print(f"  {self._work['what']} {self._work['done']}/{self._work['total']}")
+            err().print(f"  {self._work['what']} {_done_of(self._work)}")
         else:
             return
         self._last_plain = now

@@ -214,9 +214,7 @@ def prune(
     chosen = [find_run(name) for name in runs] or list_runs()
     found = upkeep.prunable(chosen, selected_only=selected_only)
     if not found:
-        out().print(
-            "nothing to delete: runs that could go on, are in use or protected are left as they are"
-        )
+        out().print("nothing to delete: runs that could go on, are in use or protected are left as they are")
         return
     table = story.columns("run", "checkpoints", "frees", numbers=(1, 2))
     for one in found:

@@ -175,8 +175,9 @@ def show_training(result: TrainResult, estimate: Estimate | None) -> None:
     ]
     if result.best_validation_loss is not None:
         rows.append(("Validation", f"best {result.best_validation_loss:.4f} at step {result.best_step}"))
+    epochs = "epoch" if result.epochs == 1 else "epochs"
     rows += [
-        ("Steps", f"{result.steps} ({result.epochs:g} epochs), {result.tokens:,} tokens"),
+        ("Steps", f"{result.steps} ({result.epochs:g} {epochs}), {result.tokens:,} tokens"),
         ("Speed", f"{result.tokens_per_second:,.0f} tokens/s on {result.device} in {result.dtype}"),
         ("Time", f"{duration(result.seconds)}{_against(result.seconds, seconds, duration)}"),
         ("Peak memory", f"{memory(result.peak_memory)}{_against(result.peak_memory, memory_range, memory)}"),
@@ -429,8 +430,10 @@ def show_times(status: Status) -> None:
 
 
 def show_next(commands: Sequence[tuple[str, str]]) -> None:
-    """What to try now."""
-    table = Table.grid(padding=(0, 2))
+    """What to try now: a command is on one line and whole, so that it can be copied."""
+    widest = max((len(command) for command, _ in commands), default=0)
+    beside = all(2 + widest + 2 + len(why) <= out().width for _, why in commands)
     for command, why in commands:
-        table.add_row(Text(command, style="bold cyan"), Text(why, style="dim"))
-    out().print(Padding(table, (0, 0, 0, 2)))
+        line = Text("  ").append(command.ljust(widest) if beside else command, style="bold cyan")
+        line.append("  " if beside else "\n      ").append(why, style="dim")
+        out().print(line, soft_wrap=True)

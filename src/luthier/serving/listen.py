@@ -37,7 +37,9 @@ def rules_for(host: str, *, api_key: str | None, names: tuple[str, ...] = ()) ->
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A listening socket. Errors: UsageError when the port is taken or not ours."""
+    """A listening socket. Errors: UsageError when the port is none, taken or not ours."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"{port} is not a port", hint="choose --port 1024 to 65535 (0 takes a free one)")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
