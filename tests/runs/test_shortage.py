@@ -62,17 +62,20 @@ def test_each_change_and_what_it_saves(run: RunDirectory) -> None:
     assert "then it fits" not in said
 
 
-def test_the_worker_puts_it_into_the_failure(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("disk", [False, True])
+def test_the_worker_puts_it_into_the_failure(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, *, disk: bool
+) -> None:
     def short(_run: RunDirectory, board: object, _job: object) -> None:
         with board.stage("train"):  # type: ignore[attr-defined]
-            raise DoesNotFit("step 1 runs out of memory with one row at a time", hint="something general")
+            raise DoesNotFit("there is no room", hint="something general", file="/disk" if disk else None)
 
     monkeypatch.setattr(workflow, "execute", short)
     monkeypatch.setattr("luthier.runs.worker.signal.signal", lambda *_: None)
     assert work(run.path) == DoesNotFit.exit_code
     failure = run.status.failure
     assert failure is not None
-    assert failure.hint == ways_out(run)
+    assert failure.hint == ("something general" if disk else ways_out(run))
 
 
 def test_an_old_run_has_its_own_words(tmp_path: Path) -> None:

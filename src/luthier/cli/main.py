@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Group
 
-from luthier.errors import LuthierError
+from luthier.errors import DoesNotFit, LuthierError
 from luthier.version import __version__
 
 CHOOSE = Group.create_ordered("Choose")
@@ -94,4 +95,12 @@ def main(words: Sequence[str] | None = None) -> None:
         # The reader of our output has gone (``| head``): nothing more to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        from luthier.cli.console import print_error
+
+        full = DoesNotFit(f"the disk is full: {error}", hint="free space there, and give the command again")
+        print_error(full, as_json="--json" in words)
+        sys.exit(full.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -25,6 +25,7 @@ from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.data.versions import record
 from luthier.errors import DoesNotFit, Unsupported
 from luthier.exporting.onnx import demand_onnx
+from luthier.files import readable
 from luthier.hub.snapshot import LocalModel
 from luthier.llamacpp.setup import converter
 from luthier.models.vector_settings import read_vector_settings
@@ -246,7 +247,7 @@ def check_disk(resolved: Resolved, hardware: Hardware) -> None:
     needed = resolved.disk_bytes
     if hardware.disk_free is not None and needed > hardware.disk_free:
         raise DoesNotFit(
-            f"the run would write about {needed / 1e9:.1f} GB and {hardware.disk_free / 1e9:.1f} GB are free",
+            f"the run would write about {readable(needed)} and {readable(hardware.disk_free)} are free",
             file=runs_root(),
             hint="free space, set LUTHIER_RUNS to another disk, or export less "
             "(export.merged=false, fewer GGUF types)",

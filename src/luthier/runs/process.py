@@ -119,7 +119,8 @@ def current_state(run: RunDirectory) -> State:
     if lost.state in ACTIVE:
         found: State = lost.was or "lost"
         failure = lost.failure if lost.was is None else _gone(run)
-        run.set_status(lost.model_copy(update={"state": found, "was": None, "failure": failure}))
+        with contextlib.suppress(OSError):  # where the disk is full it is found lost anew each time
+            run.set_status(lost.model_copy(update={"state": found, "was": None, "failure": failure}))
         return found
     return lost.state
 

@@ -38,7 +38,8 @@ def main() -> int:
         try:
             _train(Path(sys.argv[1]), sys.argv[2], tell)
         except LuthierError as error:
-            found = {"kind": type(error).__name__, "message": str(error), "hint": error.hint}
+            found = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+            found["file"] = error.where
             tell(error=found, code=error.exit_code)
             return error.exit_code
         except (RuntimeError, AssertionError) as error:

@@ -195,7 +195,7 @@ def _listen(place: int, child: Child, said: Said) -> None:
 def told(error: dict[str, Any]) -> LuthierError:
     """The error that another process raised, as one of the same kind."""
     kind = getattr(errors, error["kind"], TrainingError)
-    found = kind(error["message"], hint=error["hint"])
+    found = kind(error["message"], hint=error["hint"], file=error.get("file"))
     assert isinstance(found, LuthierError)
     return found
 

@@ -31,6 +31,8 @@ from luthier.schema.run import Failure, Job, Stage, State, Status
 
 HEARTBEAT = 5.0
 """Seconds between signs of life."""
+RESERVE, RESERVED = ".reserve", 1 << 16
+"""A file that a worker lets go of where the disk is full, so that why the run ended can still be written."""
 
 
 class Board:
@@ -54,6 +56,8 @@ class Board:
         )
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        with contextlib.suppress(OSError):
+            (run.path / RESERVE).write_bytes(os.urandom(RESERVED))  # zeros take no room on some disks
         self.set()
         self._thread.start()
 
@@ -61,13 +65,20 @@ class Board:
         """Change fields of the status and write it."""
         with self._lock:
             self._status = self._status.model_copy(update={"heartbeat": time.time(), **changes})
-            self.run.set_status(self._status)
+            try:
+                self.run.set_status(self._status)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not changes:
+                    raise
+                (self.run.path / RESERVE).unlink(missing_ok=True)
+                self.run.set_status(self._status)
 
     def close(self, **changes: Any) -> None:
         """Write the last status of this worker."""
         self._done.set()
         self._thread.join()
         self.set(**changes)
+        (self.run.path / RESERVE).unlink(missing_ok=True)
 
     def interrupted(self) -> Failure | None:
         """What is kept of a job on top of a finished run that was stopped; None for the run itself."""
@@ -84,7 +95,8 @@ class Board:
         self.close(
             state=before if before is not None and failure is not None else state, failure=failure, was=None
         )
-        self.event("state", state=self._status.state)
+        with contextlib.suppress(OSError):  # the status has said it
+            self.event("state", state=self._status.state)
 
     def event(self, event: str, **values: Any) -> None:
         """Append to the run's events."""
@@ -157,7 +169,8 @@ def work(path: Path, job: Job | None = None) -> int:
             return Interrupted.exit_code
         except LuthierError as error:
             hint = error.hint
-            if isinstance(error, DoesNotFit) and run.status.stage == "train":
+            # What names a file or folder is short of room on a disk, which no change of the plan mends.
+            if isinstance(error, DoesNotFit) and error.file is None and run.status.stage == "train":
                 hint = ways_out(run) or hint
             failure = Failure(
                 kind=type(error).__name__, message=str(error), hint=hint, exit_code=error.exit_code
