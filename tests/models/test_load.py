@@ -109,6 +109,20 @@ def test_digest_names_the_weights(saved, tmp_path):
         weights_digest(tmp_path)
 
 
+def test_two_runs_remember_a_digest_at_once(saved, tmp_path, monkeypatch):
+    """Both start on one model: the other one's cache is written just before this one's takes its place."""
+    cache, replace = tmp_path / "digests.json", Path.replace
+
+    def late(self, target):
+        monkeypatch.setattr(Path, "replace", replace)
+        assert weights_digest(saved, cache=cache)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    assert weights_digest(saved, cache=cache) in cache.read_text()
+    assert [path.name for path in tmp_path.glob("*digests*")] == ["digests.json"]
+
+
 @pytest.mark.skipif(find_spec("gguf") is None, reason="needs gguf")
 def test_a_gguf_becomes_a_folder_once(tmp_path, monkeypatch, write_tiny_gguf):
     source = write_tiny_gguf(tmp_path / "Tiny.F16.gguf")

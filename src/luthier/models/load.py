@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from luthier.errors import FileProblem, ModelNotFound, Unsupported
+from luthier.files import file_sha256, write_text
 from luthier.models import nf4
 from luthier.models.packed import adopt_bitsandbytes
 from luthier.schema.recipe import Dtype, QLora
@@ -198,17 +199,12 @@ def weights_digest(directory: Path, *, cache: Path | None = None) -> str:
         stat = file.stat()
         key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         if key not in known:
-            with file.open("rb") as stream:
-                known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-            fresh = True
+            known[key], fresh = file_sha256(file), True
         digests.append(known[key])
     if not digests:
         raise FileProblem("no weights to take a digest of", file=directory)
     if cache is not None and fresh:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        part = cache.with_name(cache.name + ".part")
-        part.write_text(json.dumps(known, indent=0) + "\n", encoding="utf-8")
-        part.replace(cache)
+        write_text(cache, json.dumps(known, indent=0) + "\n")
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
