@@ -12,7 +12,7 @@ from luthier.catalog.index import model_card
 from luthier.cli.main import main
 from luthier.errors import DoesNotFit
 from luthier.planning.hypothetical import parse_hardware
-from luthier.planning.solver import Question, changes, largest_step, longest_sequence
+from luthier.planning.solver import Question, changes, largest_step, longest_sequence, step_speed
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora
@@ -246,3 +246,20 @@ def test_what_cannot_be_planned_has_words(
     assert "is not known hardware" in run(
         capsys, "plan", "llama-3.1-8b-instruct", "--hardware", "rtx 9999", code=2
     )
+
+
+def test_a_slower_card_loses_less_by_small_micro_batches() -> None:
+    """A host launches as many kernels beside any card, and a slower one computes fewer tokens meanwhile."""
+    arch = model_card("llama-3.1-8b-instruct").architecture
+    assert arch is not None
+
+    def longer(machine: str) -> float:
+        question = Question(arch, Lora(), parse_hardware(machine), "cuda", "bfloat16")
+        one, eight = (
+            TrainingShape(micro_batch_size=rows, sequence_length=512, batch_size=8) for rows in (1, 8)
+        )
+        return step_speed(question, eight) / step_speed(question, one)
+
+    assert longer("h100") > 2
+    assert 1.1 < longer("rtx 4090") < 1.6
+    assert longer("rtx 3060") < longer("rtx 4090")

@@ -29,7 +29,11 @@ SLOWER_WITH_CHECKPOINTING = 0.74
 """Speed with full checkpointing over speed without: 4 against 6 operations a frozen weight, and what our
 H100 rows show (36 to 39 % gained by leaving it off)."""
 HALF_SPEED_TOKENS = {"cuda": 1500, "cpu": 64}
-"""Tokens of a micro-batch at which a device reaches half of its speed."""
+"""Tokens of a micro-batch at which a device reaches half of its speed: of GPUs an H100."""
+HALF_SPEED_FLOPS = 989e12
+"""The H100's rate. A slower card gets through fewer tokens while the host launches as many kernels."""
+LEAST_HALF_SPEED = 128
+"""Fewer tokens than these leave matrix units idle on any card: weights are read for them all the same."""
 WORTH_SAYING = 0.01
 """Share of the peak under which a saving is not worth a line."""
 UNKNOWN_GATHER = 0.05
@@ -168,7 +172,7 @@ def _cuts(shape: TrainingShape, micro_fixed: bool, checkpointing_fixed: bool) ->
 def step_speed(question: Question, shape: TrainingShape) -> float:
     """Relative speed of a cut. Beyond enough tokens less memory is preferred to a larger micro-batch."""
     tokens = shape.micro_batch_size * (shape.mean_length or shape.sequence_length)
-    half, enough = HALF_SPEED_TOKENS[question.device], ENOUGH_TOKENS[question.device]
+    half, enough = _half_speed(question), ENOUGH_TOKENS[question.device]
     busy = min(tokens, enough) / (min(tokens, enough) + half) - max(0.0, tokens - enough) * 1e-6 / enough
     recomputes = shape.activation_checkpointing in ("full", "offload")
     share = SLOWER_WITH_CHECKPOINTING if recomputes else 1.0
@@ -180,6 +184,16 @@ def step_speed(question: Question, shape: TrainingShape) -> float:
     if shape.shard == 1:
         return busy * share
     return 1 / (1 / (busy * share) + _sent_to_products(question, shape))
+
+
+def _half_speed(question: Question) -> float:
+    """Tokens of a micro-batch at which the device reaches half of its speed."""
+    tokens = HALF_SPEED_TOKENS[question.device]
+    gpu = question.hardware.accelerators[0] if question.device == "cuda" else None
+    if gpu is None or gpu.bf16_flops is None:
+        return tokens
+    share = gpu.bf16_flops / HALF_SPEED_FLOPS / (8 if question.dtype == "float32" else 1)
+    return max(LEAST_HALF_SPEED, tokens * min(1.0, share))
 
 
 def _sent_to_products(question: Question, shape: TrainingShape) -> float:
@@ -239,8 +253,9 @@ def changes(question: Question, shape: TrainingShape) -> tuple[Change, ...]:
     def consider(what: str, setting: str, other: Question, changed: TrainingShape, gives_up: int) -> None:
         estimate = other.estimate(changed)
         saves = round(now - estimate.process.expected)
-        if saves > WORTH_SAYING * now:
-            fits = estimate.process.high <= other.budget
+        fits = estimate.process.high <= other.budget
+        # What is told as nothing is told only where it is enough.
+        if saves > (WORTH_SAYING * now if fits and not fits_now else max(WORTH_SAYING * now, 0.05 * GIB)):
             slower = 0.0
             if changed.sequence_length == shape.sequence_length:
                 slower = step_speed(question, shape) / step_speed(other, changed) - 1

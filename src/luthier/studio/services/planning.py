@@ -388,6 +388,7 @@ def _plan(wish: Wish, uploads: Path, here: Hardware) -> Plan:
     question = Question(
         arch, found.recipe.method, machine, found.device, dtype, tokens=found.tokens,
         matrix_rate=rates.get(dtype), corrections=corrections,
+        processes=found.recipe.training.devices // found.recipe.training.nodes,
     )  # fmt: skip
     estimate, price_words = priced(_whole_time(found), machine, wish.price)
     estimate = estimate.model_copy(update={"seconds": found.estimate.seconds})
