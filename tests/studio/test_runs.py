@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from luthier.runs.process import identity
+from luthier.schema.base import Range
+from luthier.schema.estimate import Estimate
+from luthier.schema.results import Comparison
 from luthier.schema.run import Failure, Origin, Status, WorkerIdentity
 from luthier.studio.services.metrics import COLUMNS, sampled, tail
 from luthier.studio.services.runs import RunIndex
@@ -154,6 +157,48 @@ def test_two_runs_are_compared_by_setting(tmp_path: Path) -> None:
         assert client.get("/runs/diff?ids=one", headers=HTML).status_code == 404
         changed = client.get("/api/v1/runs/one/diff/two").json()["changed"]
         assert "training.learning_rate" in changed
+
+
+def predicted(process: int, tensors: int) -> Estimate:
+    """A prediction of which only the peaks matter."""
+    whole, alone = (Range(low=size, expected=size, high=size) for size in (process, tensors))
+    return Estimate(
+        phases=(), process=whole, tensors=alone, seconds=None, trainable_parameters=1, total_parameters=1,
+        flops=1.0, basis="formula",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_both_pages_say_one_predicted_peak(tmp_path: Path, *, on_gpu: bool) -> None:
+    for name in ("one", "two"):
+        run = made_run(tmp_path, name, steps=2)
+        run.save_stage("plan", "", predicted(3 * 2**30, 2**30))
+        run.save_stage("hardware", "", {"accelerators": [{}] if on_gpu else []})
+    wanted = "1.00" if on_gpu else "3.00"
+    with studio(tmp_path) as client:
+        assert f"{wanted} GiB" in page(client, "/runs/diff?ids=one,two")
+        assert f"of {wanted}" in page(client, "/runs/one")
+
+
+def test_a_run_leads_on_to_its_proof_and_its_exports(tmp_path: Path) -> None:
+    run = made_run(tmp_path, "tone", steps=2)
+    made_run(tmp_path, "halted", steps=2, status=Status(state="stopped", step=2))
+    with studio(tmp_path) as client:
+        text = page(client, "/runs/tone")
+        assert 'href="/exports/tone"' in text
+        assert 'href="/evals/tone"' not in text  # nothing was judged
+        page(client, "/exports/tone")
+        assert "/exports/halted" not in page(client, "/runs/halted")
+        run.save_stage(
+            "comparison",
+            "",
+            [
+                Comparison(split="test", primary="loss", differences=(), verdict="better").model_dump(
+                    mode="json"
+                )
+            ],
+        )
+        assert 'href="/evals/tone"' in page(client, "/runs/tone")
 
 
 def test_sampling_keeps_spikes_ends_and_checks(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from luthier.schema.run import Failure, Origin, Status
 from luthier.studio.api.runs import last_lines
 from luthier.studio.services import seen
 from luthier.studio.services.checkpoints import checkpoints
-from luthier.studio.services.runs import find, tree_of
+from luthier.studio.services.runs import find, predicted_peak, tree_of
 from luthier.studio.web import figure, render, settings_of
 from luthier.words import duration, memory
 
@@ -132,10 +132,7 @@ def _tiles(run: RunDirectory, status: Status) -> list[tuple[str, str, str, str]]
     last, check = _last(run)
     train, estimate = run.stage("train", TrainResult), load_estimate(run)
     peak = (train.peak_memory if train else None) or last.get("peak_memory")
-    predicted = None
-    if estimate is not None:
-        on_gpu = bool((run.stage_values("hardware") or {}).get("accelerators"))
-        predicted = (estimate.tensors if on_gpu else estimate.process).expected
+    predicted = None if estimate is None else predicted_peak(run, estimate)
     speed = train.tokens_per_second if train else last.get("tokens_per_second")
     best = train.best_validation_loss if train else None
     left = last.get("seconds_left") if status.stage == "train" else None

@@ -14,7 +14,7 @@ from luthier.runs.stages import load_comparisons, load_estimate
 from luthier.schema.queue import OPEN
 from luthier.schema.results import TrainResult
 from luthier.studio.problems import NotFound
-from luthier.studio.services.runs import find, matching
+from luthier.studio.services.runs import find, matching, predicted_peak
 from luthier.studio.web import render, settings_of
 from luthier.words import duration, memory
 
@@ -83,7 +83,7 @@ def _outcomes(one: RunDirectory, two: RunDirectory) -> list[tuple[str, str, str]
             found["Tokens per second"] = f"{train.tokens_per_second:,.0f}"
             found["Peak memory"] = memory(train.peak_memory)
         if estimate is not None:
-            found["Predicted memory"] = memory(estimate.tensors.expected)
+            found["Predicted memory"] = memory(predicted_peak(run, estimate))
         for comparison in load_comparisons(run):
             for change in comparison.differences:
                 if change.metric == comparison.primary:

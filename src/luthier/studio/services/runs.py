@@ -16,6 +16,7 @@ from luthier.errors import LuthierError
 from luthier.runs.directory import RunDirectory, find_run
 from luthier.runs.process import ACTIVE, current_state
 from luthier.runs.stages import load_comparisons
+from luthier.schema.estimate import Estimate
 from luthier.schema.recipe import Purpose
 from luthier.studio.problems import NotFound
 from luthier.studio.settings import StudioSettings
@@ -249,6 +250,12 @@ def tree_of(rows: list[RunRow], run_id: str) -> list[tuple[int, RunRow]]:
         found.append((depth, row))
         pending += [(depth + 1, child) for child in reversed(children.get(row.id, []))]
     return found
+
+
+def predicted_peak(run: RunDirectory, estimate: Estimate) -> float:
+    """Bytes predicted for what a training's peak is measured as: a GPU's tensors, or the whole process."""
+    on_gpu = bool((run.stage_values("hardware") or {}).get("accelerators"))
+    return (estimate.tensors if on_gpu else estimate.process).expected
 
 
 def find(settings: StudioSettings, name: str) -> RunDirectory:
