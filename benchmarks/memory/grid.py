@@ -1,11 +1,15 @@
 """Measure training steps of our own trainer on CUDA, row by row, and go on where a call has stopped.
 
-``python benchmarks/memory/grid.py OUT.jsonl [--minutes 9] [--share I/N] [--kind KIND] [--only TEXT]``
+``python benchmarks/memory/grid.py OUT.jsonl [--minutes 9] [--share I/N] [--kind KIND] [--only TEXT]
+[--timed-first] [--dry-run]``
 runs each row of ``grid_rows.py`` and ``grid_more.py`` that OUT does not hold yet for this card and these
 versions, in a process of its own, through the same loop and objectives as a run. ``--share 0/2`` and
 ``--share 1/2`` take the rows of one card between two processes, each with a GPU of its own; rows for two GPUs
 are those of ``--kind sharded``. Random weights of the real shapes: neither memory nor speed depends on their
-values. Rows that came first are of every kind, so that a call that is cut short has some of each.
+values. Rows that come first are of every kind, so that a call that is cut short has some of each; with
+``--timed-first`` those whose time is asserted, the shortest first. ``--dry-run`` prints the order with the
+seconds that each row will take and measures nothing (rows that OUT holds are left out, whatever they were
+measured on).
 """
 
 from __future__ import annotations
@@ -42,6 +46,11 @@ if TYPE_CHECKING:
 KINDS = ("long", "chat", "reading", "vision", "ragged", "sharded")
 UNTIMED = 0.55
 """Share of the time in which rows that are not timed may begin, before those that are."""
+COMPILING, STARTING, PACKING = 15.0, 4.0, 4.0
+"""Seconds of a row beside its steps: kernels that are made, the process with its model, a packed base
+(medians of the rows of grid.jsonl, on an H200)."""
+MEETING = 10.0
+"""The same for two devices that find each other and make kernels side by side: a guess."""
 LIGHTLY = "GRID_LIGHTLY"
 """Set for a process that imports little before it forks."""
 GATHERED = 10
@@ -216,9 +225,9 @@ def ordered(rows: list[Row], share: tuple[int, int]) -> list[Row]:
         groups.setdefault((row.model, row.method), []).append(row)
     loads = [0.0] * share[1]
     own: list[Row] = []
-    for _, members in sorted(groups.items(), key=lambda pair: -sum(map(_seconds, pair[1]))):
+    for _, members in sorted(groups.items(), key=lambda pair: -sum(map(seconds_of, pair[1]))):
         place = loads.index(min(loads))
-        loads[place] += sum(map(_seconds, members))
+        loads[place] += sum(map(seconds_of, members))
         if place == share[0]:
             own += members
     kinds: dict[str, list[Row]] = {}
@@ -232,8 +241,11 @@ def ordered(rows: list[Row], share: tuple[int, int]) -> list[Row]:
     return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 
 
-def _seconds(row: Row) -> float:
-    return cost(row) + 6.0 + 2.0 * row.compiled
+def seconds_of(row: Row) -> float:
+    """What a row will take by itself."""
+    packs = row.method in ("qlora", "float8")
+    beside = STARTING + COMPILING * row.compiled + PACKING * packs + MEETING * (devices_of(row) > 1)
+    return cost(row) + beside
 
 
 def _place(row: Row) -> float:
@@ -301,18 +313,18 @@ def main() -> None:
     parser.add_argument("--share", default="0/1", help="which part of the rows, of how many")
     parser.add_argument("--workers", type=int, default=5, help="rows beside each other that are not timed")
     parser.add_argument("--room", type=float, default=120.0, help="GB of the card that these may take")
+    parser.add_argument("--timed-first", action="store_true", help="begin with rows whose time is asserted")
+    parser.add_argument("--dry-run", action="store_true", help="print the order and measure nothing")
     parser.add_argument("--tiny", action="store_true", help="small rows of each kind, to see that they run")
     arguments = parser.parse_args()
+    if arguments.dry_run:
+        print("\n".join(foretold(turns_of(arguments, measured(arguments.out, {})))))
+        return
     began = time.monotonic()
     warm_up()
     here = about()
-    rows = wanted(arguments, measured(arguments.out, here))
-    timed = [row for row in rows if row.steps > GATHERED]
-    rest = [row for row in rows if row.steps <= GATHERED]
+    turns = turns_of(arguments, measured(arguments.out, here))
     done = 0
-    # Rows beside each other first, until most of the time is gone; then the timed ones, with kernels that
-    # are made; then what is left of the first.
-    turns = ((rest, arguments.workers, UNTIMED), (timed, 1, 1.0), (rest, arguments.workers, 1.0))
     for part, workers, share in turns:
         until = began + 60 * arguments.minutes * share
 
@@ -328,7 +340,43 @@ def main() -> None:
             append(arguments.out, line | {"took": round(took, 2)})
             done += "error" not in found
             print(f"{time.monotonic() - began:4.0f} s {brief(row)}: {told(found)}, {took:.0f} s", flush=True)
-    print(f"{done} rows in {time.monotonic() - began:.0f} s, {len(timed) + len(rest)} are left")
+    print(f"{done} rows in {time.monotonic() - began:.0f} s, {len(left_of(turns))} are left")
+
+
+def turns_of(arguments: argparse.Namespace, known: set[str]) -> list[tuple[list[Row], int, float]]:
+    """Rows to measure now in their order, how many beside each other, and until which share of the time.
+
+    Rows beside each other come first, until most of the time is gone; then the timed ones, with kernels that
+    are made; then what is left of the first.
+    """
+    rows = wanted(arguments, known)
+    timed = [row for row in rows if row.steps > GATHERED]
+    rest = [row for row in rows if row.steps <= GATHERED]
+    if arguments.timed_first:
+        return [(sorted(timed, key=seconds_of), 1, 1.0), (rest, arguments.workers, 1.0)]
+    return [(rest, arguments.workers, UNTIMED), (timed, 1, 1.0), (rest, arguments.workers, 1.0)]
+
+
+def left_of(turns: list[tuple[list[Row], int, float]]) -> set[str]:
+    return {row.key for rows, _, _ in turns for row in rows}
+
+
+def foretold(turns: list[tuple[list[Row], int, float]]) -> list[str]:
+    """Each row with the seconds that it takes and those at which it will have ended."""
+    lines: dict[str, str] = {}
+    now = 0.0
+    for rows, workers, _ in turns:
+        for row in rows:
+            if row.key in lines:
+                continue
+            # The card does one row's steps at a time; what else a row needs runs beside the others.
+            now += cost(row) + (seconds_of(row) - cost(row)) / workers
+            words = f"{kind_of(row)} {brief(row)}" + ", timed" * (row.steps > GATHERED)
+            size = f"{planned(row) / 1e9:4.0f} GB"
+            lines[row.key] = (
+                f"{now:5.0f} s {seconds_of(row):4.0f} s {size}  {'blind' if row.blind else 'seen'}  {words}"
+            )
+    return [*lines.values(), f"{len(lines)} rows, about {now:.0f} s"]
 
 
 def planned(row: Row) -> float:
@@ -347,8 +395,8 @@ def wanted(arguments: argparse.Namespace, known: set[str]) -> list[Row]:
     part, parts = map(int, arguments.share.split("/"))
     kinds = arguments.kind.split(",") if arguments.kind else KINDS[: len(KINDS) - (not arguments.tiny)]
     rows = [row for row in (tiny_rows() if arguments.tiny else every_row()) if kind_of(row) in kinds]
-    rows = rows[part::parts] if arguments.tiny else ordered(rows, (part, parts))
-    return [row for row in rows if row.key not in known and arguments.only in row.key]
+    rows = [row for row in rows if row.key not in known and arguments.only in row.key]
+    return rows[part::parts] if arguments.tiny else ordered(rows, (part, parts))
 
 
 def measured(out: Path, here: dict[str, Any]) -> set[str]:

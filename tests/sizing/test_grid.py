@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 from statistics import median
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +88,31 @@ def test_no_row_begins_when_time_is_up(grid: dict[str, ModuleType]) -> None:
     )  # fmt: skip
     assert list(found) == []
     assert len(rows) == 1
+
+
+def test_rows_that_are_left_are_put_in_order_before_they_are_measured(
+    grid: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NVML_BASED_CUDA_CHECK", "LUTHIER_TIMEOUT"):
+        monkeypatch.setenv(name, "90")  # which the script would set for good
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    script = importlib.import_module("grid")
+    more = grid["grid_more"]
+    every = {row.key for row in more.every_row() if more.kind_of(row) in ("chat", "ragged")}
+    known = set(sorted(every)[::2])
+    shares = []
+    for share in ("0/2", "1/2"):
+        asked = SimpleNamespace(
+            share=share, kind="chat,ragged", only="", tiny=False, timed_first=True, workers=5
+        )
+        turns = script.turns_of(asked, known)
+        timed = turns[0][0]
+        assert all(row.steps == 13 for row in timed)
+        assert [script.seconds_of(row) for row in timed] == sorted(map(script.seconds_of, timed))
+        assert script.foretold(turns)[-1].startswith(f"{len(script.left_of(turns))} rows, about ")
+        shares.append(script.left_of(turns))
+    assert not shares[0] & shares[1]
+    assert shares[0] | shares[1] == every - known
 
 
 @pytest.mark.parametrize("blind", [False, True], ids=["seen", "blind"])
