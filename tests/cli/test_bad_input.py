@@ -130,6 +130,18 @@ def test_errors_as_json(place: Path) -> None:
     assert json.loads(done.stdout)["error"]["message"] == "no such file"
 
 
+@pytest.mark.parametrize("words", [("models", "nothing"), ("train", "--nothing"), ("tarin",)])
+def test_wrong_words_are_json_too_and_say_where_the_right_ones_stand(
+    place: Path, words: tuple[str, ...]
+) -> None:
+    assert "--help" in fails(place, *words, code=2)
+    done = luthier(place, *words, "--json", code=2)
+    found = json.loads(done.stdout)["error"]
+    assert found["kind"] == "UsageError"
+    assert words[-1] in found["message"]
+    assert done.stderr == ""
+
+
 def test_a_begun_run_has_nothing_to_plan(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     words = fails(tmp_path, "train", "--resume", run.id, "--dry-run", code=2)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Group
 
-from luthier.errors import DoesNotFit, LuthierError
+from luthier.errors import DoesNotFit, LuthierError, UsageError
 from luthier.version import __version__
 
 CHOOSE = Group.create_ordered("Choose")
@@ -81,9 +81,19 @@ def main(words: Sequence[str] | None = None) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     app = build()
     try:
-        code = app(words, exit_on_error=False, result_action="return_value")
-    except CycloptsError:
-        sys.exit(2)  # cyclopts has said what was wrong and the nearest name
+        code = app(
+            words, exit_on_error=False, print_error="--json" not in words, result_action="return_value"
+        )
+    except CycloptsError as error:
+        from luthier.cli.console import err, print_error
+
+        # Cyclopts has said what was wrong and the nearest name, except where JSON is asked for.
+        hint = "`luthier --help` lists the commands, and each of them says with --help what it takes"
+        if "--json" in words:
+            print_error(UsageError(str(error), hint=hint), as_json=True)
+        else:
+            err().print(f"hint:  {hint}", soft_wrap=True)
+        sys.exit(2)
     except LuthierError as error:
         from luthier.cli.console import print_error
 
