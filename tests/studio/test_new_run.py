@@ -246,6 +246,10 @@ def test_a_run_is_the_start_of_another(tmp_path: Path, monkeypatch: pytest.Monke
         assert "rank: 24" in page
         assert "learning_rate: 1e-05" in page or "learning_rate: 0.00001" in page
         assert "Predicted memory" in page
+        assert '<option value="">as in the run</option>' in page.split('id="test"')[1]
+        assert "none checked: as in the run" in page
+        afresh = client.get("/runs/new?model=Qwen/Qwen3-0.6B&hardware=rtx+4090").text
+        assert "as in the run" not in afresh
 
 
 def test_a_dry_run_says_what_a_start_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
