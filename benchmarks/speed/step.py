@@ -231,10 +231,10 @@ def gaps(spans: list[tuple[float, float]]) -> dict[str, Any]:
     """Where the GPU does nothing between the first and the last kernel of spans (microseconds): milliseconds
     by the length of a gap, and the longest ones, each with its place after the first kernel's start.
     """
-    found, end = [], None
-    for start, over in sorted(spans):
+    spans, found, end = sorted(spans), [], None
+    for start, over in spans:
         if end is not None and start > end:
-            found.append((end - min(spans)[0], start - end))
+            found.append((end - spans[0][0], start - end))
         end = over if end is None else max(end, over)
     within = {"below 3 us": (0, 3), "3 to 20 us": (3, 20), "20 to 200 us": (20, 200), "longer": (200, 1e12)}
     longest = sorted(found, key=lambda gap: -gap[1])[:6]
