@@ -142,6 +142,25 @@ def test_wrong_words_are_json_too_and_say_where_the_right_ones_stand(
     assert done.stderr == ""
 
 
+def test_ids_of_runs_are_whole_on_a_narrow_terminal(tmp_path: Path) -> None:
+    ids = [f"all-minilm-l6-v2-rows-full-20261122-0709{n}" for n in (27, 58)]
+    for run_id in ids:
+        made_run(tmp_path, run_id, steps=12)
+    said = luthier(tmp_path, "runs", width=70).stdout
+    assert "…" not in said
+    firsts = "".join(line[2:].split(" ")[0] for line in said.splitlines()[1:])
+    assert firsts in (ids[0] + ids[1], ids[1] + ids[0])
+
+
+def test_a_report_is_named_as_json(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    found = json.loads(luthier(tmp_path, "report", run.id, "--json").stdout)
+    assert found["run"] == run.id
+    assert Path(found["report"]).is_file()
+    found = json.loads(luthier(tmp_path, "report", run.id, "--md", "--json").stdout)
+    assert run.id in found["markdown"]
+
+
 def test_a_begun_run_has_nothing_to_plan(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     words = fails(tmp_path, "train", "--resume", run.id, "--dry-run", code=2)

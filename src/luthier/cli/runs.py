@@ -43,7 +43,8 @@ def ls(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     if not runs:
         out().print(f"no runs under {runs_root()}; start one with `luthier train recipe.yaml`")
         return
-    table = story.columns("run", "state", "step", "started", "verdict")
+    table = story.columns("run", "state", "step", "started", "verdict", gap=1)
+    table.columns[0].overflow = "fold"  # two ids that begin alike are told apart by their ends
     for run in runs:
         status = run.status
         state = current_state(run)
