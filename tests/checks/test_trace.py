@@ -104,9 +104,9 @@ CHOSEN = {
     ("trl liger", "full", "none"): 0.002,
     ("trl", "qlora", "full"): 0.002,
     ("bare", "qlora", "full"): 0.002,
-    ("bare compiled", "lora", "none"): 0.005,
-    ("bare compiled", "full", "full"): 0.02,
-    ("bare compiled", "qlora", "full"): 0.02,
+    ("bare compiled", "lora", "none"): 0.002,
+    ("bare compiled", "full", "full"): 0.002,
+    ("bare compiled", "qlora", "full"): 0.002,
 }
 
 
