@@ -65,6 +65,13 @@ def test_what_compares_the_texts_of_a_batch_is_recommended_for_one_gpu() -> None
     assert plan.recipe.training.devices == 1
 
 
+def test_rows_with_images_are_recommended_for_one_gpu() -> None:
+    request = Request.model_validate({"purpose": "chat", "features": ["image"]})
+    found = recommend(request, parse_hardware("2x4090"), models=[model_card("qwen3-vl-4b-instruct")])
+    assert found.candidates[0].batch.devices == 1
+    assert to_recipe(found.candidates[0], request).training.devices == 1
+
+
 def test_dropout_of_the_recipe_is_counted() -> None:
     candidate, plan = both("Qwen/Qwen3-0.6B", "cpu:16GB")
     assert candidate.method == plan.recipe.method

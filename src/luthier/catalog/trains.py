@@ -42,6 +42,4 @@ def why_not_trained(
         return f"{family} is not among the families that are tuned on images ({', '.join(SEEING)})"
     if sharded and name is not None:
         return f"{purpose} is decided with the whole model: its weights cannot be divided over GPUs"
-    if sharded and images:
-        return "a model that sees is trained with the whole of it on each GPU"
     return next((NOT_TRAINED[word] for word in asked if word in NOT_TRAINED), None)

@@ -46,19 +46,19 @@ def least_bytes(card: ModelCard, method: MethodName, request: Request, hardware:
     element = 4 if dtype_of(hardware) == "float32" else 2
     total = card.total or 0
     share = {"full": 4.0 * element, "lora": float(element), "qlora": 0.5}[method]
-    return int(total * share / devices_of(request.purpose, hardware))
+    return int(total * share / devices_of(request.purpose, hardware, images=request.reads_images))
 
 
-def devices_of(purpose: str, hardware: Hardware) -> int:
-    """How many devices take part. What compares the texts of a batch with each other stays on one."""
-    if device_of(hardware) != "cuda" or purpose == "similarity":
+def devices_of(purpose: str, hardware: Hardware, *, images: bool) -> int:
+    """How many devices take part: one where texts of a batch are compared with each other, and for images."""
+    if device_of(hardware) != "cuda" or purpose == "similarity" or images:
         return 1
     return max(1, len(hardware.accelerators))
 
 
-def _dividable(purpose: str, *, images: bool) -> bool:
+def _dividable(purpose: str) -> bool:
     """Whether several devices may hold one model (`planning.together.why_not_divided`)."""
-    return purpose in ("chat", "text-generation") and not images
+    return purpose in ("chat", "text-generation")
 
 
 def training_length(card: ModelCard, request: Request) -> tuple[int, float, str]:
@@ -97,7 +97,7 @@ def base_shape(
 ) -> BatchShape:
     """One row at a time, nothing recomputed: the start of every search."""
     length, mean, source = training_length(card, request)
-    devices = devices_of(request.purpose, hardware)
+    devices = devices_of(request.purpose, hardware, images=request.reads_images)
     return BatchShape(
         micro_batch_size=1,
         batch_size=max(batch_size, devices),
@@ -108,7 +108,7 @@ def base_shape(
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
-        dividable=_dividable(request.purpose, images=request.reads_images),
+        dividable=_dividable(request.purpose),
         texts=texts_of(request),
         source=source,
     )
@@ -190,7 +190,7 @@ def fit_recipe(
 
     training = recipe.training
     length = training.sequence_length or DEFAULT_LENGTH["decoder"]
-    devices = devices_of(recipe.task, hardware)
+    devices = devices_of(recipe.task, hardware, images=recipe.vision is not None)
     shape = BatchShape(
         micro_batch_size=1,
         batch_size=max(training.batch_size or 16, devices),
@@ -201,7 +201,7 @@ def fit_recipe(
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
-        dividable=_dividable(recipe.task, images=recipe.vision is not None),
+        dividable=_dividable(recipe.task),
         texts=2 if recipe.task == "similarity" else 1,
         source="the recipe",
     )
