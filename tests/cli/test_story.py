@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from luthier.cli import story
+from luthier.cli import follow, story
 from luthier.evaluation.statistics import PairedScores, compare_scores, metric_of
 from luthier.schema.results import Artifact, Comparison, ParityCheck, Quality
+from studio_case import made_run
 
 BEFORE, AFTER = [0.0] * 96, [1.0] * 86 + [0.0] * 10
 
@@ -69,3 +70,13 @@ def test_a_command_to_try_next_is_whole_on_a_narrow_terminal(capsys):
         "  luthier chat quickstart  talk to it",
         "  luthier runs             all of them",
     ]
+
+
+def test_bytes_of_a_piece_of_work_are_told_as_a_share(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CI", "1")
+    monkeypatch.setattr(follow, "PLAIN_EVERY", 0.0)
+    for what, done, total in (("quantising", 145_156_608, 269_100_288), ("in llama.cpp", 5, 14)):
+        run = made_run(tmp_path, f"run-{done}", steps=0)
+        run.append("events", {"event": "progress", "what": what, "done": done, "total": total})
+        follow.Follower(run, lambda *_: None, from_start=True).follow()
+    assert capsys.readouterr().err.splitlines() == ["  quantising 54%", "  in llama.cpp 5/14"]
