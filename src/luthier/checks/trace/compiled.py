@@ -226,8 +226,8 @@ class _Interpreter(fx.Interpreter):
             for alias in dying:
                 if self.env[alias].untyped_storage()._cdata == storage._cdata:
                     self.env[alias] = torch.empty_like(self.env[alias])
-            for several in uses:  # an operation's results, which nobody but these reads
-                if isinstance(self.env.get(several), tuple):
+            for several in uses:  # an operation's results, of which each has been taken by now
+                if isinstance(self.env.get(several), tuple) and all(n in self.env for n in several.users):
                     self.env[several] = ()
             self.recorder.blind = before
             return
