@@ -9,13 +9,13 @@ from typing import Any
 from luthier.schema.load import _gather, _Lines, _parse, _text
 
 
-def read_with_lines(path: Path) -> tuple[Any, dict[tuple[str, ...], int]]:
+def read_with_lines(path: Path, *, missing: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     """The document of a YAML file as plain values, and the line of every key by its path.
 
-    Errors: FileProblem, RecipeError.
+    missing: the way out where there is no such file. Errors: FileProblem, RecipeError.
     """
     lines = _Lines(path)
-    values = _gather(_parse(_text(path), path), (), lines)
+    values = _gather(_parse(_text(path, missing), path), (), lines)
     return values, {key: line for key, line in lines.of.items() if isinstance(line, int)}
 
 

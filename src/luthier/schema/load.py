@@ -123,13 +123,14 @@ def dump_values(*documents: dict[str, Any]) -> str:
     return "---\n".join(parts)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, missing: str = START) -> str:
+    """The file's text. missing: the way out where there is none."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileProblem("no such file", file=path, hint=START) from None
+        raise FileProblem("no such file", file=path, hint=missing) from None
     except IsADirectoryError:
-        raise FileProblem("is a directory, not a YAML file", file=path, hint=START) from None
+        raise FileProblem("is a directory, not a YAML file", file=path, hint=missing) from None
     except UnicodeDecodeError as error:
         raise FileProblem(
             f"not UTF-8 text (byte {error.start})", file=path, hint="save it as UTF-8 text"

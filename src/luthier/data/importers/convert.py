@@ -24,6 +24,7 @@ TOOLS: dict[str, tuple[str, Callable[[Keys], None]]] = {
     "swift": ("ms-swift", swift),
     "torchtune": ("torchtune", torchtune),
 }
+_TITLES = ", ".join(title for title, _ in TOOLS.values())
 _FACTORY = {"finetuning_type", "stage", "cutoff_len", "template", "lora_rank", "dataset_dir", "do_train"}
 _ORDER = ("name", "task", "model", "method", "data", "preference", "training", "seed")
 
@@ -51,7 +52,7 @@ def convert(path: Path, *, tool: str | None = None) -> tuple[str, ImportReport]:
     Raises FileProblem for files that are no such configuration, RecipeError for values that no recipe
     takes, and Unsupported for what Luthier does not train.
     """
-    values, lines = read_with_lines(path)
+    values, lines = read_with_lines(path, missing=f"give a configuration of one of {_TITLES}")
     if not isinstance(values, dict) or not values:
         raise FileProblem("is not a configuration: a mapping of keys is wanted", file=path)
     if tool is not None and tool not in TOOLS:
