@@ -124,8 +124,11 @@ class Interrupted(LuthierError):
     exit_code = 130
 
 
-def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str | None:
-    """Return ``did you mean a or b?`` for the nearest known words, or None when none is near."""
+def did_you_mean(word: str, known: Iterable[str], *, most: int = 3, least: float = 0.6) -> str | None:
+    """Return ``did you mean a or b?`` for the nearest known words, or None when none is near.
+
+    least: likeness from which a word is near, 1 for the same (difflib's ratio).
+    """
     by_lower = {name.lower(): name for name in known}
-    near = [by_lower[name] for name in get_close_matches(word.lower(), by_lower, n=most, cutoff=0.6)]
+    near = [by_lower[name] for name in get_close_matches(word.lower(), by_lower, n=most, cutoff=least)]
     return f"did you mean {' or '.join(near)}?" if near else None

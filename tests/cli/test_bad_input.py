@@ -55,6 +55,25 @@ def test_missing_data_file(place: Path) -> None:
     assert "nowhere.jsonl" in words
 
 
+def test_data_are_looked_for_before_a_model_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    slip = "model.id=HuggingFaceTB/SmolLM2-135M-Instuct"
+    words = fails(place, "train", "recipe.yaml", slip, "data.test=tset.jsonl", code=2)
+    assert "tset.jsonl: there is no such file" in words
+    assert "did you mean test.jsonl" in words
+    words = fails(place, "train", "recipe.yaml", slip, code=6)
+    assert "did you mean HuggingFaceTB/SmolLM2-135M-Instruct" in words
+    words = fails(place, "train", "recipe.yaml", slip, "--offline", code=2)
+    assert "did you mean HuggingFaceTB/SmolLM2-135M-Instruct" in words
+
+
+def test_a_configuration_that_is_missing_is_no_recipe(place: Path) -> None:
+    words = fails(place, "import", "nope.yml", code=2)
+    assert "nope.yml: no such file" in words
+    assert "give a configuration of one of axolotl, LLaMA-Factory" in words
+    assert "luthier init" not in words
+
+
 def test_broken_json_names_its_line(place: Path) -> None:
     lines = write_rows(place / "broken.jsonl", 5).read_text().splitlines()
     lines[2] = lines[2][:-4]

@@ -184,6 +184,20 @@ def test_no_network_gives_every_way_out(monkeypatch: pytest.MonkeyPatch, hub: An
         assert way in caught.value.hint
 
 
+def test_a_slip_is_told_also_where_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch, hub: Any) -> None:
+    known = ["acme/tiny-model", "other/large"]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for offline in ("0", "1"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        with pytest.raises(Unreachable) as caught:
+            look_up("acme/tiny-modle", known=known)
+        assert caught.value.hint.startswith("did you mean acme/tiny-model? Otherwise check the connection")
+        for right in ("acme/tiny-model", "someone/else"):
+            with pytest.raises(Unreachable) as caught:
+                look_up(right, known=known)
+            assert "did you mean" not in caught.value.hint
+
+
 @pytest.mark.parametrize(("status", "kind"), [(500, Unreachable), (429, Unreachable), (403, GatedModel)])
 def test_a_hub_that_answers_with_an_error(hub: Any, status: int, kind: type[Exception]) -> None:
     hub.add(ID, FILES)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import FileProblem, did_you_mean
+from luthier.schema.recipe import DataChoice
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -77,12 +78,24 @@ def resolve(sources: tuple[str, ...], *, base: Path) -> Resolved:
             if not members:
                 raise FileProblem("no file matches this pattern", file=source, hint=_near(path))
         else:
-            raise FileProblem("there is no such file", file=source, hint=_near(path))
+            raise _missing(source, path)
         for member in members:
             found.setdefault(member.resolve(), source_of(member, _shown(member, base)))
     if not found:
         raise FileProblem("no data file is named", hint="name a file, a folder or a glob under data.train")
     return Resolved(tuple(found.values()), tuple(notes))
+
+
+def demand_files(data: DataChoice, *, base: Path) -> None:
+    """Look that the files and folders of a recipe's rows are there, without reading any.
+
+    It costs nothing, so it comes before a model is fetched. Patterns and names of the Hub are left to
+    `resolve`. Raises FileProblem for the first that is missing.
+    """
+    for source in (*data.train, *data.validation, *(one for part in data.test.values() for one in part)):
+        path = base / Path(source).expanduser()
+        if not (source.startswith("hub:") or glob.has_magic(source) or path.exists()):
+            raise _missing(source, path)
 
 
 def resolve_weighted(
@@ -164,6 +177,10 @@ def _shown(path: Path, base: Path) -> str:
         return str(path.relative_to(base))
     except ValueError:
         return str(path)
+
+
+def _missing(source: str, path: Path) -> FileProblem:
+    return FileProblem("there is no such file", file=source, hint=_near(path))
 
 
 def _near(path: Path) -> str:

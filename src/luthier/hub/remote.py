@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _PUBLIC = "https://huggingface.co"
 _TRUE = {"1", "ON", "YES", "TRUE"}
+NEAR = 0.7
+"""Likeness to a known id from which one that nobody can look up may be a slip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ def look_up(
     """
     if offline_asked():
         raise Unreachable(
-            f"{model_id} cannot be looked up: HF_HUB_OFFLINE asks for no network", hint=_without_hub(model_id)
+            f"{model_id} cannot be looked up: HF_HUB_OFFLINE asks for no network",
+            hint=_without_hub(model_id, known),
         )
     api = hub_api()
     with hub_errors(model_id, revision, known):
@@ -173,7 +176,7 @@ def hub_errors(model_id: str, revision: str | None, known: Iterable[str] = ()) -
             hint="ids look like owner/name; a folder needs ./ before it",
         ) from error
     except errors.HfHubHTTPError as error:
-        raise _refused(model_id, error) from error
+        raise _refused(model_id, error, known) from error
     except (
         transport,
         errors.OfflineModeIsEnabled,
@@ -184,7 +187,7 @@ def hub_errors(model_id: str, revision: str | None, known: Iterable[str] = ()) -
         reason = str(error).strip().splitlines()
         raise Unreachable(
             f"{shown_endpoint()} cannot be reached: {reason[0] if reason else type(error).__name__}",
-            hint=_without_hub(model_id),
+            hint=_without_hub(model_id, known),
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -209,7 +212,7 @@ def _gated(model_id: str, error: HfHubHTTPError) -> GatedModel:
     )
 
 
-def _refused(model_id: str, error: HfHubHTTPError) -> LuthierError:
+def _refused(model_id: str, error: HfHubHTTPError, known: Iterable[str]) -> LuthierError:
     code = error.response.status_code
     if code in (401, 403):
         return GatedModel(
@@ -217,11 +220,14 @@ def _refused(model_id: str, error: HfHubHTTPError) -> LuthierError:
             hint="the token may be wrong or expired: `hf auth whoami` shows, `hf auth login` replaces it",
         )
     more = "too many requests: wait some minutes, or log in with `hf auth login`; " if code == 429 else ""
-    return Unreachable(f"{shown_endpoint()} answered with HTTP {code}", hint=more + _without_hub(model_id))
+    return Unreachable(
+        f"{shown_endpoint()} answered with HTTP {code}", hint=more + _without_hub(model_id, known)
+    )
 
 
-def _without_hub(model_id: str) -> str:
-    return (
+def _without_hub(model_id: str, known: Iterable[str] = ()) -> str:
+    near = did_you_mean(model_id, (name for name in known if name != model_id), least=NEAR)
+    return (f"{near} Otherwise " if near else "") + (
         "check the connection and HTTPS_PROXY; name a mirror with HF_ENDPOINT=https://...; copy the model's "
         f"folder here from another machine and give its path instead of {model_id}; or take a model that "
         "comes from the package index, which `luthier models` marks"

@@ -53,12 +53,12 @@ def obtain(
         return _folder(Path(choice.id))
     if choice.revision is not None and choice.revision.startswith(EMBEDDED):
         return _embedded(choice.id, choice.revision, say=say, progress=progress, offline=offline)
+    known = [card.id for card in all_models() if card.id != choice.id]
     try:
-        return resolve_model(choice.id, revision=choice.revision, offline=True)
+        return resolve_model(choice.id, revision=choice.revision, offline=True, known=known)
     except ModelNotFound:
         if offline:
             raise
-    known = [card.id for card in all_models()]
     remote = look_up(choice.id, revision=choice.revision, code=choice.trust_remote_code, known=known)
     say(
         f"fetching {remote.id} at {remote.revision[:8]}: {readable(remote.missing_bytes)} of "

@@ -21,6 +21,7 @@ from luthier.data.preferences import load_preferences, read_held_out
 from luthier.data.remote import pin
 from luthier.data.rows import rows_for
 from luthier.data.seeing import load_seeing
+from luthier.data.sources import demand_files
 from luthier.data.tokenizer import FileTokenizer, load_tokenizer
 from luthier.data.versions import record
 from luthier.errors import DoesNotFit, Unsupported
@@ -86,6 +87,7 @@ def prepare(
     check_supported(recipe)
     hold_to_licence(recipe, "trained")
     check_trackers(recipe.training.trackers)
+    demand_files(recipe.data, base=Path("/"))
     if recipe.export is not None and recipe.export.gguf:
         converter()  # an export that cannot be made is refused before hours are spent
     if recipe.export is not None and recipe.export.onnx:
