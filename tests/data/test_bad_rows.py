@@ -42,7 +42,7 @@ def loaded(folder: Path, task: str, rows: Rows, test: Rows | None = None, **sect
     found = load_inputs(recipe, load_tokenizer(folder / "model"), base=folder, sequence_length=32)
     if task in (ONE, MANY):
         check_labels(recipe, found.splits, found.report)
-    return settle_pairs(recipe, found.splits.train, found.splits.kind)
+    return settle_pairs(recipe, found.splits.train, found.splits.kind, validation=found.splits.validation)
 
 
 def changed(rows: Rows, **values: Any) -> Rows:
@@ -64,6 +64,8 @@ CASES: list[tuple[str, Rows, dict[str, Any], str, str]] = [
     ("similarity", changed(SCORED, sentence2=""), {}, "rows.jsonl:8", "sentence2"),
     ("similarity", changed(SCORED, score="high"), {}, "rows.jsonl:8", "no number"),
     ("reranking", changed(SCORED, score=-2), {"loss": "lambda"}, "rows.jsonl:8", "outside a relevance grade"),
+    ("reranking", SCORED, {"loss": "lambda"}, "rows.jsonl", "every query has only one"),
+    ("reranking", PAIRED, {"loss": "list-net", "negatives": 0}, "rows.jsonl", "data mine"),
     ("similarity", changed(LABELLED, text=" "), {}, "rows.jsonl:8", "text"),
     ("similarity", changed(LABELLED, label=" "), {}, "rows.jsonl:8", "there is no label"),
     ("similarity", [{**row, "label": "same"} for row in LABELLED], {}, "rows.jsonl", "at least two labels"),
@@ -88,6 +90,45 @@ def test_a_bad_row_is_told_with_its_place_and_a_way_out(
     said = f"{caught.value} {caught.value.hint}"
     assert where in said
     assert words in said
+
+
+def test_validation_rows_must_compare_texts_too(tmp_path: Path) -> None:
+    """Several scored texts a query to train on, one each to validate on: refused before anything starts."""
+    save_tokenizer(tmp_path / "model", around=True)
+    rows = [{"query": f"cat {n // 3}", "document": f"dog {n}", "score": n % 3} for n in range(30)]
+    lone = [{"query": f"cow {n}", "document": f"hen {n}", "score": 1} for n in range(4)]
+    data = {
+        "train": str(rows_of(tmp_path / "rows.jsonl", rows)),
+        "validation": str(rows_of(tmp_path / "lone.jsonl", lone)),
+    }
+    recipe = Recipe.model_validate(
+        {
+            "task": "reranking",
+            "model": {"id": "m"},
+            "method": {"name": "full"},
+            "data": data,
+            "reranking": {"loss": "lambda"},
+        }
+    )
+    found = load_inputs(recipe, load_tokenizer(tmp_path / "model"), base=tmp_path, sequence_length=32).splits
+    assert settle_pairs(recipe, found.train, found.kind).reranking is not None
+    with pytest.raises(DataError, match="every query has only one") as caught:
+        settle_pairs(recipe, found.train, found.kind, validation=found.validation)
+    assert "lone.jsonl:1" in str(caught.value)
+
+
+def test_a_query_that_is_its_own_positive_is_told(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path / "model", around=True)
+    rows = rows_of(tmp_path / "rows.jsonl", changed(PAIRED, positive="cat 7 "))
+    data = {"train": str(rows), "validation_share": 0, "test_share": 0}
+    recipe = Recipe.model_validate(
+        {"task": "similarity", "model": {"id": "m"}, "method": {"name": "full"}, "data": data}
+    )
+    found = load_inputs(recipe, load_tokenizer(tmp_path / "model"), base=tmp_path, sequence_length=32)
+    told = [note for note in found.report.notes if "its own positive" in note]
+    assert len(told) == 1
+    assert "1 training rows" in told[0]
+    assert "rows.jsonl:8)" in told[0]
 
 
 def test_a_positive_named_twice_counts_once(tmp_path: Path) -> None:

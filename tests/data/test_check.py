@@ -210,6 +210,15 @@ def test_rows_of_other_tasks_are_told_and_checked(kind: str, row: dict, checked)
     assert found(report)["duplicate"] == (1, ("a.jsonl:31",))
 
 
+@pytest.mark.parametrize("purpose", [None, "similarity"])
+def test_a_query_that_is_its_own_positive_is_found_at_its_line(purpose: str | None, checked) -> None:
+    rows = [{"anchor": f"cat {n}", "positive": f"dog {n}"} for n in range(30)]
+    rows[7]["positive"] = "cat 7 "
+    report = checked(rows, **({} if purpose is None else {"purpose": purpose}))
+    assert found(report)["positive-is-query"] == (1, ("a.jsonl:8",))
+    assert next(one for one in report.findings if one.code == "positive-is-query").level == "warning"
+
+
 def test_labels_their_balance_and_conflicts(checked) -> None:
     rows = [
         {"text": f"text {n}", "label": "big" if n < 90 else "small" if n < 97 else "tiny"} for n in range(100)

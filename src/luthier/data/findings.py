@@ -73,6 +73,11 @@ CODES = {
         "answers begin with the prompt itself",
         "remove the prompt from the answer, or the model learns to echo",
     ),
+    "positive-is-query": Code(
+        "warning",
+        "a query or anchor is its own positive",
+        "give another text that is like it, or remove the row: it only teaches what the text is unlike",
+    ),
     "refusal": Code(
         "info", "answers are a model's stock refusals", "remove them unless refusing is what you teach"
     ),

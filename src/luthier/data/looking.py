@@ -243,7 +243,14 @@ def facts_of(row: TaskRow) -> tuple[Facts, list[str]]:
     """Digests and labels of a typed row, and its texts."""
     texts, labels = _parts(row)
     id_, key = _number(row.id), _number(row.key)
-    return Facts(row.line, row.file, id_, key, 0, labels=labels, classes=labels is not None), texts
+    facts = Facts(row.line, row.file, id_, key, 0, labels=labels, classes=labels is not None)
+    if isinstance(row, RankingRow) and row.echoes:
+        facts.found.append(_echo(row.query))
+    return facts, texts
+
+
+def _echo(text: str) -> Found:
+    return "positive-is-query", "", text
 
 
 def _parts(row: TaskRow) -> tuple[list[str], tuple[str, ...] | None]:
@@ -272,7 +279,10 @@ def kind_facts(row: RawRow, kind: Kind) -> tuple[Facts, list[str]]:
     listed = tuple(map(str, label)) if isinstance(label, list) else (str(label),)
     digest = _number(content_digest(texts))
     labels = () if label is None else listed
-    return Facts(row.line, row.file, digest, digest, 0, labels=labels, classes=kind.name in LABELLED), texts
+    facts = Facts(row.line, row.file, digest, digest, 0, labels=labels, classes=kind.name in LABELLED)
+    if kind.name in ("pair", "triplet") and texts[0].strip() == texts[1].strip():
+        facts.found.append(_echo(texts[0]))
+    return facts, texts
 
 
 def _as_chat(row: RawRow, shape: Shape, how: How) -> tuple[ChatRow, list[Found]]:

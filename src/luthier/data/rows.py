@@ -296,6 +296,12 @@ def load_rows(recipe: Recipe, *, base: Path, purpose: RowPurpose | None = None) 
         for name, count in leakage.items()
         if count
     ]
+    echoes = [row for row in train if isinstance(row, RankingRow) and row.echoes]
+    if echoes:
+        notes.append(
+            f"the query of {len(echoes)} training rows is its own positive (first: {echoes[0].file}:"
+            f"{echoes[0].line}): such a pair only teaches what the text is unlike"
+        )
     account = _report("train", whole, once, dropped, cut=False)
     if weights:
         copies = sum(times) - len(once)

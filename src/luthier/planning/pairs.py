@@ -21,18 +21,21 @@ _LOSSES = {
 """What the rows of a similarity can be -> what they can train on, the usual one first."""
 _TRIPLETS = ("triplet", "batch-all-triplet")
 _TAUGHT = ("margin-mse", "distillation")
+LISTS = ("lambda", "list-net", *_TAUGHT)
+"""Losses of reranking that compare the candidates of one query."""
 
 
-def settle_pairs(recipe: Recipe, rows: Sequence[Any], kind: str) -> Recipe:
+def settle_pairs(recipe: Recipe, rows: Sequence[Any], kind: str, *, validation: Sequence[Any] = ()) -> Recipe:
     """The recipe with the loss and the range of scores that its rows lead to, each with its source.
 
-    kind: what the training rows were read as. Errors: RecipeError for a loss that these rows do not
-    have what it takes for, DataError (with file and line) for scores that cannot be.
+    rows: those that are trained on; kind: what they were read as; validation: those validated on. Errors:
+    RecipeError for a loss that these rows do not have what it takes for, DataError (with file and line)
+    for scores that cannot be, and for a loss over lists where no query has two texts.
     """
     if recipe.task == "similarity":
         found = _similarity(recipe, rows, kind)
     elif recipe.task == "reranking":
-        found = _reranking(recipe, rows, kind)
+        found = _reranking(recipe, rows, validation, kind)
     else:
         return recipe
     section = recipe.task
@@ -86,7 +89,7 @@ def _similarity(recipe: Recipe, rows: Sequence[Any], kind: str) -> Found:
     return found
 
 
-def _reranking(recipe: Recipe, rows: Sequence[Any], kind: str) -> Found:
+def _reranking(recipe: Recipe, rows: Sequence[Any], validation: Sequence[Any], kind: str) -> Found:
     choice = recipe.reranking or RerankingChoice()
     found: Found = {}
     scored = any(isinstance(row, PairRow) for row in rows)
@@ -110,6 +113,9 @@ def _reranking(recipe: Recipe, rows: Sequence[Any], kind: str) -> Found:
         _within(rows, low, high, "reranking.score_range")
     if scored and loss in ("lambda", "list-net"):
         _within(rows, 0.0, float("inf"), "a relevance grade")
+    if loss in LISTS:
+        demand_candidates(rows, loss, choice.negatives)
+        demand_candidates(validation, loss, choice.negatives)
     return found
 
 
@@ -122,6 +128,29 @@ def _demand_negatives(rows: Sequence[Any], setting: str, else_: str) -> None:
                 line=row.line,
                 hint=f"`luthier data mine` finds some, or {else_}",
             )
+
+
+def demand_candidates(rows: Sequence[Any], loss: str, most: int) -> None:
+    """Refuse rows of which no query has two texts, where the loss compares those of a query.
+
+    most: negatives of a row that are taken. Errors: DataError at the first row.
+    """
+    texts: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row, PairRow):
+            texts[row.first] += 1
+            count = texts[row.first]
+        else:
+            count = len(row.positives) + len(row.negatives[:most])
+        if count > 1:
+            return
+    if rows:
+        raise DataError(
+            f"reranking.loss: {loss} compares the texts of a query, and every query has only one",
+            file=rows[0].file,
+            line=rows[0].line,
+            hint="give several texts for each query, find some with `luthier data mine`, or use binary",
+        )
 
 
 def _demand_classes(rows: Sequence[Any]) -> None:

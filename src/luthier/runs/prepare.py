@@ -200,7 +200,8 @@ def with_rows(recipe: Recipe, data: LoadedData) -> Recipe:
 
     Errors: as `check_labels` and `settle_pairs`, for rows and settings that cannot be.
     """
-    return settle_pairs(_with_labels(recipe, data), data.splits.train, data.splits.kind)
+    splits = data.splits
+    return settle_pairs(_with_labels(recipe, data), splits.train, splits.kind, validation=splits.validation)
 
 
 def _with_labels(recipe: Recipe, data: LoadedData) -> Recipe:

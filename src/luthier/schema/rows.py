@@ -66,6 +66,11 @@ class RankingRow:
         """The texts that answer the query, then those that do not."""
         return *self.positives, *self.negatives
 
+    @property
+    def echoes(self) -> bool:
+        """Whether the query stands among its own positives: such a pair says nothing of what is alike."""
+        return self.query.strip() in (text.strip() for text in self.positives)
+
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luthier.errors import DataError, Unsupported
 from luthier.models.rerank import PREFIX, SUFFIX, Batches, Pair, RerankSettings, logits_of_pairs
+from luthier.planning.pairs import LISTS, demand_candidates
 from luthier.schema.recipe import RerankingChoice
 from luthier.schema.rows import PairRow, RankingRow
 from luthier.tasks.encoded import Encoded, EncodedBatch, encode, pad
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from luthier.data.tokenizer import FileTokenizer
 
 TOKENS_AT_ONCE = 16_384
-LISTS = ("lambda", "list-net", "margin-mse", "distillation")
-"""Losses that compare the candidates of one query."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +130,8 @@ def candidates_of(rows: Sequence[Any], choice: RerankingChoice) -> list[Candidat
         found.append(Candidates(pairs, tuple(scores), f"{own[0].file}:{own[0].line}"))
     if not lists:
         return found
-    kept = [one for one in found if len(one.pairs) > 1]
-    if rows and not kept:
-        raise DataError(
-            f"reranking.loss: {choice.loss} compares the texts of a query, and every query has only one",
-            file=rows[0].file,
-            line=rows[0].line,
-            hint="give several texts for each query, find some with `luthier data mine`, or use binary",
-        )
-    return kept
+    demand_candidates(rows, str(choice.loss), choice.negatives)
+    return [one for one in found if len(one.pairs) > 1]
 
 
 def _demand_text(row: Any, *texts: str) -> None:
