@@ -18,7 +18,9 @@ def memory(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 4.2 s, 48 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds as 40 ms, 4.2 s, 48 s, 3 min 05 s, 2 h 10 min."""
+    if 0.0005 <= seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -4,9 +4,17 @@ from pathlib import Path
 
 from luthier.cli import follow, story
 from luthier.evaluation.statistics import PairedScores, compare_scores, metric_of
-from luthier.schema.results import Artifact, Comparison, ParityCheck, Quality
+from luthier.runs.report import measured
+from luthier.runs.report.context import ReportContext
+from luthier.schema.base import Range
+from luthier.schema.estimate import Estimate
+from luthier.schema.recipe import Recipe
+from luthier.schema.results import Artifact, Comparison, ParityCheck, Quality, TrainResult
 from studio_case import made_run
 
+RECIPE = Recipe.model_validate(
+    {"model": {"id": "m"}, "data": {"train": ["t.jsonl"]}, "method": {"name": "lora"}}
+)
 BEFORE, AFTER = [0.0] * 96, [1.0] * 86 + [0.0] * 10
 
 
@@ -80,3 +88,40 @@ def test_bytes_of_a_piece_of_work_are_told_as_a_share(tmp_path, capsys, monkeypa
         run.append("events", {"event": "progress", "what": what, "done": done, "total": total})
         follow.Follower(run, lambda *_: None, from_start=True).follow()
     assert capsys.readouterr().err.splitlines() == ["  quantising 54%", "  in llama.cpp 5/14"]
+
+
+def trained(device, seconds):
+    values = {
+        "steps": 24, "epochs": 1, "first_loss": 5.8, "last_loss": 5.4, "best_step": 24, "tokens": 2611,
+        "best_validation_loss": None, "selected_checkpoint": "checkpoints/24", "seconds": seconds,
+        "trained_tokens": 600, "tokens_per_second": 5009, "peak_memory": 2 << 30, "trainable_parameters": 1,
+        "total_parameters": 2, "device": device, "dtype": "bfloat16",
+    }  # fmt: skip
+    return TrainResult.model_validate(values)
+
+
+def predicted(seconds):
+    process, tensors, time = (
+        Range(low=value, expected=value, high=value) for value in (4 << 30, 1 << 30, seconds)
+    )
+    return Estimate(
+        phases=(), process=process, tensors=tensors, seconds=time, trainable_parameters=1, total_parameters=2,
+        flops=1.0, basis="formula",
+    )  # fmt: skip
+
+
+def test_a_peak_is_held_against_what_it_is_measured_as(capsys):
+    story.show_training(trained("cpu", 20.0), predicted(10.0))
+    assert "(predicted 4.00 GiB, -50%)" in capsys.readouterr().out
+    story.show_training(trained("cuda:0", 20.0), predicted(10.0))
+    assert "(predicted 1.00 GiB, +100%)" in capsys.readouterr().out
+
+
+def test_a_time_of_nearly_nothing_is_told_without_a_percentage(capsys):
+    story.show_training(trained("cpu", 20.0), predicted(10.0))
+    assert "20 s  (predicted 10 s, +100%)" in capsys.readouterr().out
+    story.show_training(trained("cpu", 0.6), predicted(0.003))
+    assert "0.6 s  (predicted 3 ms)" in capsys.readouterr().out
+    context = ReportContext("run", RECIPE, estimate=predicted(0.003), train=trained("cpu", 0.6))
+    [band] = [one for one in measured.bands(context) if "time" in one.label]
+    assert (band.predicted, band.verdict) == ("3 ms", "far above the band")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from luthier.cli.console import duration, memory, out, size
 from luthier.schema.base import Range
-from luthier.schema.estimate import Estimate
+from luthier.schema.estimate import Estimate, peak_on
 from luthier.schema.hardware import Hardware
 from luthier.schema.measurement import Measurement
 from luthier.schema.recipe import Recipe
@@ -36,6 +36,8 @@ VERDICTS = {
     "worse": ("worse", "red"),
     "inconclusive": ("no clear difference", "yellow"),
 }
+LEAST = 1.0
+"""Seconds of a prediction from which the distance to it says something."""
 
 
 def heading(number: int | None, title: str, sentence: str = "") -> None:
@@ -167,9 +169,7 @@ def show_training(result: TrainResult, estimate: Estimate | None) -> None:
     """What the training did, predicted against measured."""
     seconds = memory_range = None
     if estimate is not None:
-        seconds = estimate.seconds
-        # On a GPU the peak of its tensors is measured, on a CPU that of the process.
-        memory_range = estimate.tensors if result.device.startswith("cuda") else estimate.process
+        seconds, memory_range = estimate.seconds, peak_on(estimate, result.device)
     rows: list[tuple[str, str | Text]] = [
         ("Loss", f"{result.first_loss:.3f} → {result.last_loss:.3f}"),
     ]
@@ -218,13 +218,12 @@ def show_measurement(found: Measurement) -> None:
     for phase, said in found.predicted.phases.items():
         if (had := found.phases.get(phase)) is not None and not on_gpu:
             table.add_row(f"memory, {phase}", memory(said), memory(had), f"{had / said - 1:+.0%}")
-    tensors = found.predicted.tensors if on_gpu else found.predicted.process
+    peak = peak_on(found.predicted, found.machine.device).expected
     name = "peak of tensors" if on_gpu else "peak of training"
-    off = found.peak / tensors.expected - 1
-    table.add_row(name, memory(tensors.expected), memory(found.peak), f"{off:+.0%}")
+    table.add_row(name, memory(peak), memory(found.peak), f"{found.peak / peak - 1:+.0%}")
     spent = found.seconds + found.validation_seconds
     if (seconds := found.predicted.seconds) is not None:
-        words = duration(seconds.expected), duration(spent), f"{spent / seconds.expected - 1:+.0%}"
+        words = duration(seconds.expected), duration(spent), _off(spent, seconds.expected)
         table.add_row("training and validation", *words)
     out().print(Padding(table, (0, 0, 0, 2)))
     for shortage in found.shortages:
@@ -250,7 +249,13 @@ def correction_words(found: Correction) -> str:
 def _against(measured: float, predicted: Range | None, words: Callable[[float], str]) -> str:
     if predicted is None:
         return ""
-    return f"  (predicted {words(predicted.expected)}, {measured / predicted.expected - 1:+.0%})"
+    off = _off(measured, predicted.expected)
+    return f"  (predicted {words(predicted.expected)}{off and f', {off}'})"
+
+
+def _off(measured: float, predicted: float) -> str:
+    """How far a measured figure is from its prediction; nothing where that is nearly nothing."""
+    return f"{measured / predicted - 1:+.0%}" if predicted >= LEAST else ""
 
 
 def show_result(result: EvalResult) -> None:

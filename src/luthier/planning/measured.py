@@ -10,6 +10,7 @@ from luthier.errors import LuthierError
 from luthier.files import cache_dir
 from luthier.planning.correction import MOST_OFF, Corrections, Ratio
 from luthier.planning.estimate import Device, device_of, estimate_training
+from luthier.schema.estimate import peak_on
 from luthier.schema.hardware import Hardware, Processor
 from luthier.schema.measurement import Machine, Measurement
 from luthier.sizing.parameters import count_parameters
@@ -91,8 +92,7 @@ def ratio_of(row: Measurement) -> Ratio | None:
         )
     except LuthierError:
         return None
-    predicted = formula.tensors if device == "cuda" else formula.process
-    memory = row.peak / predicted.expected
+    memory = row.peak / peak_on(formula, device).expected
     seconds = None
     # How fast weights come from the host depends on the link, which a row does not name.
     if formula.seconds is not None and not row.shape.offload_parameters:

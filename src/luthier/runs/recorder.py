@@ -12,6 +12,7 @@ from luthier.runs.directory import RunDirectory
 from luthier.runs.stages import load_estimate
 from luthier.schema.base import Range
 from luthier.schema.data import DataReport
+from luthier.schema.estimate import peak_on
 from luthier.schema.run import Correction, Planned
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Recorder:
         done, peak = self._spent, values["peak_memory"]
         said, memory = self.estimate, None
         if said is not None:
-            memory = said.process if _on_cpu(self.run) else said.tensors
+            memory = peak_on(said, _device(self.run))
         correction = Correction(
             step=values["step"],
             seconds=Range(low=done + left.low, expected=done + left.expected, high=done + left.high),
@@ -144,5 +145,5 @@ class Recorder:
         self.board.event("corrected", **correction.model_dump(mode="json"))
 
 
-def _on_cpu(run: RunDirectory) -> bool:
-    return str((run.stage_values("model") or {}).get("device", "cpu")).startswith("cpu")
+def _device(run: RunDirectory) -> str:
+    return str((run.stage_values("model") or {}).get("device", "cpu"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from luthier.schema.base import Range, Record
 from luthier.schema.recipe import OptimizerName, Reshard
+
+if TYPE_CHECKING:
+    from luthier.schema.measurement import Prediction
 
 Part = Literal[
     "weights",
@@ -58,6 +61,11 @@ class Estimate(Record):
         return max(self.phases, key=lambda phase: phase.total)
 
 
+def peak_on(predicted: Estimate | Prediction, device: str) -> Range:
+    """The predicted peak as a training there measures it: a GPU's tensors, on a CPU the whole process."""
+    return predicted.tensors if device.startswith("cuda") else predicted.process
+
+
 class TrainingShape(Record):
     """How rows go through the model in one step."""
 
@@ -93,6 +101,9 @@ class TrainingShape(Record):
     """Places that go through the model for each token, for time: more than one where rows are padded."""
     compared: int = 0
     """Numbers in the matrices that compare a batch's vectors, all dimensions together."""
+    text_lengths: tuple[int, ...] = ()
+    """Tokens of each text of a step whose vectors are compared, longest first: on a GPU they go through the
+    model in pieces of like length; (): all as long as the longest."""
     shard: int = 1
     """Devices that hold the weights together, each a part of every tensor (FSDP)."""
     reshard: Reshard = "layer"

@@ -9,6 +9,7 @@ from luthier.runs.report import words
 from luthier.runs.report.charts import Chart, Series, chart, smooth
 from luthier.runs.report.context import ReportContext
 from luthier.schema.base import Range
+from luthier.schema.estimate import peak_on
 
 PART_NAMES = {
     "weights": "Weights",
@@ -31,6 +32,8 @@ STAGE_NAMES = {
     "ship": "Ship",
     "report": "Report",
 }
+FAR = 1000
+"""Per cent beside a band from which the figure says nothing more, as of times of a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,11 @@ def bands(context: ReportContext) -> list[Band]:
     estimate, train = context.estimate, context.train
     if estimate is None:
         return []
-    on_cpu = train is None or train.device.startswith("cpu")
+    device = "cpu" if train is None else train.device
     found = [
         _band(
-            "Peak memory" if on_cpu else "Peak memory of tensors",
-            estimate.process if on_cpu else estimate.tensors,
+            "Peak memory of tensors" if device.startswith("cuda") else "Peak memory",
+            peak_on(estimate, device),
             None if train is None else train.peak_memory,
             words.memory,
         )
@@ -97,7 +100,8 @@ def _band(label: str, predicted: Range, measured: float | None, show: Callable[[
             edge = predicted.high if measured > predicted.high else predicted.low
             off = abs(measured / edge - 1) * 100 if edge else 0.0
             side = "above" if measured > predicted.high else "below"
-            verdict, kind = f"{off:.0f} % {side} the band", "inconclusive"
+            far = f"{off:.0f} %" if off < FAR else "far"
+            verdict, kind = f"{far} {side} the band", "inconclusive"
     return Band(
         label=label,
         predicted=show(predicted.expected),

@@ -16,7 +16,7 @@ from luthier.errors import LuthierError
 from luthier.runs.directory import RunDirectory, find_run
 from luthier.runs.process import ACTIVE, current_state
 from luthier.runs.stages import load_comparisons
-from luthier.schema.estimate import Estimate
+from luthier.schema.estimate import Estimate, peak_on
 from luthier.schema.recipe import Purpose
 from luthier.studio.problems import NotFound
 from luthier.studio.settings import StudioSettings
@@ -253,9 +253,9 @@ def tree_of(rows: list[RunRow], run_id: str) -> list[tuple[int, RunRow]]:
 
 
 def predicted_peak(run: RunDirectory, estimate: Estimate) -> float:
-    """Bytes predicted for what a training's peak is measured as: a GPU's tensors, or the whole process."""
+    """Bytes predicted for what the peak of this run's training is measured as."""
     on_gpu = bool((run.stage_values("hardware") or {}).get("accelerators"))
-    return (estimate.tensors if on_gpu else estimate.process).expected
+    return peak_on(estimate, "cuda" if on_gpu else "cpu").expected
 
 
 def find(settings: StudioSettings, name: str) -> RunDirectory:
