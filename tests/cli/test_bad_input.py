@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command import luthier
+from luthier.cli.main import main
 from studio_case import made_run
 from tiny import save_tiny_model, write_recipe, write_rows
 
@@ -53,6 +54,20 @@ def test_what_is_no_port(place: Path, port: str) -> None:
 def test_missing_data_file(place: Path) -> None:
     words = fails(place, "train", "recipe.yaml", "data.train=nowhere.jsonl", code=2)
     assert "nowhere.jsonl" in words
+
+
+def test_ctrl_c_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luthier.cli.main.build", lambda: pressed)
+    for words, where in ((["train", "recipe.yaml"], 1), (["train", "recipe.yaml", "--json"], 0)):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 130
+        assert "give the command again to go on" in capsys.readouterr()[where]
 
 
 def test_data_are_looked_for_before_a_model_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

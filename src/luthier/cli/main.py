@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Group
 
-from luthier.errors import DoesNotFit, LuthierError, UsageError
+from luthier.errors import DoesNotFit, Interrupted, LuthierError, UsageError
 from luthier.version import __version__
 
 CHOOSE = Group.create_ordered("Choose")
@@ -100,7 +100,14 @@ def main(words: Sequence[str] | None = None) -> None:
         print_error(error, as_json="--json" in words)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        from luthier.cli.console import err, print_error
+
+        stop = Interrupted("stopped", hint="what was done is kept: give the command again to go on")
+        if "--json" in words:
+            print_error(stop, as_json=True)
+        else:
+            err().print(f"{stop.message}; {stop.hint}", soft_wrap=True)
+        sys.exit(stop.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone (``| head``): nothing more to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
