@@ -82,6 +82,25 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path: Path) -> No
         assert mended.fits, fix.words
 
 
+def test_weights_on_the_host_stand_beside_the_main_figures(tmp_path: Path) -> None:
+    asked = {"model": "Qwen/Qwen3-14B", "method": "lora", "hardware": "rtx 4090"}
+    found = priced(tmp_path, **asked)
+    assert found.fits
+    assert found.resolved is not None
+    assert found.resolved.recipe.training.offload_parameters
+    assert 24e9 < found.away < 29e9  # most of 14.8 thousand million weights, in 16 bits
+    assert found.away_why
+    with studio(tmp_path) as client:
+        text = unescape(client.get("/runs/new", params=asked).text)
+        small = client.get("/runs/new", params=asked | {"method": "qlora"}).text
+    [said] = re.findall(r'<p class="notice" id="away">(.*?)</p>', text)
+    assert (
+        said == f"{found.away / 2**30:.2f} GiB of frozen weights wait in the host's memory: {found.away_why}."
+    )
+    assert "twice from the host" in said
+    assert 'id="away"' not in small
+
+
 def test_every_fix_saves_what_it_says(tmp_path: Path) -> None:
     found = priced(
         tmp_path,

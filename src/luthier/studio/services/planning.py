@@ -36,6 +36,8 @@ from luthier.schema.model import Architecture, ModelCard
 from luthier.schema.recipe import OptimizerName, Purpose, Recipe
 from luthier.schema.request import MethodName, Request
 from luthier.sizing.gguf import gguf_bytes
+from luthier.sizing.offload import waiting
+from luthier.sizing.resident import BYTES
 from luthier.studio.services import inspection
 from luthier.studio.services.datasets import Dataset, dataset
 from luthier.studio.services.models import folder_of, is_small_encoder, revision_to_take
@@ -170,6 +172,10 @@ class Plan:
     """(part, bytes) at the peak, largest first."""
     memory: Range | None = None
     peak: str = ""
+    away: int = 0
+    """Bytes of frozen weights that wait in the host's memory."""
+    away_why: str = ""
+    """Why they do, and what it costs in time."""
     training: Range | None = None
     """Seconds of training."""
     judging: Range | None = None
@@ -411,6 +417,8 @@ def _plan(wish: Wish, uploads: Path, here: Hardware) -> Plan:
         parts=parts_of(estimate),
         memory=estimate.process,
         peak=estimate.peak.name,
+        away=waiting(arch, found.recipe.method, BYTES[dtype]).total if found.shape.offload_parameters else 0,
+        away_why=found.recipe.sources.get("training.offload_parameters", ""),
         training=found.estimate.seconds,
         judging=_twice(found.evaluation_seconds),
         cost=estimate.cost,
