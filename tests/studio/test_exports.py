@@ -11,6 +11,7 @@ from luthier.errors import RecipeError, UsageError
 from luthier.exporting.files import artifact_of
 from luthier.schema.results import Metric, ParityCheck, Quality, TrainResult
 from luthier.schema.run import Status
+from luthier.studio.services import deploying
 from luthier.studio.services.exports import export_choice, export_view
 from studio_case import made_run, settings_in, studio
 
@@ -104,6 +105,12 @@ def test_pages_say_what_there_is(tmp_path, run):
         page = client.get("/exports/first").text
         assert "first-Q4_K_M.gguf" in page
         assert "99 %" in page
+        kept = client.get("/runs/first?tab=checkpoints").text
+        assert "345 of 361 tokens on 14 prompts, KL 0.0405 nats" in kept
+        assert "prompts alike" not in kept
+        for about in deploying.ABOUT.values():
+            assert f">{about}</option>" in page
+            assert len(about) <= 34, "a narrow column cuts more"
         assert client.get("/exports/nobody").status_code == 404
         values = client.get("/api/v1/exports/first").json()
         assert {one["kind"] for one in values["options"]} >= {"adapter", "merged", "Q4_K_M"}

@@ -21,6 +21,7 @@ from luthier.schema.run import Failure, Origin, Status
 from luthier.studio.api.runs import last_lines
 from luthier.studio.services import seen
 from luthier.studio.services.checkpoints import checkpoints
+from luthier.studio.services.exports import parity_words
 from luthier.studio.services.runs import find, predicted_peak, tree_of
 from luthier.studio.web import figure, render, settings_of
 from luthier.words import duration, memory
@@ -99,7 +100,7 @@ def _tab(request: Request, run: RunDirectory, tab: str, recipe: Recipe, against:
         except LuthierError as error:
             return {"rows": [], "refused": error}
     if tab == "checkpoints":
-        return {"checkpoints": checkpoints(run), "artifacts": load_artifacts(run)}
+        return {"checkpoints": checkpoints(run), "artifacts": load_artifacts(run), "parity": parity_words}
     if tab == "config":
         others = [row for row in request.app.state.index.rows() if row.id != run.id]
         other = find(settings_of(request), against) if against else None

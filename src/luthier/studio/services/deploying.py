@@ -17,13 +17,14 @@ from luthier.studio.services import commands
 from luthier.studio.settings import StudioSettings
 
 ABOUT: dict[Target, str] = {
-    "ollama": "Ollama: a Modelfile, and the model in Ollama where it runs here",
-    "lmstudio": "LM Studio: the folder that it lists",
-    "llama.cpp": "llama.cpp: a script that starts its server",
-    "vllm": "vLLM: merged weights with a script",
-    "folder": "A folder with what the first three need",
-    "bundle": "The same with installers, to be carried to another machine",
+    "ollama": "Ollama: added where it runs here",
+    "lmstudio": "LM Studio: a folder that it lists",
+    "llama.cpp": "llama.cpp: a script for its server",
+    "vllm": "vLLM: merged weights, a script",
+    "folder": "A folder for the first three",
+    "bundle": "A folder with installers, to carry",
 }
+"""What each comes to, in the 34 letters that the narrow column of an export's page shows."""
 _starting = threading.Lock()
 
 
