@@ -94,10 +94,8 @@ def test_weights_on_the_host_stand_beside_the_main_figures(tmp_path: Path) -> No
         text = unescape(client.get("/runs/new", params=asked).text)
         small = client.get("/runs/new", params=asked | {"method": "qlora"}).text
     [said] = re.findall(r'<p class="notice" id="away">(.*?)</p>', text)
-    assert (
-        said
-        == f"{found.away / 2**30:.2f} GiB of frozen weights wait in the host's memory because {found.away_why}."
-    )
+    size = f"{found.away / 2**30:.2f} GiB"
+    assert said == f"{size} of frozen weights wait in the host's memory because {found.away_why}."
     assert "twice from the host" in said
     assert 'id="away"' not in small
 
