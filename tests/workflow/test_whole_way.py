@@ -110,8 +110,9 @@ def test_chat_answers_from_the_gguf(trained: Path) -> None:
 
 def test_another_export_joins_the_first_ones(trained: Path) -> None:
     done = luthier(trained, "export", "latest", "--gguf", "Q5_K_M", "--json")
-    kinds = {a["kind"] for a in json.loads(done.stdout)["artifacts"]}
-    assert {"adapter", "merged", "gguf:F16", "gguf:Q4_K_M", "gguf:Q5_K_M"} <= kinds
+    places = {a["kind"]: run_of(trained) / a["path"] for a in json.loads(done.stdout)["artifacts"]}
+    assert {"adapter", "merged", "gguf:F16", "gguf:Q4_K_M", "gguf:Q5_K_M"} <= set(places)
+    assert [kind for kind, place in places.items() if not place.exists()] == []
 
 
 def test_judging_on_other_rows(trained: Path) -> None:

@@ -69,7 +69,8 @@ def ship(work: Work, export: ExportChoice) -> list[Artifact]:
             )
         if held is not None and export.onnx:
             folders["onnx"], parities["onnx"] = ship_onnx(work, folders["merged"], held)
-    if not export.merged and "merged" in folders:
+    before = {one.kind for one in load_artifacts(work.run)}  # an export joins what was written already
+    if not export.merged and "merged" in folders and "merged" not in before:
         shutil.rmtree(folders.pop("merged"))
     _papers(work, out, folders, ggufs)
     made = [artifact_of(path, kind, relative_to=work.run.path) for kind, path in folders.items()]
