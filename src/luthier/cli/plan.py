@@ -430,54 +430,35 @@ def _of_recipe(
     as_json: bool,
 ) -> int:
     """Plan of a recipe with its own model and data, here or on described hardware."""
-    from luthier.catalog.purposes import check_supported
     from luthier.cli.story import show_plan
-    from luthier.data.new_tokens import told_of_new_tokens
     from luthier.planning.audit import audit
     from luthier.planning.cost import priced
     from luthier.planning.hypothetical import parse_hardware
-    from luthier.planning.measured import corrections_for
-    from luthier.planning.resolve import resolve
     from luthier.planning.solver import Question, changes
-    from luthier.runs.prepare import check_model, rates, read_data, tokenizer_of, with_rows
-    from luthier.runs.probe import probe
+    from luthier.runs.prepare import check_asked, rates, settle
     from luthier.runs.scratch import bring_model
     from luthier.schema.load import load_recipe
-    from luthier.sizing.parameters import with_new_tokens
+
+    def say(words: str) -> None:
+        err().print(words, soft_wrap=True, markup=False)
 
     recipe = load_recipe(path, overrides)
-    check_supported(recipe)
-    folder = bring_model(recipe, say=lambda words: err().print(words), offline=offline).path
+    check_asked(recipe)
+    model = bring_model(recipe, say=say, offline=offline)
     machine = audit() if hardware is None else parse_hardware(hardware)
-    arch, config = shape_of(str(folder))
-    check_model(recipe, arch)
-    tokenizer = tokenizer_of(recipe, folder)
-    if tokenizer.new_tokens:
-        err().print(told_of_new_tokens(tokenizer), soft_wrap=True, markup=False)
-        arch = with_new_tokens(arch, tokenizer.new_tokens)
-    data = read_data(recipe, tokenizer)
-    recipe = with_rows(recipe, data)
-    measured = rates(probe(machine)) if hardware is None else {}
-    known = corrections_for(machine)
-    found = resolve(
-        recipe,
-        arch=arch,
-        hardware=machine,
-        profile=data.lengths,
-        matrix_rates=measured,
-        corrections=known,
-    )
-    estimate = found.estimate
+    settled = settle(recipe, model, machine, say=say)
+    found = settled.resolved
+    estimate, config = found.estimate, shape_of(str(model.path))[1]
     dtype = str(found.recipe.model.dtype)
     question = Question(
-        arch,
+        settled.architecture,
         found.recipe.method,
         machine,
         found.device,
         dtype,
         tokens=found.tokens,
-        matrix_rate=measured.get(dtype),
-        corrections=known,
+        matrix_rate=rates(settled.probe).get(dtype),
+        corrections=settled.corrections,
         processes=found.recipe.training.devices // found.recipe.training.nodes,
     )
     if exact:

@@ -31,6 +31,7 @@ from luthier.hub.snapshot import LocalModel
 from luthier.llamacpp.setup import converter
 from luthier.models.vector_settings import read_vector_settings
 from luthier.planning.audit import audit
+from luthier.planning.correction import Corrections
 from luthier.planning.estimate import kernels_for
 from luthier.planning.licence_gate import hold_to_licence
 from luthier.planning.measured import corrections_for
@@ -84,19 +85,13 @@ def prepare(
     Errors: everything that would fail later and can be known now: DataError, DoesNotFit,
     ModelNotFound, Unsupported, ToolchainError.
     """
-    check_supported(recipe)
-    hold_to_licence(recipe, "trained")
+    check_asked(recipe)
     check_trackers(recipe.training.trackers)
-    demand_files(recipe.data, base=Path("/"))
     if recipe.export is not None and recipe.export.gguf:
         converter()  # an export that cannot be made is refused before hours are spent
     if recipe.export is not None and recipe.export.onnx:
         demand_onnx()
     model = bring_model(recipe, say=say, progress=progress, offline=offline)
-    if recipe.task == "similarity" and recipe.export is not None and recipe.export.gguf:
-        pooling = recipe.similarity.pooling if recipe.similarity else None
-        settings = read_vector_settings(model.path)
-        check_vector_gguf(settings if pooling is None else replace(settings, pooling=(pooling,)), model.path)
     for duty in hold_to_licence(recipe, "trained", named=model.licence):
         say(f"the licence asks: {duty}")
     if model.revision is not None and recipe.model.revision is None:
@@ -104,33 +99,79 @@ def prepare(
         recipe = recipe.model_copy(update={"model": pinned})
     recipe = recipe.model_copy(update={"data": pin(recipe.data)})
     now = now or datetime.now().astimezone()
-    tokenizer = tokenizer_of(recipe, model.path, now=now)
-    architecture = with_new_tokens(architecture_of(model.path), tokenizer.new_tokens)
-    if tokenizer.new_tokens:
-        say(told_of_new_tokens(tokenizer))
     hardware = audit(runs_root())
-    found = probe(hardware)
-    check_model(recipe, architecture)
-    data = read_data(recipe, tokenizer)
-    recipe = with_rows(recipe, data)
-    resolved = resolve(
-        recipe,
-        arch=architecture,
-        hardware=hardware,
-        profile=data.lengths,
-        matrix_rates=rates(found),
-        corrections=corrections_for(hardware),
-    )
+    settled = settle(recipe, model, hardware, say=say, now=now)
+    resolved, data = settled.resolved, settled.data
     # A length that was derived from the rows holds all of them, unless the model's context is shorter.
     if (resolved.recipe.training.sequence_length or 0) < longest_row(data):
-        data = read_data(resolved.recipe, tokenizer)
+        data = read_data(resolved.recipe, settled.tokenizer)
     check_disk(resolved, hardware)
     if recipe.data.name is not None:
         version, new = record(recipe, base=Path("/"))
         say(f"data: {version.id}" + (" (new version)" if new else ""))
         for old, count in version.leaks.items():
             say(f"{count} rows of {version.name}@{old} stand in these training rows: judge nothing on them")
-    return Prepared(resolved.recipe, resolved, model, architecture, hardware, data, found, now)
+    return Prepared(
+        resolved.recipe, resolved, model, settled.architecture, hardware, data, settled.probe, now
+    )
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A recipe with everything that its model, its rows and a machine settle."""
+
+    resolved: Resolved
+    architecture: Architecture
+    """With the recipe's new tokens."""
+    tokenizer: FileTokenizer
+    data: LoadedData
+    probe: dict[str, Any]
+    """What torch does here (`runs.probe`); empty for hardware in words."""
+    corrections: Corrections
+
+
+def check_asked(recipe: Recipe) -> None:
+    """Refuse what a recipe's own words show to be impossible, before a model is asked for.
+
+    Errors: Unsupported, LicenceBroken, FileProblem.
+    """
+    check_supported(recipe)
+    hold_to_licence(recipe, "trained")
+    demand_files(recipe.data, base=Path("/"))
+
+
+def settle(
+    recipe: Recipe, model: LocalModel, hardware: Hardware, *, say: Say, now: datetime | None = None
+) -> Settled:
+    """Read the rows and derive every value: the one way of a training, its plan and a job's price.
+
+    recipe: one that `check_asked` lets pass. hardware: this machine, whose speed is measured, or one in
+    words. Errors: as `prepare`, but for tools and room that only the machine of the training must have.
+    """
+    if recipe.task == "similarity" and recipe.export is not None and recipe.export.gguf:
+        pooling = recipe.similarity.pooling if recipe.similarity else None
+        settings = read_vector_settings(model.path)
+        check_vector_gguf(settings if pooling is None else replace(settings, pooling=(pooling,)), model.path)
+    hold_to_licence(recipe, "trained", named=model.licence)
+    base = architecture_of(model.path)
+    check_model(recipe, base)
+    tokenizer = tokenizer_of(recipe, model.path, now=now)
+    architecture = with_new_tokens(base, tokenizer.new_tokens)
+    if tokenizer.new_tokens:
+        say(told_of_new_tokens(tokenizer))
+    data = read_data(recipe, tokenizer)
+    recipe = with_rows(recipe, data)
+    found = {} if hardware.hypothetical else probe(hardware)
+    corrections = corrections_for(hardware)
+    resolved = resolve(
+        recipe,
+        arch=architecture,
+        hardware=hardware,
+        profile=data.lengths,
+        matrix_rates=rates(found),
+        corrections=corrections,
+    )
+    return Settled(resolved, architecture, tokenizer, data, found, corrections)
 
 
 def longest_row(data: LoadedData) -> int:
@@ -154,8 +195,8 @@ def tokenizer_of(recipe: Recipe, folder: Path, *, now: datetime | None = None) -
 
 
 def rates(found: dict[str, Any]) -> dict[str, float]:
-    """Matrix rates of a probe, by type, in FLOP/s."""
-    return {dtype: float(found[dtype]) for dtype in ("float32", "bfloat16")}
+    """Matrix rates of a probe, by type, in FLOP/s; none where nothing was measured."""
+    return {dtype: float(found[dtype]) for dtype in ("float32", "bfloat16") if found}
 
 
 def read_data(recipe: Recipe, tokenizer: FileTokenizer) -> LoadedData:

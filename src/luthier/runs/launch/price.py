@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from luthier.catalog.index import gpu, gpus, sources
-from luthier.catalog.purposes import check_supported
 from luthier.errors import Unsupported, UsageError, did_you_mean
 from luthier.hub.snapshot import LocalModel
 from luthier.planning.hypothetical import parse_hardware
-from luthier.planning.resolve import Resolved, resolve
-from luthier.runs.prepare import check_model, read_data, tokenizer_of, with_rows
+from luthier.planning.resolve import Resolved
+from luthier.runs.prepare import check_asked, settle
 from luthier.runs.scratch import bring_model
 from luthier.schema.base import Range
 from luthier.schema.hardware import GpuSpec
 from luthier.schema.launch import Cost, LaunchChoice
 from luthier.schema.recipe import Recipe
-from luthier.sizing.model_config import architecture_of
-from luthier.sizing.parameters import with_new_tokens
 
 
 def spec_of(choice: LaunchChoice) -> GpuSpec | None:
@@ -72,13 +69,8 @@ def _resolved(choice: LaunchChoice, recipe: Recipe, spec: GpuSpec | None, model:
     words = f"{choice.gpus}x{spec.id}" if spec is not None and choice.gpus else "server"
     if spec is None and choice.memory_gb:
         words = f"server:{choice.memory_gb}GB"
-    arch = architecture_of(model.path)
-    check_supported(recipe)
-    check_model(recipe, arch)
-    tokenizer = tokenizer_of(recipe, model.path)
-    arch = with_new_tokens(arch, tokenizer.new_tokens)
-    data = read_data(recipe, tokenizer)
-    return resolve(with_rows(recipe, data), arch=arch, hardware=parse_hardware(words), profile=data.lengths)
+    check_asked(recipe)
+    return settle(recipe, model, parse_hardware(words), say=lambda _: None).resolved
 
 
 def _times(band: Range, factor: float) -> Range:
