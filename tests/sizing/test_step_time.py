@@ -14,7 +14,7 @@ from luthier.planning.hypothetical import parse_hardware
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora
-from luthier.sizing.step_time import StepTime, step_time
+from luthier.sizing.step_time import StepTime, launching, step_time
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "speed" / "results"
 FILES = {"h100.jsonl": "h100", "h100_beside_trainers.jsonl": "h100", "h200_divided.jsonl": "h200",
@@ -75,6 +75,18 @@ def test_recorded_launches_leave_the_card_to_bound_the_step() -> None:
     assert one_by_one.host > one_by_one.card
     assert at_once.total < one_by_one.total
     assert at_once.card == one_by_one.card
+
+
+def test_launching_is_counted_by_adapter_and_by_four_bit_matrix() -> None:
+    arch = architecture("llama-3.1-8b")
+    whole = launching(arch, Full(), compiled=True)
+    four = launching(arch, Lora(targets=("q_proj", "k_proj", "v_proj", "o_proj")), compiled=True)
+    seven = launching(arch, Lora(), compiled=True)
+    packed = launching(arch, QLora(), compiled=True)
+    # Ratios of a layer's time on one processor: 1.45, 1.84 and 2.83 times all weights trained.
+    assert four / whole == pytest.approx(1.45, rel=0.05)
+    assert seven / whole == pytest.approx(1.84, rel=0.05)
+    assert packed / whole == pytest.approx(2.83, rel=0.05)
 
 
 def test_a_card_that_was_not_profiled_is_left_to_the_rate() -> None:

@@ -9,7 +9,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Recipe
 from luthier.sizing.flops import training_flops
-from luthier.sizing.step_time import LAUNCHING, LAUNCHING_ADAPTERS
+from luthier.sizing.step_time import launching
 
 # A step whose products take less than launching its kernels waits for the host.
 REACHED = 0.4
@@ -41,10 +41,9 @@ def records(
     )
     computing = each.total * shape.micro_batch_size * (shape.mean_length or shape.sequence_length)
     computing /= flops * REACHED
-    each_layer = LAUNCHING_ADAPTERS if isinstance(recipe.method, Lora) else LAUNCHING
-    launching = each_layer["compiled"] * arch.layers
-    said = f"about {computing * 1e3:.0f} ms of products a micro-batch, {launching * 1e3:.0f} to launch them"
-    return computing < launching, said
+    one_by_one = launching(arch, recipe.method, compiled=True)
+    said = f"about {computing * 1e3:.0f} ms of products a micro-batch, {one_by_one * 1e3:.0f} to launch them"
+    return computing < one_by_one, said
 
 
 def _never(recipe: Recipe, shape: TrainingShape, *, compiled: bool) -> str | None:

@@ -13,7 +13,7 @@ from luthier.schema.hardware import Accelerator
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora, without_masters
 from luthier.sizing.flops import attention_forward, training_flops
-from luthier.sizing.parameters import lora_parameters, packed_matrices
+from luthier.sizing.parameters import packed_matrices, target_matrices
 from luthier.sizing.states import trained_tensors, update_flops
 from luthier.sizing.vision import tower_flops
 
@@ -46,10 +46,13 @@ UPDATE_BYTES = {True: 30.0, False: 18.0}
 UPDATE_SHARE = 0.76
 """Share of the memory rate that it reaches."""
 LAUNCHING = {"compiled": 2.8e-3, "plain": 8.0e-3}
-"""Seconds of the host to launch one layer's kernels, forward and backward, beside an H100: 70 ms for the 24
-compiled layers of Qwen2.5-0.5B, 195 ms with adapters; 190 ms for the 32 of Llama-3.1-8B with those."""
-LAUNCHING_ADAPTERS = {"compiled": 6e-3, "plain": 8.3e-3}
-"""The same with adapters beside all its linear layers."""
+"""Seconds of the host to launch one layer's kernels, forward and backward, beside an H100: 67 ms for the 24
+compiled layers of Qwen2.5-0.5B, all weights trained. Hosts differ: the same step took 601 and 791 ms."""
+LAUNCHING_ADAPTER = {"compiled": 0.12 * 2.8e-3, "plain": 0.04e-3}
+"""The same for each adapter beside a linear layer. Compiled: its share of such a layer's time on a processor,
+with matrices of 64 x 64 (benchmarks/speed/launches.py)."""
+LAUNCHING_UNPACKED = 0.14 * 2.8e-3
+"""The same for each four-bit matrix: scales and weights are widened in both passes. From there too."""
 LAUNCHING_AGAIN = 0.45
 """Share of it that a second forward pass takes once more."""
 STEP = 4e-3
@@ -142,15 +145,20 @@ def _update(arch: Architecture, method: Method, shape: TrainingShape, bandwidth:
     return each * trained / (bandwidth * UPDATE_SHARE) + update_flops(arch, shape.optimizer) / rate
 
 
+def launching(arch: Architecture, method: Method, *, compiled: bool) -> float:
+    """Seconds of the host to launch one micro-batch's kernels one by one, forward and backward."""
+    kind = "compiled" if compiled else "plain"
+    found = LAUNCHING[kind] * arch.layers
+    if not isinstance(method, Full):
+        found += LAUNCHING_ADAPTER[kind] * sum(times for times, _ in target_matrices(arch, method.targets))
+    if isinstance(method, QLora):
+        found += LAUNCHING_UNPACKED * sum(times for times, _ in packed_matrices(arch))
+    return found
+
+
 def _host(arch: Architecture, method: Method, shape: TrainingShape, repeats: float) -> float:
     """Seconds of the host to launch all micro-batches' kernels."""
     if shape.recorded:
         return 0.0
-    kind = "compiled" if shape.compiled else "plain"
-    each = LAUNCHING[kind]
-    if not isinstance(method, Full):
-        # Adapters beside few of the layers are launched faster.
-        all_of_them = lora_parameters(arch, method.rank, "all-linear")
-        part = lora_parameters(arch, method.rank, method.targets) / max(1, all_of_them)
-        each += (LAUNCHING_ADAPTERS[kind] - each) * min(1.0, part**0.5)
-    return each * (1 + LAUNCHING_AGAIN * repeats) * arch.layers * shape.accumulation
+    each = launching(arch, method, compiled=shape.compiled)
+    return each * (1 + LAUNCHING_AGAIN * repeats) * shape.accumulation
