@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from luthier.cli import follow, story
+from luthier.cli import follow, story, sweep_words
 from luthier.evaluation.statistics import PairedScores, compare_scores, metric_of
 from luthier.runs.report import measured
 from luthier.runs.report.context import ReportContext
@@ -10,6 +10,7 @@ from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate
 from luthier.schema.recipe import Recipe
 from luthier.schema.results import Artifact, Comparison, ParityCheck, Quality, TrainResult
+from luthier.schema.sweep import Axis, SweepChoice, SweepResult, Trial
 from studio_case import made_run
 
 RECIPE = Recipe.model_validate(
@@ -88,6 +89,24 @@ def test_bytes_of_a_piece_of_work_are_told_as_a_share(tmp_path, capsys, monkeypa
         run.append("events", {"event": "progress", "what": what, "done": done, "total": total})
         follow.Follower(run, lambda *_: None, from_start=True).follow()
     assert capsys.readouterr().err.splitlines() == ["  quantising 54%", "  in llama.cpp 5/14"]
+
+
+def test_runs_of_a_sweep_are_told_apart_on_a_narrow_terminal(capsys):
+    names = [f"orders-sweep-20261122-193217-{number:03}" for number in range(2)]
+    trials = tuple(
+        Trial(
+            number=number, name=name, run=name, state="done", loss=5.4, seconds=1.1, peak_memory=1 << 30,
+            settings={"training.learning_rate": "1e-4", "method.rank": "16"}, why="every setting is tried",
+        )
+        for number, name in enumerate(names)
+    )  # fmt: skip
+    space = (Axis(key="training.learning_rate", choices=("1e-4",)), Axis(key="method.rank", choices=("16",)))
+    choice = SweepChoice(name="orders-sweep", space=space)
+    sweep_words.show(SweepResult(choice=choice, path="sweep", trials=trials), json=False)
+    said = capsys.readouterr().out
+    assert "…" not in said
+    folded = "".join(line[2:].split("  ")[0].strip() for line in said.splitlines())
+    assert all(name in folded for name in names)
 
 
 def trained(device, seconds):

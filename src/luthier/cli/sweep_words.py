@@ -42,7 +42,11 @@ def table_of(result: SweepResult) -> Table:
     from luthier.runs.sweep import page
 
     cols = page.columns(result)
-    table = columns(*(c.head for c in cols), "state", "", numbers=[i for i, c in enumerate(cols) if c.number])
+    numbers = [i for i, c in enumerate(cols) if c.number]
+    table = columns(*(c.head for c in cols), "state", "", numbers=numbers, gap=1)
+    table.columns[0].overflow = "fold"  # the runs of a sweep are told apart by their ends
+    for column, of in zip(table.columns[1:], cols[1:], strict=False):
+        column.min_width = max(map(len, of.head.split()))
     for trial in page.ordered(result):
         style = "bold" if trial.number == result.best else ""
         state = page.STATES[trial.state]
