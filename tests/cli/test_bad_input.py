@@ -73,8 +73,9 @@ def test_ctrl_c_says_how_to_go_on(
 def test_data_are_looked_for_before_a_model_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     slip = "model.id=HuggingFaceTB/SmolLM2-135M-Instuct"
-    words = fails(place, "train", "recipe.yaml", slip, "data.test=tset.jsonl", code=2)
-    assert "tset.jsonl: there is no such file" in words
+    for command in ("train", "plan"):
+        words = fails(place, command, "recipe.yaml", slip, "data.test=tset.jsonl", code=2)
+        assert "tset.jsonl: there is no such file" in words
     assert "did you mean test.jsonl" in words
     words = fails(place, "train", "recipe.yaml", slip, code=6)
     assert "did you mean HuggingFaceTB/SmolLM2-135M-Instruct" in words
