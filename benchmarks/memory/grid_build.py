@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from grid_more import ALL, Further
+from grid_more import ALL, Further, uneven
 from grid_rows import METHODS, Row
 
 from luthier.schema.recipe import Full, Lora, RerankingChoice, SimilarityChoice
@@ -209,11 +209,6 @@ def batches_of(row: Row, words: int) -> list[Any]:
     return [_labelled(row, words) for _ in range(row.accumulation)]
 
 
-def _lengths(row: Row, count: int, *, spread: int) -> list[int]:
-    """Tokens of each text: the first as long as the longest, the others up to ``spread`` tokens shorter."""
-    return [row.length - (index * 4) % spread for index in range(count)]
-
-
 def _chat(row: Row, words: int, number: int) -> Any:
     """Packed documents of one length, or rows that end at different places; half of each is trained."""
     import torch
@@ -225,7 +220,7 @@ def _chat(row: Row, words: int, number: int) -> Any:
     labels = torch.where(places % each < each // 2, -100, ids)
     documents = places // each + 1
     if isinstance(row, Further) and row.ragged:
-        ends = torch.tensor(_lengths(row, row.micro, spread=32))[:, None]
+        ends = torch.tensor(uneven(row.length, row.micro, spread=32))[:, None]
         documents = documents.where(places < ends, 0)
         labels = labels.where(places < ends, -100)
     fields = {
@@ -234,13 +229,13 @@ def _chat(row: Row, words: int, number: int) -> Any:
     return SimpleNamespace(**{name: values.contiguous() for name, values in fields.items()})
 
 
-def _padded(row: Row, count: int, words: int) -> Any:
+def _padded(row: Further, count: int, words: int) -> Any:
     """Texts side by side, longest first, as the tasks lay them."""
     import torch
 
     from luthier.tasks.encoded import EncodedBatch
 
-    lengths = sorted(_lengths(row, count, spread=row.length // 2), reverse=True)
+    lengths = row.lengths(count)
     ids = torch.randint(7, words, (count, row.length), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(row.length)[None] < torch.tensor(lengths)[:, None]).long()
     segments = torch.zeros_like(ids) if ALL[row.model].get("type_vocab_size", 0) > 1 else None

@@ -138,6 +138,11 @@ ALL = CONFIGS | READING | SEEING | TINY
 Purpose = Literal["chat", "classification", "multi-label", "similarity", "reranking", "yes-no", "vision"]
 
 
+def uneven(longest: int, count: int, *, spread: int) -> list[int]:
+    """Tokens of each text: the first as long as the longest, the others up to ``spread`` tokens shorter."""
+    return [longest - (index * 4) % spread for index in range(count)]
+
+
 @dataclass(frozen=True)
 class Further(Row):
     """A row that says more than the first ones could.
@@ -180,6 +185,10 @@ class Further(Row):
         merge = given.get("scale_factor") or given["vision_config"]["spatial_merge_size"]
         return int(self.patches // merge**2)
 
+    def lengths(self, texts: int) -> tuple[int, ...]:
+        """Tokens of texts that are read as a whole, longest first: up to half as long as the longest."""
+        return tuple(sorted(uneven(self.length, texts, spread=self.length // 2), reverse=True))
+
     @property
     def shape(self) -> TrainingShape:
         batch = self.micro * self.accumulation
@@ -193,6 +202,8 @@ class Further(Row):
                 "padded": True, "documents": self.texts, "sequence_length": self.length * self.texts,
                 "compared": compared, "trained_share": 1.0,
             }  # fmt: skip
+        if self.purpose == "similarity":
+            changed["text_lengths"] = self.lengths(batch * self.texts)
         return super().shape.model_copy(update=changed)
 
 

@@ -248,6 +248,25 @@ def test_padded_rows_are_traced_near_the_formula(
     assert formula.peak.total == pytest.approx(found.allocated, rel=0.08)
 
 
+def test_texts_that_are_compared_are_traced_in_the_pieces_they_run_in() -> None:
+    told = (*(256,) * 36, *(128,) * 92)
+    shape = TrainingShape(
+        micro_batch_size=64, sequence_length=512, documents=2, padded=True, compared=4096, text_lengths=told
+    )
+    arch = architecture_from_config(ENCODER).model_copy(update={"head": False, "tied_embeddings": False})
+    kernels = kernels_for("cuda", "bfloat16", padded=True)
+    heights = []
+    for one in (shape, shape.model_copy(update={"text_lengths": ()})):
+        request = StepRequest(config=ENCODER, method=Full(), shape=one)
+        found = whole(trace_step(request), 4, expandable=True).allocated
+        assert training_memory(
+            arch, Full(), one, dtype="bfloat16", kernels=kernels
+        ).peak.total == pytest.approx(found, rel=0.05)
+        heights.append(found)
+    # 20,992 places in place of 32,768.
+    assert heights[0] < 0.75 * heights[1]
+
+
 MODERN = (
     ENCODER
     | {

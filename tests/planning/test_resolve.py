@@ -22,6 +22,7 @@ from luthier.schema.recipe import (
     PreferenceChoice,
     QLora,
     Recipe,
+    SimilarityChoice,
     TrainingChoice,
 )
 from luthier.sizing.training import training_memory
@@ -325,6 +326,26 @@ def test_texts_that_are_read_as_a_whole_are_padded_and_a_row_s_texts_count_toget
     one = resolve(recipe(task="reranking", training=chosen), arch=arch, hardware=LAPTOP, profile=PROFILE)
     assert (one.shape.padded, one.shape.documents, one.shape.compared) == (True, 1, 0)
     assert one.estimate.process.expected < found.estimate.process.expected
+
+
+def test_a_step_s_texts_count_as_long_as_the_data_has_them() -> None:
+    arch = SMOL.model_copy(update={"causal": False, "layer_norm": True, "gated_mlp": False})
+    few = {"minimum": 10, "median": 40, "p90": 120, "p95": 200, "p99": 400, "maximum": 512}
+    train = Lengths.model_validate({"count": 4000, "total": 400_000, **few})
+    pairs = PROFILE.model_copy(update={"inputs": 2.0, "prompts": None, "answers": None, "train": train})
+    chosen = TrainingChoice(batch_size=64, micro_batch_size=64, epochs=1.0, learning_rate=1e-4)
+
+    def plan(loss: str) -> Resolved:
+        wanted = recipe(
+            task="similarity", training=chosen, similarity=SimilarityChoice.model_validate({"loss": loss})
+        )
+        return resolve(wanted, arch=arch, hardware=H100, profile=pairs)
+
+    drawn, classes = plan("in-batch-negatives"), plan("batch-all-triplet")
+    assert len(drawn.shape.text_lengths) == 128
+    assert max(drawn.shape.text_lengths) == drawn.recipe.training.sequence_length == 512
+    assert classes.shape.text_lengths == ()  # several texts of a class: rows are not drawn one by one
+    assert drawn.estimate.tensors.expected < 0.6 * classes.estimate.tensors.expected
 
 
 def test_selective_checkpointing_brings_compiled_layers() -> None:

@@ -14,15 +14,15 @@ from luthier.planning.solver import GIB, HOST_SHARE, Question, copies_to_product
 from luthier.planning.together import why_not_divided
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Lora
-from luthier.sizing.padding import FILLED, padding_of
+from luthier.sizing.padding import FILLED, drawn_lengths, padding_of
 from luthier.sizing.resident import BYTES
 from luthier.sizing.states import checkpoint_bytes
 
 
-def cut(case: Case, length: int, texts: int) -> TrainingShape:
+def cut(case: Case, length: int, texts: int, *, steps: int) -> TrainingShape:
     """Micro-batch and checkpointing: the fastest cut of the batch that fits.
 
-    length: tokens of all texts of the longest row; texts: how many they are.
+    length: tokens of all texts of the longest row; texts: how many they are; steps: of the training.
     """
     whole = int(case.value("training.batch_size"))
     micro = case.given.training.micro_batch_size
@@ -39,6 +39,7 @@ def cut(case: Case, length: int, texts: int) -> TrainingShape:
         micro = batch  # one backward pass is one step
     mode = case.given.training.activation_checkpointing
     wanted = _undivided(case, batch, micro or batch, length, texts)
+    wanted = wanted.model_copy(update={"text_lengths": _text_lengths(case, wanted, texts, steps)})
     question = case.question(1)
     pick = partial(
         choose, question, devices=case.devices, given=case.given.training.parallel,
@@ -177,6 +178,22 @@ def _reference_passes(case: Case) -> float:
     if isinstance(method, Lora) and method.init_from is None:
         return 1.0
     return 1.0 / max(1.0, float(case.value("training.epochs") or 1.0))
+
+
+def _text_lengths(case: Case, shape: TrainingShape, texts: int, steps: int) -> tuple[int, ...]:
+    """Tokens of a step's texts where they are compared; none where a batch wants several texts of a class,
+    for then its rows are not drawn one by one.
+    """
+    choice = case.given.similarity
+    if not shape.compared or choice is None or choice.loss in {None, "batch-all-triplet"}:
+        return ()
+    return drawn_lengths(
+        case.profile.train,
+        rows=shape.batch_size or shape.micro_batch_size,
+        texts=texts,
+        longest=max(1, int(case.value("training.sequence_length"))),
+        steps=steps,
+    )
 
 
 def _compared(case: Case, batch: int, texts: int) -> int:

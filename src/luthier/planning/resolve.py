@@ -97,7 +97,7 @@ class _Resolver(Case):
         together = length * texts  # all texts of a row are in memory at once
         tokens, steps = self._amount(together)
         self._kernels(steps)
-        shape = copied(self, cut(self, together, texts))
+        shape = copied(self, cut(self, together, texts, steps=steps))
         shape = self._launches(shape)
         self._intervals(steps)
         evaluation = self._evaluation()

@@ -17,6 +17,7 @@ from luthier.sizing.divided import Gathered, divided
 from luthier.sizing.layers import distinct_layers
 from luthier.sizing.loss_chunks import chunk_rows, row_stride
 from luthier.sizing.offload import on_device
+from luthier.sizing.padding import pieces_of
 from luthier.sizing.parameters import (
     ParameterCount,
     count_parameters,
@@ -82,7 +83,9 @@ def training_memory(
     if shape.shard > 1:
         held, gathered = divided(held, arch, method, shape, dtype=dtype, kernels=kernels)
     element = 4 if kernels.wide_residual else BYTES[dtype]
-    step = _Step(arch, method, shape, kernels, element, count, held, gathered, cuda=cuda)
+    pieces = _pieces(shape) if cuda else [shape]
+    steps = [_Step(arch, method, one, kernels, element, count, held, gathered, cuda=cuda) for one in pieces]
+    forward, backward = _together(steps, held, element, recomputed=shape.accumulation > 1)
     lasting: dict[Part, int] = {
         "weights": held.weights,
         "adapters": held.adapters,
@@ -108,11 +111,55 @@ def training_memory(
     total = count.total + (held.trainable if held.adapters else 0)
     phases = (
         Phase(name="load", parts={"weights": held.weights + _longer(arch, count, element)}),
-        phase("forward", step.forward()),
-        phase("backward", step.backward()),
-        phase("optimizer", step.update()),
+        phase("forward", forward),
+        phase("backward", backward),
+        phase("optimizer", steps[0].update()),
     )
     return TrainingMemory(phases, held.trainable, total)
+
+
+def _pieces(shape: TrainingShape) -> list[TrainingShape]:
+    """What goes through the model at once, one shape each, as a step's vectors are compared in pieces."""
+    found = pieces_of(shape)
+    if len(found) == 1:
+        return [shape]
+    if shape.accumulation > 1:  # one at a time: the highest are longer than those of more texts, or of more
+        found = tuple(
+            one for place, one in enumerate(found) if one[0] > max((0, *(n for n, _ in found[:place])))
+        )
+    return [
+        shape.model_copy(
+            update={
+                "micro_batch_size": texts,
+                "documents": 1,
+                "sequence_length": length,
+                "batch_size": texts * shape.accumulation,
+            }
+        )
+        for texts, length in found
+    ]
+
+
+def _together(
+    steps: list[_Step], held: Resident, element: int, *, recomputed: bool
+) -> tuple[list[_Moment], list[_Moment]]:
+    """The moments of both passes over all pieces.
+
+    recomputed: each piece is computed again when its gradient is known, and nothing is left of the others;
+    else all stay until the last has run, whose backward pass is the first. From then on a weight's gradient
+    waits until that of the first piece is added to it.
+    """
+    if len(steps) == 1 or recomputed:
+        return [m for step in steps for m in step.forward()], [m for step in steps for m in step.backward()]
+    waiting = held.gradients if steps[0].divided else held.adapters or held.trainable * element
+    forward, backward, before = [], [], 0.0
+    for place, step in enumerate(steps):
+        forward += [moment.beside(before) for moment in step.forward()]
+        if place < len(steps) - 1:
+            step.early = max(step.early, waiting)
+        backward += [moment.beside(before) for moment in step.backward()]
+        before += step.kept
+    return forward, backward
 
 
 def _beside_rows(arch: Architecture, method: Method, element: int) -> int:
@@ -141,6 +188,10 @@ class _Moment:
     @property
     def total(self) -> float:
         return self.activations + self.gradients + self.logits + self.workspace + self.gathered
+
+    def beside(self, activations: float) -> _Moment:
+        """The same moment beside what another piece keeps."""
+        return replace(self, activations=self.activations + activations)
 
 
 class _Step:

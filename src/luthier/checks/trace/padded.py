@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from luthier.errors import Unsupported
 from luthier.models.lora import add_lora
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Method
+from luthier.sizing.padding import pieces_of
 
 
 class _Dropout(torch.nn.Dropout):
@@ -59,29 +61,47 @@ def padded_model(config: Any, method: Method, dtype: torch.dtype, shape: Trainin
 
 
 class PaddedBatch:
-    """The longest rows, each text of them an input of its own."""
+    """The longest rows, each text of them an input of its own, in the pieces that go through the model."""
 
     def __init__(self, shape: TrainingShape) -> None:
-        inputs, length = shape.micro_batch_size * shape.documents, shape.sequence_length // shape.documents
-        self.ids = torch.zeros((inputs, length), dtype=torch.long, device="meta")
-        self.seen = torch.zeros((inputs, length), dtype=torch.long, device="meta")
-        # One row at least is shorter than the longest, so that the mask is there in full.
-        self.mask = torch.ones((inputs, 1, length, length), dtype=torch.bool, device="meta")
+        pieces = pieces_of(shape)
+        if shape.accumulation > 1:
+            # Each piece of a step is computed again for its gradient, when nothing is left of the others.
+            pieces = (max(pieces, key=math.prod),)
+        self.pieces = [_Piece(inputs, length) for inputs, length in pieces]
+        inputs = sum(inputs for inputs, _ in pieces)
         self.labels = torch.zeros(inputs, dtype=torch.long, device="meta")
         self.compared = bool(shape.compared)
 
     @property
     def everything(self) -> list[Tensor]:
-        return [self.ids, self.seen, self.mask, self.labels]
+        return [*(one for piece in self.pieces for one in (piece.ids, piece.seen, piece.mask)), self.labels]
 
     def loss(self, model: Any) -> Tensor:
         """Cross-entropy over labels, or of each vector against all others of the batch."""
-        found = model(input_ids=self.ids, attention_mask=self.mask)
         if not self.compared:
-            return F.cross_entropy(found.logits.float(), self.labels, reduction="sum")
-        states = found.last_hidden_state
-        kept = self.seen[:, :, None].to(states.dtype)
-        vectors = F.normalize((states * kept).sum(1) / kept.sum(1).clamp(min=1e-9), dim=-1).float()
+            (piece,) = self.pieces
+            logits = model(input_ids=piece.ids, attention_mask=piece.mask).logits
+            return F.cross_entropy(logits.float(), self.labels, reduction="sum")
+        found = [piece.vectors(model) for piece in self.pieces]
+        vectors = found[0] if len(found) == 1 else torch.cat(found)
         half = len(vectors) // 2
         scores = vectors[:half] @ vectors[half:].T * 20.0
         return F.cross_entropy(scores, self.labels[:half], reduction="sum")
+
+
+class _Piece:
+    """Texts side by side: [inputs, length]."""
+
+    def __init__(self, inputs: int, length: int) -> None:
+        self.ids = torch.zeros((inputs, length), dtype=torch.long, device="meta")
+        self.seen = torch.zeros((inputs, length), dtype=torch.long, device="meta")
+        # One row at least is shorter than the longest, so that the mask is there in full.
+        self.mask = torch.ones((inputs, 1, length, length), dtype=torch.bool, device="meta")
+
+    def vectors(self, model: Any) -> Tensor:
+        """The mean of each text's states, at unit length: fp32 [inputs, width]."""
+        states = model(input_ids=self.ids, attention_mask=self.mask).last_hidden_state
+        kept = self.seen[:, :, None].to(states.dtype)
+        mean = (states * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
+        return F.normalize(mean, dim=-1).float()

@@ -154,6 +154,7 @@ def _code() -> str:
         "models/experts.py",
         "models/lora.py",
         "sizing/loss_chunks.py",
+        "sizing/padding.py",
         "sizing/reductions.py",
         "sizing/states.py",
         "training/gradients.py",
