@@ -9,11 +9,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Recipe
 from luthier.sizing.flops import training_flops
-from luthier.sizing.step_time import launching
-
-# A step whose products take less than launching its kernels waits for the host.
-REACHED = 0.4
-"""Share of the datasheet's rate that products reach."""
+from luthier.sizing.step_time import PRODUCTS, launching
 
 
 def check_graphs(recipe: Recipe, device: str, shape: TrainingShape, *, compiled: bool) -> None:
@@ -26,7 +22,9 @@ def check_graphs(recipe: Recipe, device: str, shape: TrainingShape, *, compiled:
 def records(
     recipe: Recipe, arch: Architecture, shape: TrainingShape, hardware: Hardware, *, compiled: bool
 ) -> tuple[bool, str]:
-    """Whether recording pays on a CUDA device, and why."""
+    """Whether recording pays on a CUDA device, and why: a step whose products take less than launching its
+    kernels waits for the host.
+    """
     if why := _never(recipe, shape, compiled=compiled):
         return False, why
     flops = hardware.accelerators[0].bf16_flops if hardware.accelerators else None
@@ -40,7 +38,7 @@ def records(
         checkpointing=shape.activation_checkpointing == "full",
     )
     computing = each.total * shape.micro_batch_size * (shape.mean_length or shape.sequence_length)
-    computing /= flops * REACHED
+    computing /= flops * PRODUCTS
     one_by_one = launching(arch, recipe.method, compiled=True)
     said = f"about {computing * 1e3:.0f} ms of products a micro-batch, {one_by_one * 1e3:.0f} to launch them"
     return computing < one_by_one, said
