@@ -50,9 +50,10 @@ LAUNCHING = {"compiled": 2.8e-3, "plain": 8.0e-3}
 compiled layers of Qwen2.5-0.5B, all weights trained. Hosts differ: the same step took 601 and 791 ms."""
 LAUNCHING_ADAPTER = {"compiled": 0.12 * 2.8e-3, "plain": 0.04e-3}
 """The same for each adapter beside a linear layer. Compiled: its share of such a layer's time on a processor,
-with matrices of 64 x 64 (benchmarks/speed/launches.py)."""
+with matrices of 64 x 64 (benchmarks/speed/launches.py): 0.08 to 0.12 in three runs on a busy machine."""
 LAUNCHING_UNPACKED = 0.14 * 2.8e-3
-"""The same for each four-bit matrix: scales and weights are widened in both passes. From there too."""
+"""The same for each four-bit matrix: scales and weights are widened in both passes. From there too:
+0.12 to 0.14."""
 LAUNCHING_AGAIN = 0.45
 """Share of it that a second forward pass takes once more."""
 STEP = 4e-3
