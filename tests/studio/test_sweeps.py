@@ -92,7 +92,9 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_made(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_a_search_is_a_process_of_its_own(tmp_path):
-    run = made_run(tmp_path, "first", model={"id": str(tmp_path / "no-model")})
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    run = made_run(tmp_path, "first", model={"id": str(tmp_path / "no-model")}, data={"train": [str(rows)]})
     run.save_stage("train", "", {})
     with studio(tmp_path) as client:
         begun = client.post("/sweeps", data={"run": "first", "space": "method.rank=8,16", "trials": "2"})
