@@ -2,7 +2,8 @@
 
     python benchmarks/speed/step.py OUT.jsonl ROW [ROW ...]
 
-ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), tokens (a micro-batch), micro
+ROW: ``name=value,...`` with model, method (lora, qlora, full), base (float8), float8 (1: products of a full
+fine-tuning), tokens (a micro-batch), micro
 (micro-batches a step), keep (none, selective, full, offload), layers (recomputed ones), compile, docs
 (fixed, packed), steps, profile, graphs (launches recorded), warm (steps not timed), shard, reshard, along.
 Each row builds its model unless the row before has the same, trains two steps to warm up and then ``steps``
@@ -34,10 +35,12 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 import torch
 from shapes import SHAPES, build, flops
 
+from luthier.models.float8_training import float8_products
 from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, Parallel, TrainingChoice, without_masters
 from luthier.tasks.causal import causal_objective
 from luthier.tasks.parallel import take_part
+from luthier.training.layers import layers_of
 from luthier.training.loop import fit
 from luthier.training.sharding import at_once, divide
 from luthier.training.world import ALONE, World, together
@@ -47,7 +50,7 @@ DEFAULTS = {
     "model": "llama-3.1-8b", "method": "lora", "base": "", "tokens": "8192", "micro": "1", "keep": "none",
     "layers": "", "compile": "1", "docs": "fixed", "length": "2048", "steps": "6", "profile": "0",
     "adapter": "float32", "optimizer": "adamw", "shard": "1",
-    "reshard": "layer", "along": "", "graphs": "0", "warm": "",
+    "reshard": "layer", "along": "", "graphs": "0", "warm": "", "float8": "0",
 }  # fmt: skip
 WARM, SETTLED = 2, 8
 """Steps that are not timed; where launches are recorded the first four are watched, then one is recorded."""
@@ -152,7 +155,8 @@ def measure(model: Any, row: dict[str, str], device: str, world: World) -> dict[
             profiler.__exit__(None, None, None)
             shown.update(kernels(profiler))
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EnoughError):
+    narrow = float8_products(model, layers_of(model)) if row["float8"] == "1" else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory() as folder, narrow, contextlib.suppress(EnoughError):
         fit(
             model, objective, Source(row, device), [], choice=choice, seed=1, directory=Path(folder),
             recipe_digest="speed", device=torch.device(device), on_metrics=events.append, control=control,

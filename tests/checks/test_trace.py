@@ -365,13 +365,16 @@ def test_compiled_layers_that_run_again_as_measured(method: str) -> None:
         assert sum(parts.values()) == pytest.approx(row["phases"][phase], rel=0.002)
 
 
-def test_what_padded_rows_are_not_traced_with() -> None:
+def test_what_is_not_traced() -> None:
     shape = TrainingShape(micro_batch_size=2, sequence_length=64, padded=True)
     with pytest.raises(Unsupported, match="a base in its own type"):
         trace_step(StepRequest(config=ENCODER, method=QLora(), shape=shape))
     pairs = TrainingShape(micro_batch_size=2, sequence_length=64, log_probs=True)
     with pytest.raises(Unsupported, match="pairs of answers"):
         trace_step(StepRequest(config=CONFIG, method=Lora(), shape=pairs))
+    plain = TrainingShape(micro_batch_size=2, sequence_length=64)
+    with pytest.raises(Unsupported, match="products in eight bits"):
+        trace_step(StepRequest(config=CONFIG, method=Full(products="float8"), shape=plain))
 
 
 def test_an_encoders_config_is_made_from_its_shape() -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from luthier.catalog.index import all_models
 from luthier.errors import LuthierError, RecipeError, Unsupported
 from luthier.planning.hypothetical import parse_hardware
-from luthier.planning.levers import check_levers, check_units
+from luthier.planning.levers import check_levers, check_products, check_units
 from luthier.schema.recipe import Recipe
 
 FULL = {"method": {"name": "full"}}
+NARROW = {"method": {"name": "full", "products": "float8"}}
 NEW = {"model": {"id": "m", "new_tokens": ["<a>"]}}
 PAIRS = {"preference": {"loss": "dpo"}}
 AWAY = {"offload_parameters": True}
@@ -43,6 +45,10 @@ def recipe(training: dict[str, Any], **sections: Any) -> Recipe:
         (AWAY | {"activation_checkpointing": "none"}, {}, Unsupported, "keeps for its backward pass"),
         (AWAY | {"recomputed_layers": 3}, {}, Unsupported, "keeps for its backward pass"),
         (AWAY | {"cuda_graphs": True}, {}, Unsupported, "recorded"),
+        ({"devices": 2, "parallel": {"shard": 2}}, NARROW, Unsupported, "parallel.shard: products"),
+        ({"compile": False}, NARROW, Unsupported, "compiled layers"),
+        ({}, NARROW | PAIRS, Unsupported, "untouched model"),
+        ({}, NARROW | {"model": {"id": "m", "dtype": "float32"}}, Unsupported, "16 bits"),
         ({}, NEW | {"task": "similarity"}, Unsupported, "models that write"),
         ({}, NEW | {"vision": {}}, Unsupported, "a model that sees"),
         ({}, NEW | PAIRS, Unsupported, "preference pairs"),
@@ -67,6 +73,7 @@ def test_refused_with_a_way_out(
         (AT_ONCE | {"batch_size": 8, "micro_batch_size": 8}, FULL),
         ({"ema": 0.9, "devices": 2}, FULL),
         ({"devices": 2, "parallel": {"replicate": 2}}, NEW),
+        ({"devices": 2, "parallel": {"replicate": 2}}, NARROW),
         (AWAY | {"activation_checkpointing": "offload"}, NEW),
     ],
 )
@@ -74,9 +81,12 @@ def test_what_goes_together_passes(training: dict[str, Any], sections: dict[str,
     check_levers(recipe(training, **sections))
 
 
+@pytest.mark.parametrize("method", [{"name": "lora", "base": "float8"}, NARROW["method"]])
 @pytest.mark.parametrize(("words", "device"), [("A100", "cuda"), ("T4", "cuda"), ("cpu:16GB", "cpu")])
-def test_eight_bit_products_are_refused_on_cards_without_them(words: str, device: str) -> None:
-    asked = recipe({}, method={"name": "lora", "base": "float8"})
+def test_eight_bit_products_are_refused_on_cards_without_them(
+    words: str, device: str, method: dict[str, str]
+) -> None:
+    asked = recipe({}, method=method)
     with pytest.raises(Unsupported, match="float8 needs matrix units"):
         check_units(asked, parse_hardware(words), device)
     check_units(asked, parse_hardware("H100"), "cuda")
@@ -90,3 +100,13 @@ def test_states_in_eight_bits_are_refused_on_a_cpu(name: str) -> None:
         check_units(asked, parse_hardware("cpu:16GB"), "cpu")
     assert "adamw-bf16" in str(error.value.hint)
     check_units(asked, parse_hardware("H100"), "cuda")
+
+
+def test_eight_bit_products_of_experts_are_refused() -> None:
+    mixture = next(
+        card.architecture for card in all_models() if card.architecture and card.architecture.experts
+    )
+    with pytest.raises(Unsupported, match="the experts of a mixture are one tensor") as error:
+        check_products(recipe({}, **NARROW), mixture)
+    assert "method.products" in str(error.value.hint)
+    check_products(recipe({}, **FULL), mixture)

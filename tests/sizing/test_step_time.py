@@ -15,6 +15,7 @@ from luthier.schema.estimate import TrainingShape
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.step_time import StepTime, launching, step_time
+from luthier.sizing.training import training_memory
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "speed" / "results"
 FILES = {"h100.jsonl": "h100", "h100_beside_trainers.jsonl": "h100", "h200_divided.jsonl": "h200",
@@ -94,3 +95,17 @@ def test_a_card_that_was_not_profiled_is_left_to_the_rate() -> None:
     for card in ("a100", "t4"):
         gpu = parse_hardware(card).accelerators[0]
         assert step_time(architecture("llama-3.1-8b"), Lora(), shape, gpu) is None
+
+
+def test_products_in_eight_bits_take_less_time_and_their_casts_some_memory() -> None:
+    arch, gpu = architecture("qwen2.5-3b"), parse_hardware("h100").accelerators[0]
+    shape = TrainingShape(micro_batch_size=4, sequence_length=2048, batch_size=4, compiled=True)
+    both = (Full(), Full(products="float8"))
+    wide, narrow = (step_time(arch, method, shape, gpu) for method in both)
+    assert wide is not None
+    assert narrow is not None
+    assert 0.6 * wide.products < narrow.products < 0.8 * wide.products
+    less, held = (training_memory(arch, method, shape, dtype="bfloat16").phases[2].parts for method in both)
+    more = sum(held.values()) - sum(less.values())
+    widest = arch.hidden_size + arch.intermediate_size
+    assert more == 2 * (arch.hidden_size * arch.intermediate_size + shape.tokens * widest)

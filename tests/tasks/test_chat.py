@@ -183,7 +183,8 @@ def test_stopped_and_gone_on_in_a_new_process(tmp_path, kind):
 
 def test_what_cannot_be_done_is_said(tmp_path):
     model_directory = save_model(tmp_path / "base")
-    with pytest.raises(Unsupported, match="eight-bit numbers"):
-        ChatTask(recipe(model_directory, Lora(base="float8")), model_directory, Words())
+    for method in (Lora(base="float8"), Full(products="float8")):
+        with pytest.raises(Unsupported, match="eight-bit numbers"):
+            ChatTask(recipe(model_directory, method), model_directory, Words())
     with pytest.raises(RecipeError, match=r"training.learning_rate, training.batch_size has no value"):
         ChatTask(recipe(model_directory, learning_rate=None, batch_size=None), model_directory, Words())

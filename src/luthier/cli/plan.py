@@ -88,12 +88,14 @@ def plan(
         )
     from luthier.planning.audit import audit
     from luthier.planning.hypothetical import parse_hardware
+    from luthier.planning.levers import check_products
 
     _check(rows=rows, epochs=epochs, rank=rank, length=length, batch=batch)
     machine = parse_hardware(hardware) if hardware is not None else audit()
     arch, config = shape_of(model)
     recipe = _recipe_of(model, arch, _method(method, rank), length, batch, _optimizer(optimizer), overrides)
     recipe = _on_all(recipe, machine, overrides)
+    check_products(recipe, arch)
     question = _question(arch, recipe, machine, dtype=dtype, rows=rows, epochs=epochs)
     return _answer(model, recipe, question, rows * epochs, config=config, price=price_per_hour, exact=exact,
                    as_json=json)  # fmt: skip

@@ -144,8 +144,8 @@ def _method(recipe: Recipe) -> str:
             extras = [name for name, on in (("rsLoRA", method.rslora), ("DoRA", method.dora)) if on]
             alpha = "" if method.alpha is None else f", alpha {method.alpha:g}"
             return f"LoRA (rank {method.rank}{alpha}{''.join(f', {name}' for name in extras)})"
-        case Full():
-            return "full fine-tuning"
+        case Full() as method:
+            return "full fine-tuning" + (f" (products in {method.products})" if method.products else "")
 
 
 def _figure(metric: Metric) -> str:

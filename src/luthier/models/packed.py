@@ -94,15 +94,15 @@ def packing_of(model: nn.Module) -> str:
     )
 
 
-def demand_float8(device: torch.device | str) -> None:
-    """Raise Unsupported where the device has no products of eight-bit numbers."""
+def demand_float8(device: torch.device | str, asked: str = "method.base") -> None:
+    """Raise Unsupported where the device has no products of eight-bit numbers. asked: the recipe's key."""
     device = torch.device(device)
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
         return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     raise Unsupported(
-        f"method.base: float8 needs matrix units for eight-bit numbers, which {name} has not",
-        hint="leave method.base out, or use method.name: qlora to save memory",
+        f"{asked}: float8 needs matrix units for eight-bit numbers, which {name} has not",
+        hint=f"leave {asked} out, or use method.name: qlora to save memory",
     )
 
 

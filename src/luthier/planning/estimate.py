@@ -202,6 +202,8 @@ def _time(
         if step is not None:
             middle = step.total * steps
             seconds, source = Range(low=middle * FASTER, expected=middle, high=middle * SLOWER), STEP_SOURCE
+            if isinstance(method, Full) and method.products is not None:
+                source += "; products in eight bits with trained weights are not measured yet"
     if seconds is not None and shape.offload_parameters:
         seconds = _beside_copies(
             seconds, bringing_seconds(arch, method, shape, gpu, element=BYTES[dtype], tokens=tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from luthier.catalog.purposes import spec_of
 from luthier.errors import RecipeError, Unsupported
 from luthier.schema.hardware import Hardware
+from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Recipe
 
 EIGHT_BITS = (8, 9)
@@ -35,6 +36,8 @@ def check_levers(recipe: Recipe) -> None:
         _check_new_tokens(recipe)
     if recipe.training.offload_parameters and (why := why_not_offloaded(recipe)) is not None:
         raise Unsupported(f"training.offload_parameters: {why[0]}", hint=why[1])
+    if eight_bit_products(recipe):
+        _check_products(recipe)
     if training.devices > 1:
         _check_shared(recipe)
 
@@ -51,14 +54,31 @@ def check_units(recipe: Recipe, hardware: Hardware, device: str) -> None:
             f"training.optimizer: {recipe.training.optimizer} works on CUDA only",
             hint="use adamw, or adamw-bf16 to save memory on a CPU",
         )
-    if not isinstance(recipe.method, Lora) or recipe.method.base != "float8":
+    eight = "method.products" if eight_bit_products(recipe) else ""
+    if isinstance(recipe.method, Lora) and recipe.method.base == "float8":
+        eight = "method.base"
+    if not eight:
         return
     gpu = hardware.accelerators[0] if device == "cuda" else None
     if gpu is None or (gpu.compute_capability is not None and gpu.compute_capability < EIGHT_BITS):
         raise Unsupported(
-            f"method.base: float8 needs matrix units for eight-bit numbers, which "
+            f"{eight}: float8 needs matrix units for eight-bit numbers, which "
             f"{'a CPU' if gpu is None else gpu.name} has not (Ada, Hopper and newer have)",
-            hint="leave method.base out, or use method.name: qlora to save memory",
+            hint=f"leave {eight} out, or use method.name: qlora to save memory",
+        )
+
+
+def eight_bit_products(recipe: Recipe) -> bool:
+    """Whether all weights are trained with products in eight bits."""
+    return isinstance(recipe.method, Full) and recipe.method.products == "float8"
+
+
+def check_products(recipe: Recipe, arch: Architecture) -> None:
+    """Refuse eight-bit products of a model whose experts are one tensor. Errors: Unsupported."""
+    if eight_bit_products(recipe) and arch.experts is not None:
+        raise Unsupported(
+            "method.products: float8 is for linear layers, and the experts of a mixture are one tensor",
+            hint="leave method.products out",
         )
 
 
@@ -118,6 +138,34 @@ def _check_updates(recipe: Recipe) -> None:
     if training.optimizer.endswith("8bit"):
         raise Unsupported(
             f"{name} with states in eight bits is not tested", hint="training.optimizer: adamw-bf16"
+        )
+
+
+def _check_products(recipe: Recipe) -> None:
+    """Products in eight bits: what they are between, and who holds the weights."""
+    training, out = recipe.training, "leave method.products out"
+    if recipe.model.dtype == "float32":
+        raise Unsupported(
+            "method.products: float8 goes with layers in 16 bits, and model.dtype is float32",
+            hint=f"model.dtype: bfloat16, or {out}",
+        )
+    if recipe.preference is not None:
+        raise Unsupported(
+            "method.products: float8 beside preference pairs is not done: the untouched model that they are "
+            "weighed against computes in 16 bits",
+            hint=out,
+        )
+    if training.compile is False:
+        raise Unsupported(
+            "method.products: float8 without compiled layers takes longer than 16 bits: each cast is some "
+            "passes over the memory of its own",
+            hint=f"leave training.compile out, or {out}",
+        )
+    sizes = training.parallel.sizes(training.devices) if training.parallel is not None else {}
+    if split := [name for name, size in sizes.items() if name != "replicate" and size > 1]:
+        raise Unsupported(
+            f"training.parallel.{split[0]}: products in eight bits are done with whole weights and rows",
+            hint=f"use training.parallel.replicate, or {out}",
         )
 
 

@@ -6,7 +6,7 @@ from luthier.errors import Unsupported, UsageError
 from luthier.planning.division import ALONG, ELEMENTWISE
 from luthier.planning.estimate import Device
 from luthier.schema.hardware import Hardware
-from luthier.schema.recipe import Lora, Recipe
+from luthier.schema.recipe import Full, Lora, Recipe
 
 
 def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
@@ -83,6 +83,8 @@ def why_not_divided(recipe: Recipe) -> str | None:
         return "a model that sees is trained with the whole of it on each device"
     if isinstance(method, Lora) and method.base == "float8":
         return "weights in float8 lie by columns too, which cannot be divided (method.name: qlora can)"
+    if isinstance(method, Full) and method.products is not None:
+        return "products in eight bits are done with whole weights (leave method.products out)"
     if training.optimizer not in ELEMENTWISE:
         return f"{training.optimizer} looks at whole weights ({', '.join(ELEMENTWISE)} do not)"
     if training.update_in_backward:

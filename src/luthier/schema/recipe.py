@@ -201,6 +201,8 @@ class Full(Record):
     """Train all weights."""
 
     name: Literal["full"] = "full"
+    products: Literal["float8"] | None = None
+    """Compute the products of the layers in eight bits (Hopper and newer cards); never derived."""
 
 
 class Lora(Record):

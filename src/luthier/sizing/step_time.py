@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.hardware import Accelerator
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Full, Lora, Method, QLora, without_masters
+from luthier.schema.recipe import Full, Method, QLora, without_masters
 from luthier.sizing.flops import attention_forward, training_flops
 from luthier.sizing.parameters import packed_matrices, target_matrices
 from luthier.sizing.states import trained_tensors, update_flops
@@ -115,7 +115,9 @@ def step_time(
         log_probs=shape.log_probs,
     )  # fmt: skip
     rate = measured * OF_MEASURED if measured else gpu.bf16_flops * PRODUCTS
-    eight = isinstance(method, Lora) and method.base == "float8"
+    # Of products in eight bits with trained weights nothing is measured: taken as those with frozen ones.
+    narrow = method.products if isinstance(method, Full) else method.base
+    eight = narrow == "float8"
     products = (work.linear * (EIGHT_BITS if eight else 1.0) + work.head) * tokens / rate
     attending = attention_forward(arch, length) * (3.5 + repeats) * tokens
     attention = attending / (gpu.bf16_flops * (PADDED_ATTENTION if shape.padded else ATTENTION))

@@ -14,7 +14,7 @@ from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Method, QLora, without_masters
 from luthier.sizing.activations import OURS, Kernels, Layer
 from luthier.sizing.divided import Gathered, divided
-from luthier.sizing.layers import distinct_layers
+from luthier.sizing.layers import distinct_layers, layer_matrices
 from luthier.sizing.loss_chunks import chunk_rows, row_stride
 from luthier.sizing.offload import on_device
 from luthier.sizing.padding import pieces_of
@@ -91,7 +91,7 @@ def training_memory(
         "adapters": held.adapters,
         "optimizer": held.optimizer + 4 * held.trainable * shape.ema,
         "buffers": shape.tokens * (8 * 8 + 2 * arch.head_dim * element) + _beside_rows(arch, method, element),
-        "workspace": 2 * CUBLAS_WORKSPACE[hopper] if cuda else 0,
+        "workspace": (2 * CUBLAS_WORKSPACE[hopper] if cuda else 0) + _casts(arch, method, shape.tokens),
     }
 
     def phase(name: Literal["forward", "backward", "optimizer"], moments: list[_Moment]) -> Phase:
@@ -160,6 +160,17 @@ def _together(
         backward += [moment.beside(before) for moment in step.backward()]
         before += step.kept
     return forward, backward
+
+
+def _casts(arch: Architecture, method: Method, tokens: int) -> int:
+    """Most bytes of one layer's operands in eight bits, each by rows and by columns, beside those in 16 bits.
+
+    Inputs that are kept in eight bits are smaller than they are counted: what that saves is not measured.
+    """
+    if not isinstance(method, Full) or method.products is None:
+        return 0
+    matrices = [one for index, _ in distinct_layers(arch) for one in layer_matrices(arch, index)]
+    return max(2 * (one.weights + tokens * (one.inputs + one.outputs)) for one in matrices)
 
 
 def _beside_rows(arch: Architecture, method: Method, element: int) -> int:

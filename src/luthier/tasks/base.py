@@ -12,7 +12,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +24,7 @@ from luthier.errors import RecipeError, Unsupported
 from luthier.models.adapter_files import save_adapter
 from luthier.models.attention import lacking
 from luthier.models.experts import router_paths
+from luthier.models.float8_training import float8_products
 from luthier.models.load import DTYPES, quiet, weight_files, weights_digest
 from luthier.models.lora import add_lora
 from luthier.models.merge_files import FilesMerge, files_merge, without_weights
@@ -106,6 +107,8 @@ class ModelTask(ABC):
         _demand_resolved(recipe)
         if isinstance(recipe.method, Lora) and recipe.method.base == "float8":
             demand_float8(device)
+        if isinstance(recipe.method, Full) and recipe.method.products == "float8":
+            demand_float8(device, "method.products")
         self.recipe, self.directory = recipe, model_directory
         self.tokenizer: FileTokenizer = tokenizer
         self.device = torch.device(device)
@@ -283,23 +286,24 @@ class ModelTask(ABC):
             objective, division = take_part(
                 self.model, objective, world, self.device, compiled=bool(self.recipe.training.compile)
             )
-            result = fit(
-                self.model,
-                objective,
-                source,
-                held_out,
-                choice=self.recipe.training,
-                seed=self.recipe.seed,
-                directory=run_directory,
-                recipe_digest=digest,
-                device=self.device,
-                on_metrics=on_metrics,
-                control=control,
-                resume=resume,
-                world=world,
-                through=through,
-                division=division,
-            )
+            with self._products():
+                result = fit(
+                    self.model,
+                    objective,
+                    source,
+                    held_out,
+                    choice=self.recipe.training,
+                    seed=self.recipe.seed,
+                    directory=run_directory,
+                    recipe_digest=digest,
+                    device=self.device,
+                    on_metrics=on_metrics,
+                    control=control,
+                    resume=resume,
+                    world=world,
+                    through=through,
+                    division=division,
+                )
         finally:
             if full:
                 self.model.requires_grad_(False)
@@ -307,6 +311,13 @@ class ModelTask(ABC):
             self._now_trained(run_directory / result.selected_checkpoint)
             self.after_training(splits, run_directory)
         return result
+
+    def _products(self) -> AbstractContextManager[object]:
+        """Within the block the model computes in the type that the method says."""
+        method = self.recipe.method
+        if isinstance(method, Full) and method.products == "float8":
+            return float8_products(self.model, layers_of(self.model))
+        return nullcontext()
 
     def _checkpoint_digest(self, recipe_digest: str) -> str:
         return hashlib.sha256(f"{self.base_digest}\n{recipe_digest}".encode()).hexdigest()

@@ -61,6 +61,11 @@ def trace_step(request: StepRequest) -> Timeline:
         raise Unsupported(
             "the loss over pairs of answers is not traced", hint="leave out --exact: the formula counts it"
         )
+    if isinstance(request.method, Full) and request.method.products is not None:
+        raise Unsupported(
+            "products in eight bits are not traced: what is kept of their casts is the compiler's choice",
+            hint="leave out --exact: the formula counts them as in 16 bits, with the casts beside",
+        )
     if request.shape.padded and packed_kind(request.method) is not None:
         raise Unsupported(
             "padded rows are traced with a base in its own type only",
