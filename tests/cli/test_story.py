@@ -19,13 +19,13 @@ RECIPE = Recipe.model_validate(
 BEFORE, AFTER = [0.0] * 96, [1.0] * 86 + [0.0] * 10
 
 
-def comparison(split):
+def comparison(split, after=AFTER):
     import numpy as np
 
     names = ("field_exact", "json_valid")
-    pairs = [PairedScores(name, np.array(BEFORE), np.array(AFTER)) for name in names]
+    pairs = [PairedScores(name, np.array(BEFORE), np.array(after)) for name in names]
     found = tuple(compare_scores(pairs))
-    return Comparison(split=split, primary="field_exact", differences=found, verdict="better")
+    return Comparison(split=split, primary="field_exact", differences=found, verdict=found[0].verdict)
 
 
 def artifact(kind, *, problems=()):
@@ -52,6 +52,17 @@ def test_comparisons_fit_a_narrow_terminal(capsys):
     assert "89.6%" in line
     assert "+89.6  [" in line
     assert line.split()[-1] == "better"
+
+
+def test_an_interval_without_zero_and_no_clear_difference_is_explained(capsys):
+    few = comparison("test", after=[1.0] * 8 + [0.0] * 88)
+    assert few.main.delta.low > 0
+    story.show_comparisons([few])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "test: no clear difference" in said
+    assert "Only 8 of 96 rows changed; fewer than ten are never taken as proof." in said
+    story.show_comparisons([comparison("test")])
+    assert "rows changed" not in capsys.readouterr().out
 
 
 def test_artifacts_fit_a_narrow_terminal(capsys):

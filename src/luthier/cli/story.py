@@ -276,6 +276,8 @@ def show_result(result: EvalResult) -> None:
 
 def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] = ()) -> None:
     """Baseline against tuned on every split, with the verdict, and against what costs no training."""
+    from luthier.runs.report.words import doubt
+
     for comparison in comparisons:
         out().print(Text(f"  {comparison.split}, {comparison.main.delta.n} rows", style="dim"))
         table = columns("metric", "baseline", "tuned", "difference  [interval]", "verdict", gap=1)
@@ -299,6 +301,8 @@ def show_comparisons(comparisons: Sequence[Comparison], floors: Sequence[Floor] 
             .append(shown, style=f"bold {colour}")
             .append(f" ({main.metric}; {main.improved} rows improved, {main.regressed} got worse)")
         )
+        if (why := doubt(main)) is not None:
+            out().print(Padding(Text(why, style="dim"), (0, 0, 0, 4)))
     for floor in floors:
         words, colour = VERDICTS[floor.comparison.verdict]
         main = floor.comparison.main

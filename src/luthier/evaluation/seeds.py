@@ -9,9 +9,9 @@ import numpy as np
 
 from luthier.errors import UsageError
 from luthier.evaluation.compare import compare
-from luthier.evaluation.statistics import FEWEST_DISCORDANT, LEVEL, holm, t_quantile
+from luthier.evaluation.statistics import LEVEL, holm, t_quantile, verdict_of
 from luthier.schema.base import Record
-from luthier.schema.results import Difference, EvalResult, Metric, Verdict
+from luthier.schema.results import Difference, EvalResult, Metric
 
 
 class Seeded(Record):
@@ -90,19 +90,13 @@ def difference_over(baseline: Sequence[EvalResult], tuned: Sequence[EvalResult])
             "tuned": score_over(tuned, first.metric),
             "delta": delta,
             "p_value": p_value,
-            "verdict": _verdict(delta, p_value, changed),
+            "verdict": verdict_of(delta, p_value, changed),
             "improved": round(float(np.mean([d.improved for d in pairs]))),
             "regressed": round(float(np.mean([d.regressed for d in pairs]))),
             "detectable": None,
             "rows_needed": None,
         }
     )
-
-
-def _verdict(delta: Metric, p_value: float, changed: int) -> Verdict:
-    if changed < FEWEST_DISCORDANT or p_value > 1 - LEVEL or delta.low <= 0 <= delta.high:
-        return "inconclusive"
-    return "better" if (delta.value > 0) == delta.greater_is_better else "worse"
 
 
 def rank_seeds(groups: Mapping[str, Sequence[EvalResult]]) -> list[Seeded]:
