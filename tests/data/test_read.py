@@ -205,7 +205,7 @@ def test_folders_globs_and_names_twice(tmp_path: Path) -> None:
         ("a.jsonl.gz", LINES, FileProblem, "cannot be read", "a.jsonl.gz", None),
         (
             "a.jsonl.gz",
-            gzip.compress(LINES.encode() * 9)[:-12],
+            gzip.compress(LINES.encode() * 9, mtime=0)[:-12],
             FileProblem,
             "cannot be read",
             "a.jsonl.gz",
