@@ -272,7 +272,8 @@ def test_long_texts_lose_nothing_and_are_no_finding(tmp_path: Path, make_tokeniz
 
 def test_each_code_has_a_case() -> None:
     of_the_whole = {"files", "empty", "mixed-shapes", "near-duplicate-limit", "languages", "labels", "one-label",
-                    "rare-labels", "label-balance", "unknown-label", "prompt-boundary", "broken-image"}  # fmt: skip
+                    "rare-labels", "label-balance", "unknown-label", "prompt-boundary", "broken-image",
+                    "positive-is-query"}  # fmt: skip
     assert set(CODES) <= {*IN_CHATS, *BESIDE, *of_the_whole}
 
 
