@@ -33,6 +33,7 @@ from luthier.models.new_tokens import grow, train_rows
 from luthier.models.packed import demand_float8, pack_base, packing_of
 from luthier.models.streamed import settle_on_host, stream_layers
 from luthier.planning.audit import host_memory
+from luthier.planning.levers import eight_bit_products
 from luthier.planning.solver import HOST_SHARE
 from luthier.schema.protocols import Progress, Splits
 from luthier.schema.recipe import Full, Lora, Recipe, without_masters
@@ -107,7 +108,7 @@ class ModelTask(ABC):
         _demand_resolved(recipe)
         if isinstance(recipe.method, Lora) and recipe.method.base == "float8":
             demand_float8(device)
-        if isinstance(recipe.method, Full) and recipe.method.products == "float8":
+        if eight_bit_products(recipe):
             demand_float8(device, "method.products")
         self.recipe, self.directory = recipe, model_directory
         self.tokenizer: FileTokenizer = tokenizer
@@ -314,8 +315,7 @@ class ModelTask(ABC):
 
     def _products(self) -> AbstractContextManager[object]:
         """Within the block the model computes in the type that the method says."""
-        method = self.recipe.method
-        if isinstance(method, Full) and method.products == "float8":
+        if eight_bit_products(self.recipe):
             return float8_products(self.model, layers_of(self.model))
         return nullcontext()
 
