@@ -5,8 +5,9 @@
 MINILM is a folder of all-MiniLM-L6-v2; BERT-base is made here, random weights of its shape with that
 tokenizer. bf16, 64 rows a step, banking77 (77 labels) and snli (triplets, in-batch negatives). The other
 tools take bf16 autocast, fused AdamW, four reading processes and, for classification, batches of like
-length, as their guides say; Luthier draws its rows at random. Measured from the 20th step on; the ratios of
-the means are printed. Needs luthier, sentence-transformers, datasets, accelerate.
+length, as their guides say; Luthier draws its rows at random. Measured from the 20th step on; the ratio of
+each seed is printed, for between seeds a host changes its pace. Needs luthier, sentence-transformers,
+datasets, accelerate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -59,20 +59,16 @@ def jobs(data: Path, tiny: bool) -> list[tuple[Job, object, object, str]]:
 
 
 def ratios(out: Path) -> list[str]:
-    """Luthier's rows a second over the other tool's, one line a shape and job."""
+    """Luthier's rows a second beside the other tool's, one line a shape, job and seed that both have."""
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     found = []
-    for shape, job in dict.fromkeys((row["shape"], row["job"]) for row in rows):
-        own, other = (
-            [row["rows_per_second"] for row in rows
-             if (row["shape"], row["job"]) == (shape, job) and (row["arm"] == OURS) == mine]
-            for mine in (True, False)
-        )  # fmt: skip
-        if own and other:
-            left, right = statistics.fmean(own), statistics.fmean(other)
-            found.append(
-                f"{shape}, {job}: {left:,.0f} against {right:,.0f} rows a second, {left / right:.2f}"
-            )
+    for key in dict.fromkeys((row["shape"], row["job"], row["seed"]) for row in rows):
+        mine = [row for row in rows if (row["shape"], row["job"], row["seed"]) == key]
+        pace = {row["arm"] == OURS: row["rows_per_second"] for row in mine}
+        if len(pace) == 2:
+            shape, job, seed = key
+            said = f"{pace[True]:,.0f} against {pace[False]:,.0f} rows a second"
+            found.append(f"{shape}, {job}, seed {seed}: {said}, {pace[True] / pace[False]:.2f}")
     return found
 
 
