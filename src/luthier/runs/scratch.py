@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from luthier.data.load import read_chats
 from luthier.data.tokenizer import load_tokenizer
 from luthier.data.vocabulary import character_tokenizer, save_tokenizer, train_bpe
 from luthier.errors import FileProblem, RecipeError
-from luthier.files import write_text
+from luthier.files import UNFINISHED, write_text
 from luthier.hub.cache import room
 from luthier.hub.snapshot import LocalModel
 from luthier.runs.model import Say, obtain
@@ -62,10 +63,14 @@ def scratch_model(recipe: Recipe, *, say: Say) -> LocalModel:
         digest.update(text.encode("utf-8", "replace") + b"\0")
     folder = room("models") / f"scratch-{digest.hexdigest()[:16]}"
     if not (folder / MARK).is_file():
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        _make(recipe, texts, part)
-        part.rename(folder)
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as apart:
+            made = Path(apart) / folder.name
+            _make(recipe, texts, made)
+            try:
+                made.rename(folder)
+            except OSError:  # another process was first; its model is this one
+                if not (folder / MARK).is_file():
+                    raise
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     size = count_parameters(architecture_from_config(config)).total
     say(
