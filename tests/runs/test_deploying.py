@@ -96,6 +96,19 @@ def test_one_of_the_same_name_is_replaced_and_removing_leaves_the_run(run):
         find_deployment("demo")
 
 
+def test_one_for_another_target_leaves_the_first_where_it_is(run):
+    first = deploy(run, Wish("ollama"), say=quiet)
+    bundle = deploy(run, Wish("bundle"), say=quiet)
+    assert (first.name, bundle.name) == ("demo", "demo-bundle")
+    assert find_deployment("demo") == first
+    assert "NAME='demo'" in (deployments_root() / "demo-bundle" / "install.sh").read_text()
+    assert deploy(run, Wish("bundle"), say=quiet).name == "demo-bundle"
+    with pytest.raises(UsageError, match="demo is a deployment for ollama") as refused:
+        deploy(run, Wish("bundle", "demo"), say=quiet)
+    assert "luthier deployments rm demo" in (refused.value.hint or "")
+    assert {one.name for one in list_deployments()} == {"demo", "demo-bundle"}
+
+
 def test_without_ollama_the_step_is_said(run):
     made = deploy(run, Wish("ollama"), say=quiet)
     assert "ollama create demo -f Modelfile" in made.steps[0]

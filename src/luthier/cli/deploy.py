@@ -42,7 +42,8 @@ def deploy(
         ollama, lmstudio, llama.cpp, vllm, folder (all that llama.cpp, Ollama and LM Studio need), or
         bundle (the same with installers for other machines).
     name
-        Name of the deployment; the recipe's name when not given. One of the same name is replaced.
+        Name of the deployment; the recipe's name when not given, with the target behind it where one for
+        another target has that name. One of the same name and target is replaced.
     gguf
         Which type of the run's GGUF files; the smallest when not given.
     context

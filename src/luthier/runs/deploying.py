@@ -78,6 +78,7 @@ class Wish:
 
     target: Target
     name: str | None = None
+    """The recipe's name when not given, with the target behind it where another target has that name."""
     gguf: str | None = None
     context: int | None = None
     slots: int = 1
@@ -98,8 +99,9 @@ def deploy(
 ) -> Deployment:
     """Write a deployment, bring it in where its runtime is here, and put one prompt to it.
 
-    A deployment of the same name is replaced when the new one is whole. Errors: UsageError, DoesNotFit
-    with what would fit, Unsupported where the runtime cannot hold the model's template.
+    A deployment of the same name and target is replaced when the new one is whole; one for another target
+    stays. Errors: UsageError, DoesNotFit with what would fit, Unsupported where the runtime cannot hold the
+    model's template.
     """
     if wish.cache_type not in CACHE_BYTES:
         raise UsageError(
@@ -109,15 +111,36 @@ def deploy(
     named = (run.stage_values("model") or {}).get("licence")
     hold_to_licence(recipe, "deployed", named=named)
     licence = licence_of(named)
-    name = wish.name or permitted_name(recipe.name or run.id, licence)
-    if "/" in name or name.startswith("."):
-        raise UsageError(f"{name!r} cannot be the name of a folder", hint="use letters, digits, - and _")
+    title = wish.name or permitted_name(recipe.name or run.id, licence)
+    name = _name(wish, title)
     machine = parse_hardware(wish.hardware) if wish.hardware else audit()
-    made = _vllm(run, wish, name, machine) if wish.target == "vllm" else _gguf(run, wish, name, machine)
+    if wish.target == "vllm":
+        made = _vllm(run, wish, name, machine)
+    else:
+        made = _gguf(run, wish, name, machine, title=title)
     if dry_run:
         return made.record
     folder = _write(made, name)
     return _bring_in(made, folder, run, say=say, progress=progress, here=wish.hardware is None)
+
+
+def _name(wish: Wish, title: str) -> str:
+    """The deployment's name: its record never takes the place of one for another target.
+
+    title: the name asked for, or the model's. Errors: UsageError for what is no name, or is another's.
+    """
+    name = title
+    if "/" in name or name.startswith("."):
+        raise UsageError(f"{name!r} cannot be the name of a folder", hint="use letters, digits, - and _")
+    held = {one.name: one.target for one in list_deployments()}
+    if wish.name is None and held.get(name, wish.target) != wish.target:
+        name = f"{title}-{wish.target}"
+    if (other := held.get(name, wish.target)) != wish.target:
+        raise UsageError(
+            f"{name} is a deployment for {other}, which one for {wish.target} would take the place of",
+            hint=f"give another --name, or first: luthier deployments rm {name}",
+        )
+    return name
 
 
 def devices(hardware: str | None) -> list[Place]:
@@ -137,7 +160,8 @@ class _Made:
     papers: Path | None = None
 
 
-def _gguf(run: RunDirectory, wish: Wish, name: str, machine: Hardware) -> _Made:
+def _gguf(run: RunDirectory, wish: Wish, name: str, machine: Hardware, *, title: str) -> _Made:
+    """title: what a bundle is called on another machine, where nothing else has that name."""
     file, system = chat_files(run, wish.gguf)
     artifact = next(a for a in load_artifacts(run) if run.path / a.path == file)
     place = pick(machine, wish.device)
@@ -170,7 +194,7 @@ def _gguf(run: RunDirectory, wish: Wish, name: str, machine: Hardware) -> _Made:
     if wish.target == "bundle":
         for kind in ("sh", "ps1"):
             texts[f"install.{kind}"] = scripts.installer(
-                kind, name=name, model=ollama.model_name(name), file=file, sha256=artifact.sha256,
+                kind, name=title, model=ollama.model_name(title), file=file, sha256=artifact.sha256,
                 memory=plan.total, context=plan.context,
             )  # fmt: skip
     record = Deployment(
