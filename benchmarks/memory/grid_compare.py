@@ -1,9 +1,11 @@
 """The measured grid beside what is foretold of it: by the trace, by the formula, by other estimators.
 
-``python benchmarks/memory/grid_compare.py [MEASURED.jsonl] [--minutes 4] [--to FOLDER]`` reads what
-``grid.py`` wrote (grid.jsonl beside this file), and writes grid_results.json, .md and .svg, and
+``python benchmarks/memory/grid_compare.py [MEASURED.jsonl] [--minutes 4] [--only TEXT...] [--to FOLDER]``
+reads what ``grid.py`` wrote (grid.jsonl beside this file), and writes grid_results.json, .md and .svg, and
 grid_errors.svg. No GPU and no weights are needed. Traces are remembered, so that a call that is cut short by
-``--minutes`` goes on where it stopped; rows without a trace yet are compared by the formula alone.
+``--minutes`` goes on where it stopped; rows without a trace yet are compared by the formula alone. With
+``--only TEXT`` rows whose words hold one of these texts are traced, and all others keep the trace that
+grid_results.json has of them: for a mend that can touch no other row.
 """
 
 from __future__ import annotations
@@ -70,6 +72,19 @@ def traced(row: Row, *, wait: bool) -> Found | None:
     except LuthierError as error:
         return {"error": str(error)}
     return {"allocated": said.allocated, "phases": {k: sum(v.values()) for k, v in said.phases.items()}}
+
+
+def kept_traces(path: Path) -> dict[str, Found | None]:
+    """The traces that results of another call hold, by the row's key."""
+    found: dict[str, Found | None] = {}
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        if row["not_traced"]:
+            found[row["key"]] = {"error": row["not_traced"]}
+        elif (size := row["predicted"]["trace"]) is not None:
+            found[row["key"]] = {"allocated": size, "phases": row["phases"]["trace"]}
+        else:
+            found[row["key"]] = None
+    return found
 
 
 def others(row: Row) -> dict[str, float | None]:
@@ -363,6 +378,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("measured", type=Path, nargs="?", default=HERE / "grid.jsonl")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no trace after so many")
+    parser.add_argument(
+        "--only", nargs="+", default=None, metavar="TEXT",
+        help="trace rows whose words hold one of these, and keep what grid_results.json has of the others",
+    )  # fmt: skip
     parser.add_argument("--to", type=Path, default=HERE, help="folder of the results")
     parser.add_argument(
         "--card", default="h200", help="what the rows were measured on, as `--hardware` names it"
@@ -373,9 +392,13 @@ def main() -> None:
     rows = measured_rows(arguments.measured)
     first = json.loads(arguments.measured.read_text(encoding="utf-8").splitlines()[0])
     about = {name: first[name] for name in ("card", "versions")}
+    kept = kept_traces(HERE / "grid_results.json") if arguments.only else {}
     found = []
     for row, said in rows:
-        trace = traced(row, wait=time.monotonic() - began < 60 * arguments.minutes)
+        if row.key in kept and not any(text in brief(row) for text in arguments.only):
+            trace = kept[row.key]
+        else:
+            trace = traced(row, wait=time.monotonic() - began < 60 * arguments.minutes)
         found.append(result(row, said, trace, arguments.card))
     here = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     document = {**about, "compared_with": here, "rows": found}

@@ -13,6 +13,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+import torch
+
 from luthier.checks.trace.allocator import MIB, OutOfMemory, least_capacity, replay
 from luthier.checks.trace.config import config_of
 from luthier.checks.trace.events import Timeline
@@ -27,6 +29,7 @@ from luthier.schema.recipe import Full, Lora, Method, QLora
 from luthier.sizing.model_config import architecture_from_config
 from luthier.sizing.parameters import target_matrices
 from luthier.sizing.training import training_memory
+from luthier.training.contrastive import in_chunks
 from scripts import script
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "memory"
@@ -265,6 +268,37 @@ def test_texts_that_are_compared_are_traced_in_the_pieces_they_run_in() -> None:
         heights.append(found)
     # 20,992 places in place of 32,768.
     assert heights[0] < 0.75 * heights[1]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_pieces_that_are_computed_again_leave_one_gradient_in_the_weights_type(compiled: bool) -> None:
+    shape = TrainingShape(
+        micro_batch_size=8, sequence_length=128, documents=2, batch_size=32, padded=True, compared=1024,
+        compiled=compiled,
+    )  # fmt: skip
+    arch = architecture_from_config(ENCODER).model_copy(update={"head": False, "tied_embeddings": False})
+    kernels = kernels_for("cuda", "bfloat16", padded=True, compiled=compiled)
+    told = training_memory(arch, Full(), shape, dtype="bfloat16", kernels=kernels)
+    found = whole(trace_step(StepRequest(config=ENCODER, method=Full(), shape=shape)), 4, expandable=True)
+    weights = found.phases["optimizer"]["weights"]  # a pooler among them, which nothing trains
+    assert found.phases["optimizer"]["gradients"] == pytest.approx(weights, rel=0.02)
+    assert told.peak.total == pytest.approx(found.allocated, rel=0.02)
+    # All pieces go forward before any goes backward, and nothing of them stays.
+    assert sum(found.phases["forward"].values()) < 0.8 * found.allocated
+
+
+def test_a_weight_gets_its_gradient_once_from_all_pieces_of_a_step() -> None:
+    layer = torch.nn.Linear(4, 4, dtype=torch.bfloat16)
+    arrived: list[torch.dtype] = []
+
+    def arrives(weight: torch.Tensor) -> None:
+        assert weight.grad is not None
+        arrived.append(weight.grad.dtype)
+
+    layer.weight.register_post_accumulate_grad_hook(arrives)
+    chunks = [(torch.ones(2, 4, dtype=torch.bfloat16),) for _ in range(3)]
+    in_chunks(layer, chunks, recompute=True).sum().backward()
+    assert arrived == [torch.bfloat16]
 
 
 MODERN = (

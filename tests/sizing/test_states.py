@@ -231,7 +231,10 @@ def test_a_sum_over_rows_leaves_its_parts_by_blocks() -> None:
     assert max(column_sum_bytes(2**n, 4096) for n in range(8, 17)) < 140e6
 
 
-def test_vectors_that_are_compared_in_one_piece_leave_their_gradients_as_they_are() -> None:
+def test_texts_that_are_compared_leave_their_gradients_as_they_are_in_any_number_of_pieces() -> None:
+    """BERT-base, 128 texts in four pieces: 0.22 GB of gradients on an H200, not the 0.44 of micro-batches."""
     shape = TrainingShape(micro_batch_size=32, sequence_length=128, padded=True, compared=1024)
     assert narrow_gradients(OURS, shape)
-    assert not narrow_gradients(OURS, shape.model_copy(update={"batch_size": 64}))
+    assert narrow_gradients(OURS, shape.model_copy(update={"batch_size": 64}))
+    for more in ({"compared": 0}, {"added_up": True}, {"shard": 2}):
+        assert not narrow_gradients(OURS, shape.model_copy(update={"batch_size": 64, **more}))

@@ -85,8 +85,13 @@ def resident(  # noqa: PLR0917 (what is trained, how, and by what)
 
 
 def narrow_gradients(kernels: Kernels, shape: TrainingShape) -> bool:
-    """Whether a step's gradients are never added up, so that they stay in the weights' type."""
-    alone = shape.accumulation == 1 and shape.shard == 1 and not shape.added_up
+    """Whether a step's gradients are never added up, so that they stay in the weights' type.
+
+    Texts that are compared are one micro-batch, however many pieces they go through the model in: autograd
+    gathers the pieces' gradients before it hands a weight its own.
+    """
+    whole = shape.accumulation == 1 or bool(shape.compared)
+    alone = whole and shape.shard == 1 and not shape.added_up
     return kernels.fused_update and kernels.masters and shape.optimizer == "adamw" and alone
 
 

@@ -15,6 +15,7 @@ from luthier.models.lora import add_lora
 from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Full, Method
 from luthier.sizing.padding import pieces_of
+from luthier.training.contrastive import in_chunks
 
 
 class _Dropout(torch.nn.Dropout):
@@ -65,11 +66,14 @@ class PaddedBatch:
 
     def __init__(self, shape: TrainingShape) -> None:
         pieces = pieces_of(shape)
-        if shape.accumulation > 1:
-            # Each piece of a step is computed again for its gradient, when nothing is left of the others.
-            pieces = (max(pieces, key=math.prod),)
-        self.pieces = [_Piece(inputs, length) for inputs, length in pieces]
-        inputs = sum(inputs for inputs, _ in pieces)
+        self.recompute = bool(shape.compared) and shape.accumulation > 1
+        if self.recompute:
+            # Each is computed again for its gradient, when nothing is left of the others but gradients of
+            # weights: the highest twice shows that, however many there are.
+            self.pieces = [_Piece(*max(pieces, key=math.prod))] * 2
+        else:
+            self.pieces = [_Piece(inputs, length) for inputs, length in pieces]
+        inputs = sum(len(piece.ids) for piece in self.pieces)
         self.labels = torch.zeros(inputs, dtype=torch.long, device="meta")
         self.compared = bool(shape.compared)
 
@@ -83,8 +87,12 @@ class PaddedBatch:
             (piece,) = self.pieces
             logits = model(input_ids=piece.ids, attention_mask=piece.mask).logits
             return F.cross_entropy(logits.float(), self.labels, reduction="sum")
-        found = [piece.vectors(model) for piece in self.pieces]
-        vectors = found[0] if len(found) == 1 else torch.cat(found)
+
+        def encode(*parts: Tensor) -> Tensor:
+            return _vectors(model, *parts)
+
+        chunks = [(piece.ids, piece.seen, piece.mask) for piece in self.pieces]
+        vectors = in_chunks(encode, chunks, recompute=self.recompute)
         half = len(vectors) // 2
         scores = vectors[:half] @ vectors[half:].T * 20.0
         return F.cross_entropy(scores, self.labels[:half], reduction="sum")
@@ -99,9 +107,10 @@ class _Piece:
         # One row at least is shorter than the longest, so that the mask is there in full.
         self.mask = torch.ones((inputs, 1, length, length), dtype=torch.bool, device="meta")
 
-    def vectors(self, model: Any) -> Tensor:
-        """The mean of each text's states, at unit length: fp32 [inputs, width]."""
-        states = model(input_ids=self.ids, attention_mask=self.mask).last_hidden_state
-        kept = self.seen[:, :, None].to(states.dtype)
-        mean = (states * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
-        return F.normalize(mean, dim=-1).float()
+
+def _vectors(model: Any, ids: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each text's states, at unit length: fp32 [inputs, width]."""
+    states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    kept = seen[:, :, None].to(states.dtype)
+    mean = (states * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
+    return F.normalize(mean, dim=-1).float()

@@ -145,7 +145,7 @@ def _optimiser_step(  # noqa: PLR0917 (private, called once)
     number: int,
 ) -> None:
     timeline = recorder.timeline
-    for _ in range(min(2, request.shape.accumulation)):
+    for _ in range(_passes(request.shape)):
         recorder.tag = "activations"
         timeline.mark(f"forward{number}")
         if isinstance(batch, PaddedBatch):
@@ -167,6 +167,11 @@ def _optimiser_step(  # noqa: PLR0917 (private, called once)
     with torch.no_grad():
         optimizer.round_back()
     optimizer.forget()
+
+
+def _passes(shape: TrainingShape) -> int:
+    """Micro-batches that are followed: a second one finds gradients there. What is compared is one."""
+    return 1 if shape.compared else min(2, shape.accumulation)
 
 
 def _loss(model: Any, head: Head, batch: _Batch, recorder: Recorder, request: StepRequest) -> Tensor:
