@@ -11,7 +11,7 @@ from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import CausalObjective, causal_objective
 from luthier.training.faults import BAD_BATCHES, leaps
-from luthier.training.guard import cut
+from luthier.training.guard import HostShort, cut, host_place, ran_out
 from luthier.training.loop import fit
 
 CHOICE = TrainingChoice(
@@ -152,6 +152,49 @@ def test_one_row_that_does_not_fit_ends_with_what_would(tiny, make_source, make_
         train(tiny, source, tmp_path, objective=nothing)
     assert "activation_checkpointing=full" in str(caught.value.hint)
     assert "training.sequence_length=" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "whether"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", True),
+        ("CUDA error: unspecified launch failure", False),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_what_torch_says(text, whether):
+    assert ran_out(RuntimeError(text)) is whether
+
+
+def test_pages_that_cannot_be_locked_are_the_host_s(monkeypatch):
+    class OnGpu:
+        """As much of a tensor on a GPU as its place on the host asks for."""
+
+        shape, dtype, is_cuda, nbytes = (1024, 1024), torch.float32, True, 4 << 20
+
+    def refused(*_shape, **_kwargs):
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be")
+
+    monkeypatch.setattr(torch, "empty", refused)
+    with pytest.raises(HostShort, match="of the host's memory cannot be locked"):
+        host_place(OnGpu())
+
+
+def test_a_row_whose_inputs_the_host_cannot_hold_says_whose_memory_it_is(
+    tiny, make_source, make_documents, tmp_path
+):
+    class Unlocked(CausalObjective):
+        def __call__(self, model, batch):
+            raise HostShort("4.2 MB of the host's memory cannot be locked")
+
+    source = make_source(make_documents(8), micro_batch_size=4)
+    away = CHOICE.model_copy(update={"activation_checkpointing": "offload"})
+    events = []
+    with pytest.raises(DoesNotFit, match="of the host's memory cannot be locked") as caught:
+        train(tiny, source, tmp_path, objective=Unlocked, choice=away, events=events)
+    assert "activation_checkpointing=full keeps" in str(caught.value.hint)
+    assert "ulimit -l" in str(caught.value.hint)
+    assert [event["now"] for event in events if event["kind"] == "out_of_memory"] == [2, 1]
 
 
 def test_what_may_not_be_cut_is_not_cut(tiny, make_source, make_documents, tmp_path):

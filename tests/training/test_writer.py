@@ -12,6 +12,7 @@ from luthier.models.lora import add_lora
 from luthier.schema.recipe import Lora, TrainingChoice
 from luthier.tasks.causal import causal_objective
 from luthier.training import checkpoint
+from luthier.training.guard import HostShort
 from luthier.training.loop import fit
 from luthier.training.writer import HostCopies, Writer
 
@@ -90,6 +91,24 @@ def test_written_beside_or_in_the_way_is_the_same(tiny, make_source, make_docume
     assert files[0] == files[1]
     saved = [[e["step"] for e in found if e["kind"] == "checkpoint"] for found in events.values()]
     assert saved == [[2, 4, 6, 8]] * 2
+
+
+def test_a_host_without_room_for_the_copy_has_checkpoints_written_in_the_way(
+    tiny, make_source, make_documents, tmp_path, monkeypatch
+):
+    tried = []
+
+    def refused(self, values, *, live=None):
+        tried.append(values)
+        raise HostShort("1.2 MB of the host's memory cannot be locked")
+
+    rows, events = make_documents(14), []
+    monkeypatch.setattr(HostCopies, "copy", refused)
+    run(tiny, make_source(rows), tmp_path, events, background_checkpoints=True)
+    assert [event["step"] for event in events if event["kind"] == "checkpoint"] == [2, 4, 6, 8]
+    assert len(list(tmp_path.glob("checkpoints/step-*"))) == 4
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    assert len(tried) == sum("cannot be locked: from now on training waits" in text for text in notes) == 1
 
 
 def test_training_goes_on_while_a_slow_disk_writes(tiny, make_source, make_documents, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from luthier.errors import DoesNotFit, TrainingError
 from luthier.schema.recipe import TrainingChoice
 from luthier.training.division import Division
 from luthier.training.events import Metrics, Tell, note
-from luthier.training.guard import Draws, cut, ran_out, units_of
+from luthier.training.guard import MORE_ROOM, Draws, HostShort, cut, ran_out, units_of
 from luthier.training.memory import PhaseName, PhaseWatch, memory_now
 from luthier.training.objective import MicroBatch, Objective, WholeStep, to_device
 from luthier.training.optimizer import Optimizer
@@ -89,6 +89,7 @@ class Accumulation:
         while True:
             draws = Draws.now(self.device)
             loss, tokens = torch.zeros((), device=self.device), 0
+            short: str | None = None
             if self.overlap is not None:
                 self.overlap.begin()
             try:
@@ -101,14 +102,14 @@ class Accumulation:
                     raise updated_already(step, "memory ran out") from None
                 if self.world.sharded or self.division.side:
                     # The others wait for this one's part: there is no second try.
-                    raise self._too_much(step, batches) from None
-                out = True
+                    raise self._too_much(step, batches, error) from None
+                out, short = True, _of_host(error)
             # Out of the block: the error's traceback holds the tensors that did not fit.
             if self.overlap is not None:
                 self.overlap.end()
             if not self.world.most(int(out)):
                 break
-            self._shrink(step, batches)
+            self._shrink(step, batches, short)
             draws.put_back(self.device)
         if self.world.size > 1 and not self.world.sharded and self.overlap is None:
             self._add_up()
@@ -168,8 +169,11 @@ class Accumulation:
         self.optimizer.forget()
         self.model.zero_grad(set_to_none=True)
 
-    def _shrink(self, step: int, batches: Sequence[MicroBatch]) -> None:
-        """Halve what goes through the model at once, and let go of what the step has left behind."""
+    def _shrink(self, step: int, batches: Sequence[MicroBatch], short: str | None) -> None:
+        """Halve what goes through the model at once, and let go of what the step has left behind.
+
+        short: what the host's memory had no room for, where it was that which ran out.
+        """
         held = memory_now(self.device)
         self.passes.forget("memory ran out")
         self.forget()
@@ -179,9 +183,10 @@ class Accumulation:
         pieces = [piece for batch in batches for piece in cut(batch, self.halvings)]
         count, unit = max(map(units_of, pieces), default=(0, "rows"))
         if self.world.most(count) < 2:
+            told = short or f"{held / 2**30:.2f} GiB held"
             raise DoesNotFit(
-                f"step {step} runs out of memory with one row at a time ({held / 2**30:.2f} GiB held)",
-                hint=self._smaller(batches),
+                f"step {step} runs out of memory with one row at a time ({told})",
+                hint=self._smaller(batches, short),
             )
         now = -(-count // 2)
         self.halvings += 1
@@ -193,19 +198,25 @@ class Accumulation:
         )
         self.tell(note(text))
 
-    def _too_much(self, step: int, batches: Sequence[MicroBatch]) -> DoesNotFit:
+    def _too_much(self, step: int, batches: Sequence[MicroBatch], error: BaseException) -> DoesNotFit:
+        short = _of_host(error)
+        told = f" ({short})" if short else ""
         rows = max(int(batch.input_ids.shape[0]) for batch in batches)
         smaller = f"training.micro_batch_size={rows // 2}; " if rows > 1 else ""
         return DoesNotFit(
-            f"step {step} runs out of memory on one of the devices that hold the model together",
-            hint=f"{smaller}{self._smaller(batches)}; then luthier train --resume",
+            f"step {step} runs out of memory on one of the devices that hold the model together{told}",
+            hint=f"{smaller}{self._smaller(batches, short)}; then luthier train --resume",
         )
 
-    def _smaller(self, batches: Sequence[MicroBatch]) -> str:
-        """Ways to need less, those first that give up least."""
+    def _smaller(self, batches: Sequence[MicroBatch], short: str | None) -> str:
+        """Ways to need less, those first that give up least; short: the host's memory, not the device's."""
         longest = max(int(batch.input_ids.shape[1]) for batch in batches)
         ways = []
-        if self.choice.activation_checkpointing != "full":
+        if short is not None:
+            ways.append(
+                f"training.activation_checkpointing=full keeps layers' inputs on the GPU; {MORE_ROOM}"
+            )
+        elif self.choice.activation_checkpointing not in ("full", "offload"):
             ways.append("training.activation_checkpointing=full")
         ways += [
             "a smaller method.rank, or method.name=lora instead of full",
@@ -218,6 +229,11 @@ class Accumulation:
         """End a phase of one of the first steps."""
         if self.watched < WATCHED_STEPS:
             self.memory.end(name)
+
+
+def _of_host(error: BaseException) -> str | None:
+    """What the host's memory had no room for; None where it was the device's that ran out."""
+    return str(error) if isinstance(error, HostShort) else None
 
 
 def updated_already(step: int, what: str) -> TrainingError:

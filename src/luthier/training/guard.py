@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.files import readable
 from luthier.training.objective import IGNORED, MicroBatch
 
+_SIGNS = ("can't allocate memory", "CUDA error: out of memory")
+"""What torch says where it raises no error of its own for that: of the host, and of CUDA's calls, which
+lock pages of the host too."""
 _COLUMNS = ("input_ids", "labels", "position_ids", "document_ids")
 
 
@@ -18,7 +22,29 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+class HostShort(MemoryError):
+    """The host has no pages left that can be locked for copies of what is on a GPU."""
+
+
+MORE_ROOM = "allow more locked memory (ulimit -l unlimited); a machine with more free memory of its own"
+"""Ways out that every lack of locked memory has."""
+
+
+def host_place(tensor: Tensor) -> Tensor:
+    """An empty tensor of the host for a copy of this one, in locked pages where it is on a GPU.
+
+    Errors: HostShort where there are none left, of which CUDA says that memory ran out and not whose.
+    """
+    try:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    except RuntimeError as error:
+        if not tensor.is_cuda or not ran_out(error):
+            raise
+        size = readable(tensor.nbytes)
+        raise HostShort(f"{size} of the host's memory cannot be locked for a copy from the GPU") from None
 
 
 def units_of(batch: MicroBatch) -> tuple[int, str]:

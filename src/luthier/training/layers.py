@@ -28,6 +28,7 @@ from torch.utils.checkpoint import (
 
 from luthier.errors import RecipeError, Unsupported
 from luthier.schema.recipe import TrainingChoice
+from luthier.training.guard import host_place
 
 Keeping = Literal["none", "selective", "full", "offload"]
 Say = Callable[[str], None]
@@ -322,7 +323,7 @@ class _Offloaded(torch.autograd.Function):
         ctx.generators = torch.get_rng_state(), _cuda_state(hidden.device)
         kept = hidden
         if away:
-            kept = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=hidden.is_cuda)
+            kept = host_place(hidden)
             kept.copy_(hidden, non_blocking=True)
         ctx.save_for_backward(kept)
         with torch.no_grad(), nullcontext() if held is None else held.forward():

@@ -11,7 +11,8 @@ from luthier.errors import LuthierError
 from luthier.schema.recipe import TrainingChoice
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Position
-from luthier.training.events import Metrics, Tell
+from luthier.training.events import Metrics, Tell, note
+from luthier.training.guard import HostShort
 from luthier.training.manifest import CHECKPOINTS
 from luthier.training.writer import HostCopies, Writer
 
@@ -31,6 +32,8 @@ class Saver:
         self.directory, self.choice, self.recipe_digest, self.tell = directory, choice, recipe_digest, tell
         self._copies, self._writer = HostCopies(), Writer()
         self._event: Metrics = {}
+        self._short = False
+        """Whether the host had no room for the copy."""
 
     def save(
         self,
@@ -49,9 +52,13 @@ class Saver:
         self.wait()
         random = checkpoint.random_state()
         parts: dict[str, Any] = {"weights": weights, "optimizer": optimizer, "average": average}
-        beside = self.choice.background_checkpoints is not False
+        beside = self.choice.background_checkpoints is not False and not self._short
         if beside:
-            parts = self._copies.copy(parts, live=live)
+            try:
+                parts = self._copies.copy(parts, live=live)
+            except HostShort as error:
+                beside, self._copies, self._short = False, HostCopies(), True
+                self.tell(note(f"{error}: from now on training waits for each checkpoint to be written"))
         event = self._event = {"kind": "checkpoint", "step": position.step}
 
         def write() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.training.guard import host_place
+
 
 class Writer:
     """One write at a time on a thread of its own, in the order asked for.
@@ -73,7 +75,7 @@ class HostCopies:
         """The nest of mappings and sequences with every tensor copied; they stay until the next call.
 
         live: those that are changed later, any others on the host being made for this call alone (gathered
-        from several processes): these are taken as they are. None: all may be changed.
+        from several processes): these are taken as they are. None: all may be changed. Errors: HostShort.
         """
         self._live = None if live is None else {_place(one) for one in live}
         cuda = [False]
@@ -97,8 +99,7 @@ class HostCopies:
             return tensor
         buffer = self._buffers.get(path)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[path] = buffer
+            buffer = self._buffers[path] = host_place(tensor)
         cuda[0] = cuda[0] or tensor.is_cuda
         buffer.copy_(tensor, non_blocking=True)
         return buffer
