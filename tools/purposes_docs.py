@@ -30,6 +30,7 @@ from luthier.runs.prepare import check_model  # noqa: E402
 from luthier.runs.scratch import scratch_model  # noqa: E402
 from luthier.schema.recipe import Recipe  # noqa: E402
 from luthier.schema.rows import LabelRow, PairRow, RankingRow  # noqa: E402
+from luthier.sizing.model_config import architecture_from_config  # noqa: E402
 
 PAGE = ROOT / "docs" / "purposes.md"
 BLOCK = re.compile(r"(<!-- table: refusals -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -76,6 +77,17 @@ def headless() -> None:
     check_model(recipe(), SimpleNamespace(causal=True, head=False))  # type: ignore[arg-type]
 
 
+def two_stacks() -> None:
+    """A model that writes text from text."""
+    architecture_from_config({"model_type": "t5", "is_encoder_decoder": True})
+
+
+def seeing_vectors() -> None:
+    """A model that sees, for vectors."""
+    model: Any = SimpleNamespace(causal=True, head=True, extra_parameters=1, model_type="qwen3_vl")
+    check_model(recipe("similarity"), model)
+
+
 def yes_or_no() -> None:
     """An encoder that is asked for a word."""
     from luthier.models.rerank import read_rerank_settings
@@ -115,6 +127,8 @@ def pictured() -> None:
 REFUSED: tuple[tuple[str, Callable[[], object]], ...] = (
     ("an encoder for chat or text generation", encoder),
     ("an embedder or classifier made of a decoder, for chat or text generation", headless),
+    ("an encoder-decoder (T5, BART), for any purpose", two_stacks),
+    ("similarity or reranking with a model that sees", seeing_vectors),
     ("multi-class classification to GGUF", planned(ONE, export={"gguf": ["Q8_0"]})),
     ("multi-label classification to GGUF", planned("multi-label-classification", export={"gguf": ["Q8_0"]})),
     ("reranking to GGUF", planned("reranking", export={"gguf": ["Q8_0"]})),

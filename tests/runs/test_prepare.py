@@ -14,6 +14,7 @@ from luthier.runs.prepare import prepare
 from luthier.schema.launch import LaunchChoice
 from luthier.schema.load import load_recipe
 from luthier.schema.recipe import Recipe
+from seeing import save_seeing_model
 from tiny_encoders import rows_of
 
 
@@ -71,3 +72,11 @@ def test_the_plan_and_the_price_refuse_what_the_training_refuses(
 def test_the_plan_refuses_an_export_that_llama_cpp_does_not_pool(place: Path) -> None:
     with pytest.raises(Unsupported, match="max"):
         planned(place / "recipe.yaml", "export.gguf=[F16]", "similarity.pooling=max")
+
+
+@pytest.mark.parametrize("task", ["similarity", "reranking"])
+def test_a_model_that_sees_is_refused_where_nothing_would_load_the_result(place: Path, task: str) -> None:
+    model = save_seeing_model(place / "seeing", "qwen3_vl")
+    with pytest.raises(Unsupported, match="models of text") as caught:
+        planned(place / "recipe.yaml", f"task={task}", f"model.id={model}")
+    assert f"--purpose {task}" in str(caught.value.hint)

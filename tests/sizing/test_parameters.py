@@ -172,6 +172,13 @@ def test_odd_configs_are_named() -> None:
     assert "q_proj" in str(wrong.value.hint)
 
 
+def test_an_encoder_decoder_is_named_as_one() -> None:
+    """T5 names its heads otherwise, and a field that it has not would be no help to anybody."""
+    config = {"model_type": "t5", "is_encoder_decoder": True, "d_model": 32, "num_heads": 4}
+    with pytest.raises(Unsupported, match="encoder-decoder"):
+        architecture_from_config(config, total_parameters=1000)
+
+
 def test_unknown_type_is_checked_against_its_weights() -> None:
     arch = architecture_from_config(LLAMA_8B | {"model_type": "novel"}, total_parameters=8_030_261_248 + 77)
     assert arch.other_parameters == 77

@@ -73,10 +73,11 @@ def load_classifier(
             )
         except Exception as error:
             if "Unrecognized configuration class" in str(error):
+                purpose = "multi-class-classification" if len(labels) > 1 else "reranking"
                 raise Unsupported(
                     f"transformers has no classification head for {settings.get('model_type')}",
                     file=directory / CONFIG,
-                    hint="choose another base model: `luthier models --purpose multi-class-classification`",
+                    hint=f"choose another base model: `luthier models --purpose {purpose}`",
                 ) from error
             raise explained(error, directory, settings, trust_remote_code) from error
     reset = [entry[0] if isinstance(entry, tuple) else entry for entry in report.get("mismatched_keys") or ()]

@@ -234,6 +234,13 @@ def check_model(recipe: Recipe, architecture: Architecture) -> None:
             f"classifiers are: it cannot write text, which {recipe.task} asks for",
             hint="choose the model that it was made from, or a task that needs no text",
         )
+    if recipe.task in ("similarity", "reranking") and architecture.extra_parameters:
+        # sentence-transformers asks such a folder for an image processor, which text has no use for.
+        raise Unsupported(
+            f"{recipe.model.id} sees ({architecture.model_type}): {recipe.task} is done with models of text",
+            hint=f"choose a model of text (`luthier models --purpose {recipe.task}`), or tune it on chats "
+            "with images (task: chat, vision: {})",
+        )
 
 
 def with_rows(recipe: Recipe, data: LoadedData) -> Recipe:

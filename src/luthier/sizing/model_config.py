@@ -113,6 +113,12 @@ def architecture_from_config(
     """
     reader = _Reader(config, where)
     outer = reader.text("model_type")
+    if config.get("is_encoder_decoder") is True:
+        raise Unsupported(
+            f"{outer} is an encoder-decoder, which writes text from text by two stacks: none is tuned here",
+            hint="choose a decoder or an encoder: `luthier models`",
+            file=where,
+        )
     vision = "vision_config" in config or "audio_config" in config
     text = config.get("text_config")
     if isinstance(text, Mapping):
