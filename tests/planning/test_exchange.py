@@ -85,6 +85,20 @@ def test_what_two_gpus_reached_is_foretold(asked: dict[str, str], ratio: float, 
     assert two == pytest.approx(step, rel=0.06)
 
 
+def test_a_card_that_waits_for_its_host_sends_meanwhile() -> None:
+    """All weights of a 3B, two micro-batches of 2 x 2,048 a device, gathered for a backward pass: 527 ms."""
+
+    def estimate(**cut: Any) -> float:
+        shape = {"micro_batch_size": 2, "batch_size": 4, "shard": 2, "reshard": "backward"}
+        return seconds(together("2xh200", 2, method=Full(), tokens=8 * 2048, **shape | cut))
+
+    assert estimate() == pytest.approx(0.527, rel=0.1)
+    # Longer rows keep the card busy: what is sent is not hidden then.
+    long = {"sequence_length": 8192, "documents": 4, "micro_batch_size": 1, "batch_size": 2}
+    shown = estimate(**long) - estimate(**long, shard=1, reshard="layer")
+    assert shown > 0
+
+
 def test_a_base_in_four_bits_is_gathered_as_slowly_as_one_in_16() -> None:
     """The row of QLoRA: 1,107.5 ms with one gather a micro-batch, 995 for half of one GPU's rows."""
     found = together(

@@ -19,6 +19,7 @@ from luthier.sizing.offload import link_of
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.resident import BYTES
 from luthier.sizing.states import trained_tensors
+from luthier.sizing.step_time import step_time
 
 NVLINK = {(7, 0): 100e9, (8, 0): 200e9, (9, 0): 300e9, (10, 0): 600e9}
 """Bytes/s that one GPU receives of the others' weights over NVLink, by compute capability. Two H200 gathered
@@ -91,7 +92,7 @@ def link_between(gpu: Accelerator | None, *, across: bool = False) -> Link:
 def divided_seconds(
     arch: Architecture, method: Method, shape: TrainingShape, link: Link, *, dtype: str
 ) -> float:
-    """Time of a step in which what ``shape.shard`` devices hold together is sent; none of it is hidden.
+    """Time of a step in which what ``shape.shard`` devices hold together is sent.
 
     Gathered are the layers' weights and what is trained outside of them; gradients are added up and divided.
     Weights in four bits count as in 16: with one gather a micro-batch two H200 reached 0.90 of twice one.
@@ -164,6 +165,9 @@ def shared(
         inner = link_between(gpu, across=shape.shard > group.here)
         links = [inner, *links] if copies > 1 and links[0] != inner else [inner]
         sent += divided_seconds(arch, method, shape, inner, dtype=dtype)
+        alone = step_time(arch, method, shape, gpu) if gpu is not None and dtype == "bfloat16" else None
+        if alone is not None:  # what is sent takes the card's time, which is free while it waits for the host
+            sent = max(0.0, sent - alone.idle)
     waiting = WAITING * math.log2(group.devices)
     known = links[0].measured and group.devices == 2
     seconds = Range(

@@ -9,7 +9,7 @@ from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Lora, Recipe
 from luthier.sizing.flops import training_flops
-from luthier.sizing.step_time import PRODUCTS, launching
+from luthier.sizing.step_time import PRODUCTS, launching, replaying
 
 
 def check_graphs(recipe: Recipe, device: str, shape: TrainingShape, *, compiled: bool) -> None:
@@ -23,7 +23,7 @@ def records(
     recipe: Recipe, arch: Architecture, shape: TrainingShape, hardware: Hardware, *, compiled: bool
 ) -> tuple[bool, str]:
     """Whether recording pays on a CUDA device, and why: a step whose products take less than launching its
-    kernels waits for the host.
+    kernels waits for the host, and a recorded one waits only until its first kernel runs.
     """
     if why := _never(recipe, shape, compiled=compiled):
         return False, why
@@ -40,8 +40,10 @@ def records(
     computing = each.total * shape.micro_batch_size * (shape.mean_length or shape.sequence_length)
     computing /= flops * PRODUCTS
     one_by_one = launching(arch, recipe.method, compiled=True)
+    at_once = replaying(arch, recipe.method)
     said = f"about {computing * 1e3:.0f} ms of products a micro-batch, {one_by_one * 1e3:.0f} to launch them"
-    return computing < one_by_one, said
+    said += f", {at_once * 1e3:.0f} recorded"
+    return computing + at_once < one_by_one, said
 
 
 def _never(recipe: Recipe, shape: TrainingShape, *, compiled: bool) -> str | None:

@@ -48,6 +48,9 @@ UPDATE_SHARE = 0.76
 LAUNCHING = {"compiled": 2.8e-3, "plain": 8.0e-3}
 """Seconds of the host to launch one layer's kernels, forward and backward, beside an H100: 67 ms for the 24
 compiled layers of Qwen2.5-0.5B, all weights trained. Hosts differ: the same step took 601 and 791 ms."""
+LAUNCHING_ENCODER = 2.1e-3
+"""The same of an encoder's compiled layer, whose attention is torch's own, beside an H200: between BERT's 1.7
+ms and MiniLM's 2.5, all weights trained for labels (seen rows of benchmarks/memory/grid.jsonl)."""
 LAUNCHING_ADAPTER = {"compiled": 0.12 * 2.8e-3, "plain": 0.04e-3}
 """The same for each adapter beside a linear layer. Compiled: its share of such a layer's time on a processor,
 with matrices of 64 x 64 (benchmarks/speed/launches.py): 0.08 to 0.12 in three runs on a busy machine."""
@@ -55,7 +58,16 @@ LAUNCHING_UNPACKED = 0.14 * 2.8e-3
 """The same for each four-bit matrix: scales and weights are widened in both passes. From there too:
 0.12 to 0.14."""
 LAUNCHING_AGAIN = 0.45
-"""Share of it that a second forward pass takes once more."""
+"""Share of it that a second forward pass takes once more (0.44 on a processor, for a compiled layer)."""
+DIVIDING = {"layer": 1.8 * 2.8e-3, "backward": 1.3 * 2.8e-3, "step": 1.1 * 2.8e-3}
+"""The same for each layer whose weights devices divide, to gather them and to add up its gradients, by how
+long they stay gathered. From launches.py too, two runs: 1.7 to 1.9, 1.2 to 1.4 and 1.0 to 1.2 of a layer."""
+NODES, NODES_ADAPTER = 70, 12
+"""Kernels of a layer, forward and backward, and of an adapter: 2,727 in a step of Qwen2.5-3B with all weights
+trained and 5,109 in one of LoRA on Llama-3.1-8B, an H200 (benchmarks/speed)."""
+NODE = 4.4e-6
+"""Seconds that each kernel of a recorded micro-batch takes before the first of them runs. LoRA of an 8B took
+19 ms longer a step recorded than kernel by kernel at 8,192 tokens and 27 at 4,096, on an H200."""
 STEP = 4e-3
 """Seconds of a step outside its micro-batches: batches, norm, update's launch, metrics."""
 STEP_SOURCE = "time counted by products, memory traffic and launches, as profiled on an H100"
@@ -75,6 +87,8 @@ class StepTime:
     update: float
     host: float
     """To launch the micro-batches' kernels; hidden where the card takes longer."""
+    replay: float = 0.0
+    """Until the first kernel runs of a step whose launches are recorded; later micro-batches' are hidden."""
 
     @property
     def card(self) -> float:
@@ -82,8 +96,13 @@ class StepTime:
         return self.products + self.attention + self.between + self.widening + self.tower
 
     @property
+    def idle(self) -> float:
+        """What the GPU waits for the host."""
+        return max(0.0, self.host - self.card)
+
+    @property
     def total(self) -> float:
-        return max(self.card, self.host) + self.update + STEP
+        return self.card + self.idle + self.replay + self.update + STEP
 
 
 def step_time(
@@ -139,6 +158,7 @@ def step_time(
         tower=tower_flops(arch, shape) * tokens / (gpu.bf16_flops * PADDED_ATTENTION),
         update=_update(arch, method, shape, gpu.bandwidth, rate),
         host=_host(arch, method, shape, repeats),
+        replay=replaying(arch, method) * (1 + LAUNCHING_AGAIN * repeats) if shape.recorded else 0.0,
     )
 
 
@@ -151,7 +171,7 @@ def _update(arch: Architecture, method: Method, shape: TrainingShape, bandwidth:
 def launching(arch: Architecture, method: Method, *, compiled: bool) -> float:
     """Seconds of the host to launch one micro-batch's kernels one by one, forward and backward."""
     kind = "compiled" if compiled else "plain"
-    found = LAUNCHING[kind] * arch.layers
+    found = (LAUNCHING[kind] if arch.causal or not compiled else LAUNCHING_ENCODER) * arch.layers
     if not isinstance(method, Full):
         found += LAUNCHING_ADAPTER[kind] * sum(times for times, _ in target_matrices(arch, method.targets))
     if isinstance(method, QLora):
@@ -159,9 +179,19 @@ def launching(arch: Architecture, method: Method, *, compiled: bool) -> float:
     return found
 
 
+def replaying(arch: Architecture, method: Method) -> float:
+    """Seconds that a recorded micro-batch takes until its first kernel runs, no pass repeated."""
+    kernels = NODES * arch.layers
+    if not isinstance(method, Full):
+        kernels += NODES_ADAPTER * sum(times for times, _ in target_matrices(arch, method.targets))
+    return NODE * kernels
+
+
 def _host(arch: Architecture, method: Method, shape: TrainingShape, repeats: float) -> float:
     """Seconds of the host to launch all micro-batches' kernels."""
     if shape.recorded:
         return 0.0
-    each = launching(arch, method, compiled=shape.compiled)
-    return each * (1 + LAUNCHING_AGAIN * repeats) * shape.accumulation
+    each = launching(arch, method, compiled=shape.compiled) * (1 + LAUNCHING_AGAIN * repeats)
+    if shape.shard > 1:
+        each += DIVIDING[shape.reshard] * arch.layers
+    return each * shape.accumulation
