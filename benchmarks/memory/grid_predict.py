@@ -9,6 +9,7 @@ from grid_more import ALL, Further
 from grid_rows import METHODS, Row
 
 from luthier.planning.estimate import estimate_training, kernels_for
+from luthier.planning.exchange import Group, shared
 from luthier.planning.hypothetical import parse_hardware
 from luthier.schema.estimate import Estimate, TrainingShape
 from luthier.schema.recipe import VisionChoice
@@ -68,10 +69,15 @@ def formula(row: Row) -> TrainingMemory:
 
 
 def estimate(row: Row, *, card: str = "h200", shape: TrainingShape | None = None) -> Estimate:
-    """What `luthier plan` says of the step before it runs, its time for one step."""
+    """What `luthier plan` says of the step before it runs, its time for one step of all its devices."""
     shape = shape or row.shape
-    tokens = shape.tokens * row.accumulation
-    return estimate_training(
-        architecture(row), METHODS[row.method], shape, parse_hardware(card), tokens=tokens, device="cuda",
-        dtype="bfloat16",
+    devices = row.devices if isinstance(row, Further) else 1
+    tokens = shape.tokens * row.accumulation * devices
+    arch, method, hardware = architecture(row), METHODS[row.method], parse_hardware(f"{devices}x{card}")
+    alone = estimate_training(
+        arch, method, shape, hardware, tokens=tokens, device="cuda", dtype="bfloat16",
+    )  # fmt: skip
+    return shared(
+        alone, Group(devices), arch=arch, method=method, shape=shape, hardware=hardware, tokens=tokens,
+        device="cuda", dtype="bfloat16",
     )  # fmt: skip

@@ -176,3 +176,14 @@ def test_what_two_devices_hold_counts_each_stream_at_its_own_height(grid: dict[s
             errors[said["key"]] = told.process.expected / (said["reserved"] + said["context"]) - 1
     assert len(errors) == 10
     assert max(map(abs, errors.values())) < 0.03
+
+
+def test_two_gpus_are_foretold_as_a_plan_does_with_what_they_send(grid: dict[str, ModuleType]) -> None:
+    """Seen: all weights of an 8B divided over two H200, one row of 2,048 tokens a device: 0.34 s a step."""
+    more = grid["grid_more"]
+    row = more.Further("Qwen3-8B", "full", 1, 2048, "full", devices=2, shard=2)
+    assert row in more.every_row()
+    assert not row.blind
+    found = grid["grid_predict"].estimate(row)
+    assert found.seconds.expected == pytest.approx(0.341, rel=0.12)
+    assert "2 devices reach" in found.assumptions[-1]

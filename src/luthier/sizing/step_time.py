@@ -59,9 +59,11 @@ LAUNCHING_UNPACKED = 0.14 * 2.8e-3
 0.12 to 0.14."""
 LAUNCHING_AGAIN = 0.45
 """Share of it that a second forward pass takes once more (0.44 on a processor, for a compiled layer)."""
-DIVIDING = {"layer": 1.8 * 2.8e-3, "backward": 1.3 * 2.8e-3, "step": 1.1 * 2.8e-3}
+DIVIDING = {"layer": 1.8 * 2.8e-3, "backward": 1.3 * 2.8e-3, "step": 0.4 * 2.8e-3}
 """The same for each layer whose weights devices divide, to gather them and to add up its gradients, by how
-long they stay gathered. From launches.py too, two runs: 1.7 to 1.9, 1.2 to 1.4 and 1.0 to 1.2 of a layer."""
+long they stay gathered. From launches.py too: 1.7 to 1.9, 1.2 to 1.4 and 0.4 of a layer in three runs."""
+DIVIDING_STEP = 0.8 * 2.8e-3
+"""The same once a step where they stay gathered for it: 1.2 of a layer where a micro-batch does it all."""
 NODES, NODES_ADAPTER = 70, 12
 """Kernels of a layer, forward and backward, and of an adapter: 2,727 in a step of Qwen2.5-3B with all weights
 trained and 5,109 in one of LoRA on Llama-3.1-8B, an H200 (benchmarks/speed)."""
@@ -192,6 +194,7 @@ def _host(arch: Architecture, method: Method, shape: TrainingShape, repeats: flo
     if shape.recorded:
         return 0.0
     each = launching(arch, method, compiled=shape.compiled) * (1 + LAUNCHING_AGAIN * repeats)
-    if shape.shard > 1:
-        each += DIVIDING[shape.reshard] * arch.layers
-    return each * shape.accumulation
+    if shape.shard == 1:
+        return each * shape.accumulation
+    each += DIVIDING[shape.reshard] * arch.layers
+    return each * shape.accumulation + DIVIDING_STEP * arch.layers * (shape.reshard == "step")
