@@ -25,6 +25,7 @@ from grid_predict import architecture, estimate, formula
 from grid_rows import METHODS, Row
 
 from luthier.errors import LuthierError
+from luthier.runs.recorder import Pace
 from luthier.sizing.parameters import count_parameters
 
 HERE = Path(__file__).parent
@@ -105,8 +106,6 @@ def predicted(row: Row, said: Found, trace: Found | None, card: str) -> dict[str
     steps takes the first ten.
     """
     plan = estimate(row, card=card)
-    seconds = said.get("seconds") or []
-    left = len(seconds) - GATHERED
     traced_bytes = None if trace is None else trace.get("allocated")
     return {
         "trace": traced_bytes,
@@ -115,8 +114,18 @@ def predicted(row: Row, said: Found, trace: Found | None, card: str) -> dict[str
         "process": plan.process.expected,
         "process, high": plan.process.high,
         "time before": plan.seconds.expected if plan.seconds is not None else None,
-        "time after": left * median(seconds[2:GATHERED]) if left > 0 else None,
+        "time after": left_after(said.get("seconds") or []),
     }
+
+
+def left_after(seconds: list[float]) -> float | None:
+    """Seconds that a run says are left after its first steps."""
+    if len(seconds) <= GATHERED:
+        return None
+    pace = Pace(None, lambda *_: 0)
+    for one in seconds[:GATHERED]:
+        pace.step({"seconds": one})
+    return pace.left({"step": GATHERED, "total_steps": len(seconds)}).expected
 
 
 def measured(row: Row, said: Found) -> dict[str, float | None]:

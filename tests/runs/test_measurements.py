@@ -11,7 +11,7 @@ import pytest
 from command import luthier, says
 from luthier.planning.measured import read_measurements
 from luthier.runs.directory import RunDirectory
-from luthier.runs.recorder import CORRECT_AT, Recorder
+from luthier.runs.recorder import CORRECT_AT, SETTLED, Pace, Recorder
 from luthier.runs.reporting import make_markdown
 from luthier.schema.base import Range
 from luthier.schema.estimate import Estimate, Phase, TrainingShape
@@ -118,3 +118,19 @@ def test_time_left_goes_by_tokens_and_the_prediction_stays(tmp_path: Path) -> No
     assert len([entry for entry in board.events if entry[0] == "corrected"]) == 1, (
         "a resumed run says it once"
     )
+
+
+def test_one_stall_among_few_steps_does_not_promise_a_longer_training() -> None:
+    """Steps of a 0.5B (a seen row of benchmarks/memory/grid.jsonl): 67 ms followed, their mean is 75."""
+    seconds = [10.7593, 0.0710, 0.0668, 0.0644, 0.0710, 0.0681, 0.1108, 0.0670, 0.0799, 0.0691]
+    followed = (0.0792 + 0.0584 + 0.0643) / 3
+    pace = Pace(None, lambda *_: 0)
+    for one in seconds:
+        pace.step({"seconds": one})
+    assert pace.rate.expected == pytest.approx(followed, rel=0.05)
+    assert pace.rate.low < followed < pace.rate.high
+    assert pace.left({"step": 10, "total_steps": 13}).expected == pytest.approx(3 * followed, rel=0.05)
+    # A stall that comes again and again is a part of the training's time.
+    for number in range(SETTLED):
+        pace.step({"seconds": 1.0 if number % 4 == 0 else 0.07})
+    assert pace.rate.expected > 0.2
