@@ -26,6 +26,7 @@ from luthier.sizing.parameters import count_parameters
 from luthier.sizing.scratch import scratch_config
 
 MARK = "scratch.json"
+MADE = ("bpe", "characters")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -56,11 +57,13 @@ def scratch_model(recipe: Recipe, *, say: Say) -> LocalModel:
             f"model.from_scratch makes decoders that write text, not models for {recipe.task}",
             hint="set task: text-generation, or name a base model",
         )
-    texts = list(_texts(recipe)) if choice.tokenizer in ("bpe", "characters") else []
+    texts = list(_texts(recipe)) if choice.tokenizer in MADE else []
     marks = marks_of(recipe.model.chat_template)
     digest = hashlib.sha256(json.dumps([choice.model_dump(mode="json"), recipe.seed, *marks]).encode())
     for text in texts:
         digest.update(text.encode("utf-8", "replace") + b"\0")
+    if given := _given(choice.tokenizer):
+        digest.update((given / TOKENIZER[0]).read_bytes())
     folder = room("models") / f"scratch-{digest.hexdigest()[:16]}"
     if not (folder / MARK).is_file():
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as apart:
@@ -86,6 +89,20 @@ def _texts(recipe: Recipe) -> Iterator[str]:
         yield "".join(str(message["content"]) for message in row.messages)
 
 
+def _given(tokenizer: str) -> Path | None:
+    """The folder of a tokenizer that is there already; None for one that is made from the data."""
+    if tokenizer in MADE:
+        return None
+    folder = Path(tokenizer).expanduser()
+    if not (folder / TOKENIZER[0]).is_file():
+        raise FileProblem(
+            f"there is no {TOKENIZER[0]}",
+            file=folder,
+            hint="model.from_scratch.tokenizer is bpe, characters or a folder with a tokenizer",
+        )
+    return folder
+
+
 def _make(recipe: Recipe, texts: list[str], folder: Path) -> None:
     choice = recipe.model.from_scratch
     assert choice is not None
@@ -95,14 +112,7 @@ def _make(recipe: Recipe, texts: list[str], folder: Path) -> None:
         save_tokenizer(train_bpe(texts, choice.vocabulary, marks), folder, context=choice.context)
     elif choice.tokenizer == "characters":
         save_tokenizer(character_tokenizer(texts, marks), folder, context=choice.context)
-    else:
-        given = Path(choice.tokenizer).expanduser()
-        if not (given / "tokenizer.json").is_file():
-            raise FileProblem(
-                "there is no tokenizer.json",
-                file=given,
-                hint="model.from_scratch.tokenizer is bpe, characters or a folder with a tokenizer",
-            )
+    elif given := _given(choice.tokenizer):
         for name in TOKENIZER:
             if (given / name).is_file():
                 shutil.copyfile(given / name, folder / name)
