@@ -59,6 +59,7 @@ def table() -> str:
         ("families that write", *_parted(writing, families)),
         ("families that read", *_parted(READING, families)),
         ("families that see", *_parted(SEEING, families)),
+        ("shapes", list(dict.fromkeys(row["model"] for row in found)), ["all others"]),
         ("purposes", *_named(PURPOSES, {row["purpose"] for row in found}, OTHER_PURPOSES)),
         ("methods", *_named(METHODS, {row["method"] for row in found}, OTHER_METHODS)),
         ("optimisers", *_parted(get_args(OptimizerName), optimizers)),
