@@ -99,13 +99,21 @@ def test_a_card_that_waits_for_its_host_sends_meanwhile() -> None:
     assert shown > 0
 
 
-def test_a_base_in_four_bits_is_gathered_as_slowly_as_one_in_16() -> None:
-    """The row of QLoRA: 1,107.5 ms with one gather a micro-batch, 995 for half of one GPU's rows."""
+@pytest.mark.parametrize(
+    ("cut", "measured"),
+    [
+        ({}, 1.071),
+        ({"shard": 2, "reshard": "step"}, 1.086),
+        ({"shard": 2, "reshard": "backward"}, 1.1075),  # 1.193 in another call: 1.118 at first, and slower
+    ],
+)
+def test_a_base_in_four_bits_is_gathered_as_slowly_as_one_in_16(cut: dict[str, Any], measured: float) -> None:
+    """Rows of QLoRA on two H200 (h200_gathered.jsonl and h200_qlora_two.jsonl)."""
     found = together(
         "2xh200", 2, model=MODELS["llama-3.1-8b"], method=QLora(), sequence_length=8192, documents=4,
-        batch_size=2, shard=2, reshard="backward",
+        batch_size=2, **cut,
     )  # fmt: skip
-    assert seconds(found) == pytest.approx(1.1075, rel=0.05)
+    assert seconds(found) == pytest.approx(measured, rel=0.06)
 
 
 def said(found: Estimate) -> str:

@@ -58,7 +58,8 @@ LAUNCHING_UNPACKED = 0.14 * 2.8e-3
 """The same for each four-bit matrix: scales and weights are widened in both passes. From there too:
 0.12 to 0.14."""
 LAUNCHING_AGAIN = 0.45
-"""Share of it that a second forward pass takes once more (0.44 on a processor, for a compiled layer)."""
+"""Share of it that a second forward pass takes once more; a processor takes 0.36 to 0.44 of a
+compiled layer."""
 DIVIDING = {"layer": 1.8 * 2.8e-3, "backward": 1.3 * 2.8e-3, "step": 0.4 * 2.8e-3}
 """The same for each layer whose weights devices divide, to gather them and to add up its gradients, by how
 long they stay gathered. From launches.py too: 1.7 to 1.9, 1.2 to 1.4 and 0.4 of a layer in three runs."""
