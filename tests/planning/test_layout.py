@@ -257,6 +257,14 @@ def test_a_machine_that_cannot_read_the_weights_is_refused() -> None:
         resolved(model, "lora", "8xh200", host=2**36, devices=8, parallel={"shard": 8})
 
 
+def test_a_host_that_cannot_read_parts_has_the_model_whole_on_each() -> None:
+    divided = resolved("Qwen/Qwen3-14B", "lora", "4xh100", devices=4).recipe.training
+    whole = resolved("Qwen/Qwen3-14B", "lora", "4xh100", devices=4, host=2**34).recipe.training
+    assert divided.parallel is not None
+    assert whole.parallel is not None
+    assert (divided.parallel.shard, whole.parallel.shard) == (4, 1)
+
+
 @pytest.mark.parametrize("side", ["tensor", "pipeline", "context"])
 def test_parts_along_other_sides_are_counted(side: str) -> None:
     whole = resolved("Qwen/Qwen3-8B", "lora", "4xh100", devices=4, micro_batch_size=1)

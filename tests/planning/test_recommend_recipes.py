@@ -46,6 +46,13 @@ def test_every_purpose_and_method_has_one() -> None:
             "deepseek-ai/DeepSeek-V3.2"} <= models  # fmt: skip
 
 
+def test_one_that_the_host_cannot_read_says_so() -> None:
+    rows = {row["name"]: row for row in map(predicted, RECIPES)}
+    refused = {name for name, row in rows.items() if row["not_trained"]}
+    assert refused == {"gpus-deepseek-v3.2-lora"}
+    assert "of the host's memory" in rows["gpus-deepseek-v3.2-lora"]["not_trained"]
+
+
 def test_an_unknown_recipe_gets_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         shipped_recipe("chat-qwen3-8b")

@@ -30,7 +30,6 @@ def why_not_trained(
     *,
     goal: str | None = None,
     images: bool = False,
-    sharded: bool = False,
     family: str | None = None,
 ) -> str | None:
     """Why a run of this sort is refused today, or None. family: the model's type, where it is known."""
@@ -40,6 +39,4 @@ def why_not_trained(
     asked = [method, *([goal] if goal else []), *(["image"] if images and method != "lora" else [])]
     if images and family is not None and family not in SEEING:
         return f"{family} is not among the families that are tuned on images ({', '.join(SEEING)})"
-    if sharded and name is not None:
-        return f"{purpose} is decided with the whole model: its weights cannot be divided over GPUs"
     return next((NOT_TRAINED[word] for word in asked if word in NOT_TRAINED), None)

@@ -108,8 +108,8 @@ def predicted(recipe: ShippedRecipe) -> dict[str, Any]:
 
     loaded = load_recipe(recipe.path)
     machine = parse_hardware(recipe.hardware)
-    found, budget, divided = fit_recipe(_card_of(loaded), loaded, machine, rows=ROWS)
-    why = why_not_trained(loaded.task, loaded.method.name, images=loaded.vision is not None, sharded=divided)
+    found, budget, refused = fit_recipe(_card_of(loaded), loaded, machine, rows=ROWS)
+    why = why_not_trained(loaded.task, loaded.method.name, images=loaded.vision is not None) or refused
     return {
         "name": recipe.name,
         "title": recipe.title,

@@ -11,7 +11,7 @@ from luthier.planning.solver import GIB, HOST_SHARE, Question, does_not_fit, lar
 from luthier.schema.estimate import Estimate, TrainingShape
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import Architecture
-from luthier.schema.recipe import Parallel, Reshard
+from luthier.schema.recipe import Parallel, QLora, Reshard
 from luthier.sizing.parameters import count_parameters
 from luthier.sizing.resident import BYTES
 
@@ -70,12 +70,15 @@ def choose(
         most = max(_shards(apart, shares, dividable))
         leanest = {"shard": most * parts, "reshard": apart.reshard or "layer"}
         raise does_not_fit(question, wanted.model_copy(update=leanest))
+    short = None
+    if question.device == "cuda" and any(step.shard > 1 for _, _, step in found):
+        short = host_short(question.arch, question.dtype, question.hardware, question.processes)
+    if short is not None:
+        found = [one for one in found if one[2].shard == 1]
+        if not found:
+            raise DoesNotFit(short, hint="fewer devices on this machine, or one with more memory")
     # The first of those that are as fast: of the fewest devices, and keeping weights the shortest.
     _, shard, step = max(found, key=lambda one: (one[0], -one[1]))
-    if step.shard > 1 and question.device == "cuda":
-        short = host_short(question.arch, question.dtype, question.hardware, question.processes)
-        if short is not None:
-            raise DoesNotFit(short, hint="fewer devices on this machine, or one with more memory")
     sizes: dict[str, Any] = dict(
         apart.model_copy(update={"shard": shard, "replicate": shares // shard}).sizes(devices)
     )
@@ -104,11 +107,12 @@ def host_short(arch: Architecture, dtype: str, hardware: Hardware, processes: in
 
 def answers_do_not_fit(question: Question, estimate: Estimate) -> DoesNotFit:
     """The error for a model that several devices can train together and no one can hold to answer."""
+    packed = "" if isinstance(question.method, QLora) else "method.name: qlora holds it in a quarter; "
     return DoesNotFit(
         f"several devices hold the model together while it is trained, but one alone answers the held-out "
         f"prompts: that needs {estimate.process.expected / GIB:.1f} GiB (up to "
         f"{estimate.process.high / GIB:.1f}) of {question.budget / GIB:.1f}",
-        hint="method.name: qlora holds it in a quarter; data.test_share=0 without data.test answers nothing",
+        hint=f"{packed}data.test_share=0 without data.test answers nothing",
     )
 
 

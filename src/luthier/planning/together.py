@@ -70,11 +70,18 @@ def check_devices(recipe: Recipe, hardware: Hardware, device: Device) -> None:
         raise Unsupported(f"several processes share no {device} device", hint=alone)
 
 
+def why_whole_for(task: str) -> str | None:
+    """Why a task's weights cannot be divided over devices whatever the recipe, or None."""
+    if task in ("chat", "text-generation"):
+        return None
+    return f"{task} is decided with the whole model once it is trained"
+
+
 def why_not_divided(recipe: Recipe) -> str | None:
     """Why the weights of this training cannot be divided over devices, or None."""
     training, method = recipe.training, recipe.method
-    if recipe.task not in ("chat", "text-generation"):
-        return f"{recipe.task} is decided with the whole model once it is trained"
+    if (why := why_whole_for(recipe.task)) is not None:
+        return why
     if recipe.preference is not None:
         return "pairs of answers are weighed against a model that one device holds"
     if recipe.model.new_tokens:

@@ -10,7 +10,6 @@ from luthier.catalog.index import all_models, gpus, model_card
 from luthier.catalog.index import licence as find_licence
 from luthier.catalog.trains import why_not_trained
 from luthier.planning.hypothetical import parse_hardware
-from luthier.planning.layout import host_short
 from luthier.planning.recommend import guides
 from luthier.planning.recommend.evidence import Scale, evidence, scale_for, scratch_evidence
 from luthier.planning.recommend.filters import choose_variant, first_objection
@@ -23,12 +22,14 @@ from luthier.planning.recommend.score import score
 from luthier.planning.recommend.serving import answering, suggest, too_large_for
 from luthier.planning.recommend.shapes import (
     Estimator,
+    Misfit,
     base_shape,
     budget_of,
     fit_shape,
     least_bytes,
     rows_of,
     training_length,
+    unanswered,
     widen,
 )
 from luthier.planning.recommend.words import options_of
@@ -47,8 +48,6 @@ FIRST_RUN = "Qwen/Qwen3-0.6B"
 """Where guide C starts somebody who knows nothing yet."""
 GIB = 2**30
 UNTRAINED = "not to be trained with this version"
-ANSWERING = 1.15
-"""What answers of a model take over its weights: their keys and values, and the device's context."""
 NEAREST = 5
 """Models looked at for what would fit on larger hardware."""
 
@@ -224,8 +223,8 @@ def _try_method(card: ModelCard, name: MethodName, proof: Evidence, bench: _Benc
     assert epochs is not None, "the table has epochs for every method"
     shape = base_shape(card, request, hardware, batch_size=int(batch.value), epochs=float(epochs.value))
     outcome = fit_shape(card, method, shape, hardware, bench.estimate)
-    if isinstance(outcome, Estimate):
-        return _too_large(card, name, round(outcome.process.high), bench.budget)
+    if isinstance(outcome, Misfit):
+        return _too_large(card, name, round(outcome.needed.process.high), bench.budget, why=outcome.why)
     shape, estimate = outcome
     estimate = _priced(estimate, request, hardware)
     over = _over_budget(card, name, estimate, request)
@@ -246,14 +245,17 @@ def _nearest_miss(misses: list[Rejection]) -> Rejection:
 
 
 def _too_large(
-    card: ModelCard, name: MethodName, needed: int, budget: int, *, at_least: bool = False
-) -> Rejection:
+    card: ModelCard, name: MethodName, needed: int, budget: int, *, at_least: bool = False,
+    why: str | None = None,
+) -> Rejection:  # fmt: skip
+    """why: what else there is to say of weights that the GPUs might have held together."""
     what = "weights and their states alone take" if at_least and name == "full" else "weights alone take"
     verb = what if at_least else "needs"
+    told = f"; {why}" if why else ""
     return Rejection(
         model=card.id,
         kind="memory",
-        reason=f"{name}: {verb} {needed / GIB:.1f} GiB, {budget / GIB:.1f} GiB are free",
+        reason=f"{name}: {verb} {needed / GIB:.1f} GiB, {budget / GIB:.1f} GiB are free{told}",
         source="formula",
         bytes_needed=needed,
     )
@@ -340,22 +342,10 @@ def _untrained(pair: _Pair, request: Request, hardware: Hardware) -> tuple[str, 
         pair.method.name,
         goal=request.goal,
         images=request.reads_images,
-        sharded=pair.shape.shard > 1,
         family=pair.card.architecture.model_type if pair.card.architecture is not None else None,
     )
     found = [] if why is None else [f"{UNTRAINED}: {why}"]
-    weights = pair.estimate.total_parameters * (0.6 if pair.method.name == "qlora" else 2) * ANSWERING
-    if why is None and pair.shape.shard > 1 and weights > budget_of(hardware):
-        found.append(
-            "the GPUs hold it together while it is trained, but no single one holds it to answer held-out "
-            "prompts: data.test_share=0 leaves these out"
-        )
-    shape, arch = pair.shape, pair.card.architecture
-    if (
-        shape.shard > 1
-        and arch is not None
-        and (short := host_short(arch, shape.dtype, hardware, shape.devices))
-    ):
+    if (short := unanswered(pair.card, pair.method, pair.shape, hardware)) is not None:
         found.append(short)
     if any(part.name == "patience" for part in pair.parts) and pair.estimate.seconds is not None:
         found.append(

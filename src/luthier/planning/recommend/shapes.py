@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
-from luthier.planning.estimate import device_of
-from luthier.planning.layout import group_sizes, host_short
-from luthier.planning.solver import memory_budget
-from luthier.schema.estimate import Estimate
+from luthier.planning.estimate import device_of, estimate_training
+from luthier.planning.layout import answers_do_not_fit, group_sizes, host_short
+from luthier.planning.solver import Question, memory_budget
+from luthier.planning.together import why_not_divided, why_whole_for
+from luthier.schema.estimate import Estimate, EvaluationShape, TrainingShape
 from luthier.schema.hardware import Hardware
 from luthier.schema.model import ModelCard
 from luthier.schema.plan import BatchShape
-from luthier.schema.recipe import Method, Recipe
+from luthier.schema.recipe import EvaluationChoice, Method, Recipe
 from luthier.schema.request import MethodName, Request
 
 Estimator = Callable[[ModelCard, Method, BatchShape, Hardware], Estimate]
@@ -54,11 +56,6 @@ def devices_of(purpose: str, hardware: Hardware, *, images: bool) -> int:
     if device_of(hardware) != "cuda" or purpose == "similarity" or images:
         return 1
     return max(1, len(hardware.accelerators))
-
-
-def _dividable(purpose: str) -> bool:
-    """Whether several devices may hold one model (`planning.together.why_not_divided`)."""
-    return purpose in ("chat", "text-generation")
 
 
 def training_length(card: ModelCard, request: Request) -> tuple[int, float, str]:
@@ -108,7 +105,7 @@ def base_shape(
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
-        dividable=_dividable(request.purpose),
+        dividable=why_whole_for(request.purpose) is None,
         texts=texts_of(request),
         source=source,
     )
@@ -124,37 +121,80 @@ def texts_of(request: Request) -> int:
     return 2 if request.purpose == "similarity" else 1
 
 
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """No shape fits. needed: the estimate that needs least; why: why weights were not divided, if so."""
+
+    needed: Estimate
+    why: str | None = None
+
+
 def fit_shape(
     card: ModelCard,
     method: Method,
     shape: BatchShape,
     hardware: Hardware,
     estimate: Estimator,
-) -> tuple[BatchShape, Estimate] | Estimate:
-    """The fastest shape that fits, with its estimate; the estimate that needs least if none fits.
+    *,
+    regardless: bool = False,
+) -> tuple[BatchShape, Estimate] | Misfit:
+    """The fastest shape that fits, with its estimate.
 
     Whole with everything kept is taken at once. Else activations are recomputed, and (FSDP2) the fewest
-    devices that can hold one model together: which of these is faster hangs on the link between them. Where
-    weights cannot be divided they are only if nothing else fits, and the candidate says so.
+    devices that can hold one model together: which of these is faster hangs on the link between them. They
+    are not asked to where a plan would refuse it (`why_not_together`), unless ``regardless`` of that.
     """
-    budget, sizes = budget_of(hardware), group_sizes(shape.devices)
-    arch = card.architecture
-    short = arch is not None and host_short(arch, shape.dtype, hardware, shape.devices) is not None
-    for shards in [sizes] if shape.dividable and not short else [[1], sizes]:
-        found = []
-        for again in (False, True):
-            for shard in shards:
-                cut = shape.model_copy(update={"checkpointing": again, "shard": shard})
-                needed = estimate(card, method, cut, hardware)
-                if needed.process.high > budget:
-                    continue
-                if shape.devices == 1 or (shard == 1 and not again):
+    budget, found = budget_of(hardware), list[tuple[BatchShape, Estimate]]()
+    needed = estimate(card, method, shape, hardware)
+    if needed.process.high <= budget:
+        return shape, needed
+    why = None if regardless else why_not_together(card, shape, hardware)
+    sizes = [1] if why is not None else group_sizes(shape.devices)
+    for again in (False, True):
+        for shard in sizes if again else sizes[1:]:
+            cut = shape.model_copy(update={"checkpointing": again, "shard": shard})
+            needed = estimate(card, method, cut, hardware)
+            if needed.process.high <= budget:
+                if shape.devices == 1:
                     return cut, needed
                 found.append(widen(card, method, cut, hardware, found=needed, estimate=estimate))
                 break
-        if found:
-            return min(found, key=lambda pair: _seconds(pair[1]))
-    return needed
+    if not found:
+        return Misfit(needed, why)
+    return min(found, key=lambda pair: _seconds(pair[1]))
+
+
+def why_not_together(card: ModelCard, shape: BatchShape, hardware: Hardware) -> str | None:
+    """Why a plan would not let the devices hold one model together, or None."""
+    arch = card.architecture
+    if shape.devices == 1 or arch is None:
+        return None
+    if not shape.dividable:
+        return "its weights cannot be divided over the GPUs"
+    return host_short(arch, shape.dtype, hardware, shape.devices)
+
+
+def unanswered(card: ModelCard, method: Method, shape: BatchShape, hardware: Hardware) -> str | None:
+    """Why a plan refuses held-out prompts of a model that devices hold together, with ways out; or None."""
+    arch = card.architecture
+    if shape.shard == 1 or arch is None:
+        return None
+    question = Question(arch, method, hardware, device_of(hardware), shape.dtype)
+    leanest = TrainingShape(
+        micro_batch_size=1, sequence_length=shape.sequence_length, shard=shape.shard,
+        activation_checkpointing="full",
+    )  # fmt: skip
+    judging = EvaluationShape(
+        batch_size=1, prompt_tokens=shape.sequence_length, new_tokens=EvaluationChoice().max_new_tokens
+    )
+    judged = estimate_training(
+        arch, method, leanest, hardware, tokens=1, device=question.device, dtype=shape.dtype,
+        evaluation=judging,
+    )  # fmt: skip
+    if judged.peak.name == "evaluate" and judged.process.high > question.budget:
+        refused = answers_do_not_fit(question, judged)
+        return f"{refused.message}: {refused.hint}"
+    return None
 
 
 def _seconds(found: Estimate) -> float:
@@ -184,8 +224,8 @@ def widen(
 
 def fit_recipe(
     card: ModelCard, recipe: Recipe, hardware: Hardware, *, rows: int
-) -> tuple[Estimate, int, bool]:
-    """(estimate, budget, whether it is divided) of a recipe that says its length, batch size and epochs."""
+) -> tuple[Estimate, int, str | None]:
+    """(estimate, budget, why a plan would not divide it so) of a recipe with length, batch and epochs."""
     from luthier.planning.estimate import estimate_candidate
 
     training = recipe.training
@@ -201,11 +241,12 @@ def fit_recipe(
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
-        dividable=_dividable(recipe.task),
+        dividable=why_not_divided(recipe) is None,
         texts=2 if recipe.task == "similarity" else 1,
         source="the recipe",
     )
-    outcome = fit_shape(card, recipe.method, shape, hardware, estimate_candidate)
-    if isinstance(outcome, Estimate):
-        return outcome, budget_of(hardware), False
-    return outcome[1], budget_of(hardware), outcome[0].shard > 1
+    outcome = fit_shape(card, recipe.method, shape, hardware, estimate_candidate, regardless=True)
+    if isinstance(outcome, Misfit):
+        return outcome.needed, budget_of(hardware), None
+    cut, needed = outcome
+    return needed, budget_of(hardware), why_not_together(card, cut, hardware) if cut.shard > 1 else None
