@@ -165,10 +165,10 @@ def shared(
     if shape.shard > 1:
         inner = link_between(gpu, across=shape.shard > group.here)
         links = [inner, *links] if copies > 1 and links[0] != inner else [inner]
-        sent += divided_seconds(arch, method, shape, inner, dtype=dtype)
         alone = step_time(arch, method, shape, gpu) if gpu is not None and dtype == "bfloat16" else None
-        if alone is not None:  # what is sent takes the card's time, which is free while it waits for the host
-            sent = max(0.0, sent - alone.idle)
+        # It takes the card's time, some of which is free while that waits for its host.
+        idle = 0.0 if alone is None else alone.idle
+        sent += max(0.0, divided_seconds(arch, method, shape, inner, dtype=dtype) - idle)
     waiting = WAITING * math.log2(group.devices)
     known = links[0].measured and group.devices == 2
     seconds = Range(
