@@ -7,6 +7,7 @@ import gc
 import gzip
 import json
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ import torch
 Row = dict[str, Any]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OURS = "luthier"
+TOLD = 20
+"""Steps whose losses are told together."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Pace:
     began: float = 0.0
     ended: float = 0.0
     steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Means of so many steps' losses as are told at once (`TOLD`)."""
 
     def at(self, step: int, last: int) -> None:
         """A step is done; the device is waited for where the clock is read."""
@@ -92,9 +97,12 @@ class Pace:
             self.began, self.ended = (now, now) if step == self.after else (self.began, now)
             self.steps = step - self.after
 
-    def rows(self, batch: int) -> dict[str, float]:
-        """Rows a second, where enough steps were done."""
-        return {"rows_per_second": self.steps * batch / (self.ended - self.began)} if self.steps else {}
+    def rows(self, batch: int) -> dict[str, Any]:
+        """The losses, and rows a second where enough steps were done."""
+        found: dict[str, Any] = {"losses": [round(loss, 4) for loss in self.losses]}
+        if self.steps:
+            found["rows_per_second"] = self.steps * batch / (self.ended - self.began)
+        return found
 
     def listener(self, last: int) -> Any:
         """What transformers' trainers tell of steps."""
@@ -106,6 +114,10 @@ class Pace:
             def on_step_end(self, *told: Any, **_: Any) -> None:
                 pace.at(told[1].global_step, last)
 
+            def on_log(self, *_: Any, logs: Row, **__: Any) -> None:
+                if "loss" in logs:
+                    pace.losses.append(float(logs["loss"]))
+
         return Listener()
 
 
@@ -115,12 +127,17 @@ def fitted(load: Callable[[], Any], splits: Any, out: Path, job: Job) -> dict[st
     Its weights and the optimiser's state are always written at the end; the other arms write none.
     """
     writing, pace = 0.0, Pace()
+    losses: list[float] = []
 
     def listen(event: Row) -> None:
         nonlocal writing
         writing += event["seconds"] if event["kind"] == "checkpoint" else 0.0
         if event["kind"] == "step":
             pace.at(event["step"], job.steps)
+            losses.append(event["loss"])
+            if len(losses) == TOLD:
+                pace.losses.append(statistics.fmean(losses))
+                losses.clear()
 
     with clock() as took:
         task = load()
@@ -162,7 +179,7 @@ def trainer_words(job: Job, seed: int, out: Path, dtype: str) -> Row:
         "use_cpu": DEVICE == "cpu",
         "save_strategy": "no",
         "eval_strategy": "no",
-        "logging_strategy": "no",
+        "logging_steps": TOLD,
         "report_to": [],
         "disable_tqdm": True,
         **({"dataloader_num_workers": 4, "dataloader_persistent_workers": True} if job.fastest else {}),

@@ -22,7 +22,7 @@ FIGURES = {
     "stsb": {"spearman": "Spearman"},
     "snli": {"triplet_accuracy": "nearer positive", "spearman": "Spearman on stsb"},
     "scifact": {"ndcg@10": "nDCG@10"},
-    "scifact-reranking": {"ndcg@10": "nDCG@10 over 50"},
+    "scifact-reranking": {"ndcg@10": "nDCG@10, reranked"},
     "banking77": {"accuracy": "accuracy", "macro_f1": "macro-F1"},
     "clinc150": {"accuracy": "accuracy in scope", "out_of_scope_recall": "out-of-scope recall"},
     "goemotions": {"micro_f1": "micro-F1", "macro_f1": "macro-F1"},
