@@ -70,3 +70,16 @@ def test_what_no_recipe_may_ask_for_is_not_planned(capsys: pytest.CaptureFixture
     assert "Muon" in capsys.readouterr().err
     assert leave(*words, "training.micro_batch=1") == 2
     assert "micro_batch_size" in capsys.readouterr().err
+
+
+def test_frozen_weights_wait_in_the_host_s_memory_where_nothing_else_fits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("llama-3.3-70b-instruct", "--hardware", "rtx 4090", "--method", "qlora")
+    found = plan(capsys, *words)
+    assert found["fits"]
+    assert found["shape"]["offload_parameters"] is True
+    assert leave(*words) == 0
+    assert "nothing else fits" in " ".join(capsys.readouterr().out.split())
+    refused = plan(capsys, *words, "training.offload_parameters=false")
+    assert not refused["fits"]

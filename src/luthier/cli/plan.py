@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -271,6 +272,7 @@ def _answer(
     """Cut the step, estimate it, and print; 3 where nothing fits. rows: of all epochs together."""
     from luthier.errors import DoesNotFit
     from luthier.planning.cost import priced
+    from luthier.planning.cut import waiting_instead
     from luthier.planning.exchange import Group, shared
     from luthier.planning.layout import choose
     from luthier.planning.solver import changes, demand_host, smallest_step
@@ -278,22 +280,27 @@ def _answer(
     from luthier.sizing.model_config import taken_for_ordinary
     from luthier.sizing.training import check_shape
 
-    training, why = recipe.training, ""
+    training, why, away = recipe.training, "", ""
     wanted = _wanted(recipe, question, max(1, round(rows / (training.batch_size or 1))))
     check_shape(question.arch, wanted)
     unknown = None if config is None else taken_for_ordinary(question.arch)
     trouble: LuthierError | None = None
+    pick = partial(
+        choose, question, devices=training.devices, given=training.parallel,
+        dividable=why_not_divided(recipe) is None, micro_fixed=training.micro_batch_size is not None,
+        checkpointing_fixed=training.activation_checkpointing is not None,
+    )  # fmt: skip
     try:
         if wanted.offload_parameters:
             demand_host(question)
-        layout = choose(
-            question, wanted, devices=training.devices, given=training.parallel,
-            dividable=why_not_divided(recipe) is None, micro_fixed=training.micro_batch_size is not None,
-            checkpointing_fixed=training.activation_checkpointing is not None,
-        )  # fmt: skip
+        layout = pick(wanted)
         shape, why = layout.shape, layout.why
     except DoesNotFit as error:
-        shape, trouble = smallest_step(wanted), error
+        instead = waiting_instead(recipe, question, wanted, pick)
+        if instead is None:
+            shape, trouble = smallest_step(wanted), error
+        else:
+            shape, away = instead[0].shape, instead[1]
     estimate = shared(
         question.estimate(shape), Group.of(recipe), arch=question.arch, method=question.method, shape=shape,
         hardware=question.hardware, tokens=question.tokens, device=question.device, dtype=question.dtype,
@@ -320,7 +327,7 @@ def _answer(
     if trouble is not None:
         # What cannot run takes no time.
         estimate = estimate.model_copy(update={"seconds": None, "tokens_per_second": None, "cost": None})
-    _print(question, shape, estimate, savings, price_words, why if training.devices > 1 else "")
+    _print(question, shape, estimate, savings, price_words, why if training.devices > 1 else "", away)
     if trouble is not None:
         raise trouble
     return 0
@@ -375,6 +382,7 @@ def _print(  # noqa: PLR0917 (what the page says, from the top)
     savings: tuple[Change, ...],
     priced: str,
     devices: str,
+    away: str,
 ) -> None:
     from rich.padding import Padding
 
@@ -397,6 +405,7 @@ def _print(  # noqa: PLR0917 (what the page says, from the top)
                 *([("Devices", devices)] if devices else []),
                 ("Step", cut),
                 ("Activations", again),
+                *([("Weights", f"frozen ones wait in the host's memory: {away}")] if away else []),
                 ("Layers", "compiled" if shape.compiled else "one kernel for each operation"),
                 ("Room", f"{memory(question.budget)} for the process"),
             ]

@@ -13,7 +13,7 @@ from luthier.planning.levers import why_not_offloaded
 from luthier.planning.solver import GIB, HOST_SHARE, Question, copies_to_products, demand_host
 from luthier.planning.together import why_not_divided
 from luthier.schema.estimate import TrainingShape
-from luthier.schema.recipe import Lora
+from luthier.schema.recipe import Lora, Recipe
 from luthier.sizing.padding import FILLED, drawn_lengths, padding_of
 from luthier.sizing.resident import BYTES
 from luthier.sizing.states import checkpoint_bytes
@@ -51,10 +51,11 @@ def cut(case: Case, length: int, texts: int, *, steps: int) -> TrainingShape:
     try:
         layout = pick(wanted)
     except DoesNotFit as error:
-        found = _waiting(case, question, wanted, pick)
+        found = waiting_instead(case.given, question, wanted, pick)
         if found is None:
             raise error from None
-        layout = found
+        layout, why = found
+        case.derive("training.offload_parameters", True, why)
     shape = layout.shape
     if case.devices > 1:
         case.values["training.parallel"] = layout.sizes
@@ -115,12 +116,15 @@ def _undivided(case: Case, batch: int, micro: int, length: int, texts: int) -> T
     )
 
 
-def _waiting(
-    case: Case, question: Question, wanted: TrainingShape, pick: Callable[[TrainingShape], Layout]
-) -> Layout | None:
-    """The cut with frozen weights in the host's memory; None if they may not be, or that fits no more."""
-    asked = case.given.training.offload_parameters
-    if asked is not None or case.device != "cuda" or why_not_offloaded(case.given) is not None:
+def waiting_instead(
+    recipe: Recipe, question: Question, wanted: TrainingShape, pick: Callable[[TrainingShape], Layout]
+) -> tuple[Layout, str] | None:
+    """The cut with frozen weights in the host's memory where nothing else fits, and why so.
+
+    pick: the layout of a step. None if they may not wait there, or that fits no more.
+    """
+    asked = recipe.training.offload_parameters
+    if asked is not None or question.device != "cuda" or why_not_offloaded(recipe) is not None:
         return None
     try:
         demand_host(question)
@@ -131,13 +135,10 @@ def _waiting(
     beside = "which takes no longer than the products"
     if copies > 1:
         beside = f"which makes a step take about {copies:.1f} times as long"
-    case.derive(
-        "training.offload_parameters",
-        True,
+    return layout, (
         f"nothing else fits {question.budget / GIB:.1f} GiB: each micro-batch reads the frozen weights "
-        f"twice from the host, {beside}",
+        f"twice from the host, {beside}"
     )
-    return layout
 
 
 def copied(case: Case, shape: TrainingShape) -> TrainingShape:
