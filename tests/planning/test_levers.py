@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from luthier.catalog.index import all_models
+from luthier.catalog.index import all_models, model_card
 from luthier.errors import LuthierError, RecipeError, Unsupported
 from luthier.planning.hypothetical import parse_hardware
-from luthier.planning.levers import check_levers, check_products, check_units
+from luthier.planning.levers import check_levers, check_products, check_units, products_told
+from luthier.schema.estimate import TrainingShape
 from luthier.schema.recipe import Recipe
 
 FULL = {"method": {"name": "full"}}
@@ -110,3 +111,16 @@ def test_eight_bit_products_of_experts_are_refused() -> None:
         check_products(recipe({}, **NARROW), mixture)
     assert "method.products" in str(error.value.hint)
     check_products(recipe({}, **FULL), mixture)
+
+
+@pytest.mark.parametrize(
+    ("model", "slower"), [("Qwen/Qwen2.5-0.5B-Instruct", True), ("meta-llama/Llama-3.1-8B-Instruct", False)]
+)
+def test_eight_bit_products_that_are_foretold_slower_are_told(model: str, slower: bool) -> None:
+    arch = model_card(model).architecture
+    assert arch is not None
+    shape = TrainingShape(micro_batch_size=1, sequence_length=4096, batch_size=1, compiled=True)
+    told = products_told(arch, shape, parse_hardware("H200").accelerators[0])
+    assert ("take longer with it" in told) == slower
+    assert ("hold a short run" in told) != slower
+    assert "hold a short run" in products_told(arch, shape, parse_hardware("L4").accelerators[0])

@@ -416,3 +416,9 @@ def test_answers_of_a_four_bit_base_read_more_than_its_bytes() -> None:
     assert reading(Full()) == wide
     assert 1.8 * wide < packed < 2.4 * wide
     assert 0.5 * wide < eight < 0.75 * wide
+
+
+def test_products_in_eight_bits_are_told_with_what_was_measured() -> None:
+    narrow = recipe(method={"name": "full", "products": "float8"})
+    found = resolve(narrow, arch=SMOL, hardware=RTX_4090, profile=PROFILE)
+    assert any("pays on large models alone" in words for words in found.warnings)

@@ -147,3 +147,29 @@ def test_products_in_eight_bits_take_less_time_and_their_casts_some_memory() -> 
     more = sum(held.values()) - sum(less.values())
     widest = arch.hidden_size + arch.intermediate_size
     assert more == 2 * (arch.hidden_size * arch.intermediate_size + shape.tokens * widest)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "milliseconds"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", {"sequence_length": 4096, "documents": 2}, 102.7),
+        ("Qwen/Qwen2.5-3B-Instruct", {"sequence_length": 8192, "documents": 4}, 293.9),
+        (
+            "meta-llama/Llama-3.1-8B-Instruct",
+            {
+                "sequence_length": 8192, "documents": 4, "activation_checkpointing": "full",
+                "optimizer": "adamw-bf16",
+            },
+            604.1,
+        ),
+    ],
+)  # fmt: skip
+def test_timed_steps_with_products_in_eight_bits_are_foretold(
+    model: str, shape: dict[str, Any], milliseconds: float
+) -> None:
+    arch = model_card(model).architecture
+    assert arch is not None
+    asked = TrainingShape.model_validate({"micro_batch_size": 1, "batch_size": 1, "compiled": True, **shape})
+    found = step_time(arch, Full(products="float8"), asked, parse_hardware("h200").accelerators[0])
+    assert found is not None
+    assert found.total * 1e3 == pytest.approx(milliseconds, rel=0.16)

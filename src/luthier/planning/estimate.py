@@ -204,7 +204,7 @@ def _time(
             middle = step.total * steps
             seconds, source = Range(low=middle * FASTER, expected=middle, high=middle * SLOWER), STEP_SOURCE
             if isinstance(method, Full) and method.products is not None:
-                source += "; products in eight bits with trained weights are not measured yet"
+                source += "; products in eight bits as with a frozen base"
     if seconds is not None and shape.offload_parameters:
         seconds = _beside_copies(
             seconds, bringing_seconds(arch, method, shape, gpu, element=BYTES[dtype], tokens=tokens)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from luthier.catalog.purposes import spec_of
 from luthier.errors import RecipeError, Unsupported
-from luthier.schema.hardware import Hardware
+from luthier.schema.estimate import TrainingShape
+from luthier.schema.hardware import Accelerator, Hardware
 from luthier.schema.model import Architecture
 from luthier.schema.recipe import Full, Lora, Recipe
+from luthier.sizing.step_time import step_time
 
 EIGHT_BITS = (8, 9)
 """Compute capability from which on matrix units take eight-bit floating point (Ada and Hopper)."""
@@ -80,6 +82,19 @@ def check_products(recipe: Recipe, arch: Architecture) -> None:
             "method.products: float8 is for linear layers, and the experts of a mixture are one tensor",
             hint="leave method.products out",
         )
+
+
+def products_told(arch: Architecture, shape: TrainingShape, gpu: Accelerator) -> str:
+    """What products in eight bits came to where they were measured, and where they are foretold to lose."""
+    told = (
+        "method.products: float8 pays on large models alone (on an H200 an 8B took 1.41 times the tokens/s "
+        "of one without, with 9.6 GB more, a 3B 1.04, a 0.5B 0.66)"
+    )
+    narrow, wide = (step_time(arch, Full(products=kind), shape, gpu) for kind in ("float8", None))
+    if narrow is not None and wide is not None and narrow.total > wide.total:
+        each = f"{narrow.total * 1e3:.0f} ms instead of {wide.total * 1e3:.0f}"
+        return f"{told}; here a step is foretold to take longer with it, {each}: leave it out"
+    return f"{told}; its quality is measured on one small model: hold a short run against one without"
 
 
 def why_not_offloaded(recipe: Recipe) -> tuple[str, str] | None:

@@ -18,7 +18,13 @@ from luthier.planning.estimate import Device, compiles, estimate_training, evalu
 from luthier.planning.exchange import Group, shared
 from luthier.planning.launching import check_graphs, records
 from luthier.planning.layout import answers_do_not_fit
-from luthier.planning.levers import check_levers, check_products, check_units, eight_bit_products
+from luthier.planning.levers import (
+    check_levers,
+    check_products,
+    check_units,
+    eight_bit_products,
+    products_told,
+)
 from luthier.planning.solver import GIB, does_not_fit
 from luthier.planning.together import check_devices
 from luthier.schema.base import Range
@@ -92,11 +98,6 @@ class _Resolver(Case):
         check_devices(self.given, self.hardware, self.device)
         check_division(self.given, self.arch)
         derive_types(self)
-        if eight_bit_products(self.given):
-            self.warnings.append(
-                "method.products: float8: neither quality nor speed is measured yet, and memory is counted "
-                "as in 16 bits with the casts beside it; hold a short run against one without"
-            )
         derive_documented(self)
         length = self._length()
         texts = math.ceil(self.profile.inputs)
@@ -105,6 +106,9 @@ class _Resolver(Case):
         self._kernels(steps)
         shape = copied(self, cut(self, together, texts, steps=steps))
         shape = self._launches(shape)
+        if eight_bit_products(self.given):
+            gpu = self.hardware.accelerators[0]  # check_units: there is one
+            self.warnings.append(products_told(self.arch, shape, gpu))
         self._intervals(steps)
         evaluation = self._evaluation()
         question = self.question(tokens)

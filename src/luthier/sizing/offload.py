@@ -15,9 +15,10 @@ PLACES = 2
 """Layers on the device at a time: the one that computes and the next (`models.streamed`)."""
 LEAST = 64 << 10
 """Bytes of a frozen tensor from which on it waits on the host; smaller ones stay on the device."""
-LINKS = {7: 12e9, 8: 24e9, 9: 50e9, 10: 50e9, 12: 50e9}
-"""Bytes/s from locked memory of the host by major compute capability: what copies over sixteen lanes of
-PCIe 3, 4 and 5 come to, four fifths of the link (prior, not measured)."""
+LINKS = {7: 12e9, 8: 24e9, 9: 57e9, 10: 57e9, 12: 57e9}
+"""Bytes/s from locked memory of the host by major compute capability, over sixteen lanes of PCIe 3, 4 and 5.
+Of PCIe 5 what two H200 came to (57.4 to 58.1 alone, 56.2 beside a step: benchmarks/levers/streamed.jsonl); of
+the others four fifths of the link (prior, not measured)."""
 SLOWEST = 12e9
 
 

@@ -57,6 +57,9 @@ with matrices of 64 x 64 (benchmarks/speed/launches.py): 0.08 to 0.12 in three r
 LAUNCHING_UNPACKED = 0.14 * 2.8e-3
 """The same for each four-bit matrix: scales and weights are widened in both passes. From there too:
 0.12 to 0.14."""
+LAUNCHING_CASTS = 1.5
+"""Launching a layer whose products are in eight bits, over one in 16: casts are kernels of their own. 102.7
+and 67.8 ms of a 0.5B that waits for launches, an H200 (benchmarks/speed/results/h200_float8.jsonl)."""
 LAUNCHING_AGAIN = 0.45
 """Share of it that a second forward pass takes once more; a processor takes 0.36 to 0.44 of a
 compiled layer."""
@@ -68,6 +71,8 @@ DIVIDING_STEP = 0.8 * 2.8e-3
 NODES, NODES_ADAPTER = 70, 12
 """Kernels of a layer, forward and backward, and of an adapter: 2,727 in a step of Qwen2.5-3B with all weights
 trained and 5,109 in one of LoRA on Llama-3.1-8B, an H200 (benchmarks/speed)."""
+NODES_CASTS = 1.7
+"""The first of them where products are in eight bits, over 16: 4,707 kernels in the same step of the 3B."""
 NODE = 4.4e-6
 """Seconds that each kernel of a recorded micro-batch takes before the first of them runs. LoRA of an 8B took
 19 ms longer a step recorded than kernel by kernel at 8,192 tokens and 27 at 4,096, on an H200."""
@@ -137,7 +142,7 @@ def step_time(
         log_probs=shape.log_probs,
     )  # fmt: skip
     rate = measured * OF_MEASURED if measured else gpu.bf16_flops * PRODUCTS
-    # Of products in eight bits with trained weights nothing is measured: taken as those with frozen ones.
+    # With trained weights as with frozen ones: of a 3B and an 8B 15 % too fast and 12 % too slow.
     narrow = method.products if isinstance(method, Full) else method.base
     eight = narrow == "float8"
     products = (work.linear * (EIGHT_BITS if eight else 1.0) + work.head) * tokens / rate
@@ -175,7 +180,9 @@ def launching(arch: Architecture, method: Method, *, compiled: bool) -> float:
     """Seconds of the host to launch one micro-batch's kernels one by one, forward and backward."""
     kind = "compiled" if compiled else "plain"
     found = (LAUNCHING[kind] if arch.causal or not compiled else LAUNCHING_ENCODER) * arch.layers
-    if not isinstance(method, Full):
+    if isinstance(method, Full):
+        found *= LAUNCHING_CASTS if method.products else 1
+    else:
         found += LAUNCHING_ADAPTER[kind] * sum(times for times, _ in target_matrices(arch, method.targets))
     if isinstance(method, QLora):
         found += LAUNCHING_UNPACKED * sum(times for times, _ in packed_matrices(arch))
@@ -184,8 +191,10 @@ def launching(arch: Architecture, method: Method, *, compiled: bool) -> float:
 
 def replaying(arch: Architecture, method: Method) -> float:
     """Seconds that a recorded micro-batch takes until its first kernel runs, no pass repeated."""
-    kernels = NODES * arch.layers
-    if not isinstance(method, Full):
+    kernels: float = NODES * arch.layers
+    if isinstance(method, Full):
+        kernels *= NODES_CASTS if method.products else 1
+    else:
         kernels += NODES_ADAPTER * sum(times for times, _ in target_matrices(arch, method.targets))
     return NODE * kernels
 
