@@ -118,6 +118,7 @@ def label_of(asked: str) -> str:
         METHODS[said.get("method", "lora")] + (", float8 base" if said.get("base") == "float8" else ""),
         f"{int(said.get('tokens', 8192)):,} tokens",
     ]
+    words += ["float8 products"] if said.get("float8") == "1" else []
     words += [said["optimizer"]] if said.get("optimizer", "adamw") != "adamw" else []
     words += [f"{said['micro']} micro-batches"] if said.get("micro", "1") != "1" else []
     words += [f"{said['keep']} checkpointing"] if said.get("keep", "none") != "none" else []

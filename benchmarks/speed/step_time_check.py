@@ -59,6 +59,8 @@ class Timed:
 def foretold(row: dict[str, str], card: str) -> StepTime | None:
     """What is foretold of a row of step.py on that card."""
     method: Method = {"lora": Lora(), "qlora": QLora(), "full": Full()}[row["method"]]
+    if row.get("float8") == "1":
+        method = Full(products="float8")
     if row["base"]:
         method = Lora(base="float8")
     arch = model_card(MODELS[row["model"]]).architecture

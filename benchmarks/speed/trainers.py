@@ -7,8 +7,10 @@ FOLDERS: where models with random weights of the real shapes are written once, a
 process, since both patch what they import. Each following word is a method with the micro-batches (rows of
 2,048 tokens, no padding) to try; ``+gc``: with gradient checkpointing (Unsloth's own offloading one). lora
 and qlora are Llama-3.1-8B with r=16 on all linear layers, full is Qwen2.5-0.5B and full3b Qwen2.5-3B, both in
-bf16. Three warm-up steps, the median of four. The package flash_attn has no wheel for this torch: Unsloth was
-given one of the same functions that calls the FlashAttention-2 inside torch.
+bf16. Three warm-up steps, the median of four. The package flash_attn has no wheel for this torch, and this
+script puts nothing in its place. Rows of h100_trainers.jsonl were taken with a package of that name on the
+path, whose functions call the FlashAttention-2 inside torch; those of h200_unsloth.jsonl without one, so that
+attention there is whatever Unsloth takes then (torch's scaled_dot_product_attention).
 """
 
 from __future__ import annotations
