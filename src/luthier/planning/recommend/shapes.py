@@ -92,33 +92,45 @@ def rows_of(request: Request) -> int:
 def base_shape(
     card: ModelCard, request: Request, hardware: Hardware, *, batch_size: int, epochs: float
 ) -> BatchShape:
-    """One row at a time, nothing recomputed: the start of every search."""
+    """The step of a request, with nothing that saves memory."""
     length, mean, source = training_length(card, request)
-    devices = devices_of(request.purpose, hardware, images=request.reads_images)
+    return _begun(
+        request.purpose, hardware, images=request.reads_images, batch_size=batch_size, length=length,
+        mean=mean, rows=rows_of(request), epochs=epochs, source=source,
+        dividable=why_whole_for(request.purpose) is None,
+    )  # fmt: skip
+
+
+def _begun(
+    purpose: str, hardware: Hardware, *, images: bool, batch_size: int, length: int, mean: float, rows: int,
+    epochs: float, dividable: bool, source: str,
+) -> BatchShape:  # fmt: skip
+    """One row at a time, nothing recomputed: the start of every search."""
+    devices = devices_of(purpose, hardware, images=images)
     return BatchShape(
         micro_batch_size=1,
         batch_size=max(batch_size, devices),
         sequence_length=length,
         tokens_per_row=mean,
-        rows=rows_of(request),
+        rows=rows,
         epochs=epochs,
         checkpointing=False,
         dtype=dtype_of(hardware),
         devices=devices,
-        dividable=why_whole_for(request.purpose) is None,
-        texts=texts_of(request),
+        dividable=dividable,
+        texts=texts_of(purpose),
         source=source,
     )
 
 
-def texts_of(request: Request) -> int:
+def texts_of(purpose: str) -> int:
     """Texts of a row that go through the model each by itself.
 
     An embedder reads a pair as two (mined negatives would make it three); a reranker reads query and
     document as one text. Chunks of a contrastive batch are recomputed (GradCache, arXiv 2101.06983), so
     that memory is that of one chunk however many negatives a batch holds.
     """
-    return 2 if request.purpose == "similarity" else 1
+    return 2 if purpose == "similarity" else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,21 +242,11 @@ def fit_recipe(
 
     training = recipe.training
     length = training.sequence_length or DEFAULT_LENGTH["decoder"]
-    devices = devices_of(recipe.task, hardware, images=recipe.vision is not None)
-    shape = BatchShape(
-        micro_batch_size=1,
-        batch_size=max(training.batch_size or 16, devices),
-        sequence_length=length,
-        tokens_per_row=length / 2,
-        rows=rows,
-        epochs=training.epochs or 1.0,
-        checkpointing=False,
-        dtype=dtype_of(hardware),
-        devices=devices,
-        dividable=why_not_divided(recipe) is None,
-        texts=2 if recipe.task == "similarity" else 1,
-        source="the recipe",
-    )
+    shape = _begun(
+        recipe.task, hardware, images=recipe.vision is not None, batch_size=training.batch_size or 16,
+        length=length, mean=length / 2, rows=rows, epochs=training.epochs or 1.0,
+        dividable=why_not_divided(recipe) is None, source="the recipe",
+    )  # fmt: skip
     outcome = fit_shape(card, recipe.method, shape, hardware, estimate_candidate, regardless=True)
     if isinstance(outcome, Misfit):
         return outcome.needed, budget_of(hardware), None
