@@ -374,6 +374,12 @@ def test_figures_are_those_of_the_records(context: ReportContext, page: str) -> 
             assert f"{d.improved} / {d.regressed}" in page
 
 
+def test_no_line_of_the_verdict_ends_before_a_per_cent_sign(page: str) -> None:
+    banner = page.partition('<div class="verdict')[2].partition("</div>")[0]
+    assert re.search("[0-9]\N{NO-BREAK SPACE}%", banner)
+    assert not re.search("[0-9] %", banner)
+
+
 def test_both_themes_print_and_narrow_screens(page: str) -> None:
     assert "color-scheme: light dark" in page
     assert re.search(r"--paper: light-dark\(#[0-9a-f]{6}, #[0-9a-f]{6}\)", page)

@@ -48,6 +48,7 @@ def environment(*folders: Path, autoescape: bool) -> Environment:
         keep_trailing_newline=True,
     )
     found.filters["duration"] = words.duration
+    found.filters["unbroken"] = words.unbroken
     found.filters["cell"] = markdown_cell
     found.filters["fence"] = markdown_fence
     return found

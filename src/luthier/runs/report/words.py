@@ -69,6 +69,11 @@ def score(name: str, value: float, *, share: bool = True) -> str:
     return f"{value * 100:.1f}" if name in LIKENESS else f"{value * 100:.1f} %"
 
 
+def unbroken(text: str) -> str:
+    """A sentence in which no line ends between a number and its per cent sign."""
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+
+
 def signed(value: float, *, share: bool = True) -> str:
     """A difference with its sign, in points of 100 for shares."""
     text = f"{abs(value) * 100:.1f}" if share else figure(abs(value))
