@@ -247,8 +247,8 @@ def fit_recipe(
         length=length, mean=length / 2, rows=rows, epochs=training.epochs or 1.0,
         dividable=why_not_divided(recipe) is None, source="the recipe",
     )  # fmt: skip
-    outcome = fit_shape(card, recipe.method, shape, hardware, estimate_candidate, regardless=True)
-    if isinstance(outcome, Misfit):
-        return outcome.needed, budget_of(hardware), None
-    cut, needed = outcome
-    return needed, budget_of(hardware), why_not_together(card, cut, hardware) if cut.shard > 1 else None
+    outcome, why = fit_shape(card, recipe.method, shape, hardware, estimate_candidate), None
+    if isinstance(outcome, Misfit) and outcome.why is not None:
+        why = outcome.why
+        outcome = fit_shape(card, recipe.method, shape, hardware, estimate_candidate, regardless=True)
+    return (outcome.needed if isinstance(outcome, Misfit) else outcome[1]), budget_of(hardware), why
