@@ -1,11 +1,12 @@
 """Time of a LoRA step on a CPU: Luthier's loop against plain transformers + PEFT on the same batches.
 
-    python benchmarks/cpu/lora_step.py MODEL_DIR [--threads 2] [--windows 5] [--out FILE]
+    python benchmarks/cpu/lora_step.py MODEL_DIR [--threads 2] [--windows 5] [--uneven] [--out FILE]
 
 Both take the same rows of one length (so that nothing is padded), the same adapters (r=16 on all
 linear layers, the same starting values), the same AdamW and clipping, in fp32. Windows of one step alternate
 between the two within one process, so that whatever else the machine does falls on both; each gives
-wall and processor seconds. The losses of both are kept: they must be the same curve.
+wall and processor seconds. The losses of both are kept: they must be the same curve. --uneven: rows of many
+lengths, which Luthier lays end to end and the other pads to the longest of the batch (tokens count unpadded).
 """
 
 from __future__ import annotations
@@ -48,6 +49,21 @@ def rows_of(count: int, length: int, trained: float, vocab: int) -> SimpleNamesp
     )
 
 
+def uneven(count: int, longest: int, trained: float, vocab: int) -> tuple[SimpleNamespace, SimpleNamespace]:
+    """Rows of a sixteenth of the longest and more, the last of that length: end to end, and padded."""
+    lengths = [*torch.randint(longest // 16, longest, (count - 1,)).tolist(), longest]
+    rows = [rows_of(1, length, trained, vocab) for length in lengths]
+    for number, row in enumerate(rows, 1):
+        row.document_ids *= number
+    names = ("input_ids", "labels", "position_ids", "document_ids")
+    joined = SimpleNamespace(**{name: torch.cat([getattr(row, name) for row in rows], 1) for name in names})
+    ids, labels = torch.zeros(count, longest, dtype=torch.long), torch.full((count, longest), -100)
+    mask = torch.zeros_like(ids)
+    for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        ids[place, :length], labels[place, :length], mask[place, :length] = row.input_ids, row.labels, 1
+    return joined, SimpleNamespace(input_ids=ids, labels=labels, attention_mask=mask)
+
+
 class Ours:
     def __init__(self, directory: Path) -> None:
         self.model = load_causal(directory, dtype="float32")
@@ -77,7 +93,7 @@ class Plain:
         self.model.train()
 
     def step(self, batch: SimpleNamespace) -> float:
-        mask = torch.ones_like(batch.input_ids)
+        mask = getattr(batch, "attention_mask", torch.ones_like(batch.input_ids))
         loss = self.model(input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -94,6 +110,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--trained", type=float, nargs="+", default=[1.0, 0.3])
+    parser.add_argument("--uneven", action="store_true", help="rows of many lengths, padded for the other")
     parser.add_argument("--only", choices=["ours", "plain"], help="one alone, for its peak memory")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -112,20 +129,30 @@ def main() -> None:
     results = []
     for trained in given.trained:
         figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
+        counts: list[int] = []
         for window in range(given.windows + 1):
-            batch = rows_of(given.rows, given.length, trained, vocab)
+            if given.uneven:
+                joined, padded = uneven(given.rows, given.length, trained, vocab)
+            else:
+                joined = padded = rows_of(given.rows, given.length, trained, vocab)
+            counts.append(joined.input_ids.numel())
             for name, side in sides.items():
                 wall, cpu = time.perf_counter(), time.process_time()
-                loss = side.step(batch)
+                loss = side.step(joined if name == "ours" else padded)
                 if window:  # the first warms up
                     figures[name].append((time.perf_counter() - wall, time.process_time() - cpu, loss))
-        row: dict[str, object] = {"trained_share": trained, "tokens": given.rows * given.length}
+        counts = counts[1:]
+        row: dict[str, object] = {"trained_share": trained, "tokens": statistics.mean(counts)}
+        if given.uneven:
+            row["padded_tokens"] = given.rows * given.length
         for name, steps in figures.items():
             row[name] = {
                 "wall_seconds": [round(wall, 3) for wall, _, _ in steps],
                 "cpu_seconds": [round(cpu, 3) for _, cpu, _ in steps],
                 "losses": [loss for _, _, loss in steps],
-                "tokens_per_second": row["tokens"] / statistics.median(wall for wall, _, _ in steps),
+                "tokens_per_second": statistics.median(
+                    count / wall for count, (wall, _, _) in zip(counts, steps, strict=True)
+                ),
             }
         if len(sides) == 2:
             pairs = list(zip(figures["plain"], figures["ours"], strict=True))
