@@ -88,7 +88,7 @@ def products_told(arch: Architecture, shape: TrainingShape, gpu: Accelerator) ->
     """What products in eight bits came to where they were measured, and where they are foretold to lose."""
     told = (
         "method.products: float8 pays on large models alone (on an H200 an 8B took 1.41 times the tokens/s "
-        "of one without, with 9.6 GB more, a 3B 1.04, a 0.5B 0.66)"
+        "of one without, a 3B 1.04, a 0.5B 0.66)"
     )
     narrow, wide = (step_time(arch, Full(products=kind), shape, gpu) for kind in ("float8", None))
     if narrow is not None and wide is not None and narrow.total > wide.total:
