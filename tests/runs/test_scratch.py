@@ -68,4 +68,10 @@ def test_a_given_tokenizer_is_taken_as_it_is_now(tmp_path, monkeypatch):
     assert words == json.loads((made / "tokenizer.json").read_text())
     assert json.loads((first / "config.json").read_text())["vocab_size"] >= 3
     (given / "tokenizer.json").write_text(json.dumps(words, indent=1))
-    assert scratch.scratch_model(recipe, say=quiet).path != first
+    second = scratch.scratch_model(recipe, say=quiet).path
+    assert second != first
+    settings = json.loads((given / "tokenizer_config.json").read_text())
+    (given / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
+    third = scratch.scratch_model(recipe, say=quiet).path
+    assert third not in (first, second)
+    assert json.loads((third / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"

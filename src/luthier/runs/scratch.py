@@ -63,7 +63,9 @@ def scratch_model(recipe: Recipe, *, say: Say) -> LocalModel:
     for text in texts:
         digest.update(text.encode("utf-8", "replace") + b"\0")
     if given := _given(choice.tokenizer):
-        digest.update((given / TOKENIZER[0]).read_bytes())
+        for name in TOKENIZER:
+            if (given / name).is_file():
+                digest.update((given / name).read_bytes() + b"\0")
     folder = room("models") / f"scratch-{digest.hexdigest()[:16]}"
     if not (folder / MARK).is_file():
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as apart:
