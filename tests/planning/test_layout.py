@@ -8,11 +8,11 @@ import pytest
 
 from luthier.catalog.index import model_card
 from luthier.errors import DoesNotFit, RecipeError, Unsupported
-from luthier.planning.estimate import kernels_for
+from luthier.planning.estimate import estimate_training, kernels_for
 from luthier.planning.hypothetical import parse_hardware
 from luthier.planning.resolve import Resolved, resolve
 from luthier.schema.data_profile import LengthProfile
-from luthier.schema.estimate import TrainingShape
+from luthier.schema.estimate import EvaluationShape, TrainingShape
 from luthier.schema.recipe import Full, Lora, Method, Parallel, QLora, Recipe
 from luthier.sizing.training import training_memory
 
@@ -303,3 +303,26 @@ def test_launches_are_recorded_where_each_device_has_the_whole_model() -> None:
 def test_a_base_in_four_bits_is_divided_too(method: str) -> None:
     shared = {"devices": 2, "parallel": {"shard": 2}}
     assert resolved("Qwen/Qwen2.5-0.5B-Instruct", method, "2xh100", **shared).shape.shard == 2
+
+
+def test_answers_that_fit_beside_less_ask_no_more_of_divided_weights() -> None:
+    """Their cache was counted as gathered weights are, beside gradients that are gone by then."""
+    arch, hardware = model_card("meta-llama/Llama-3.1-8B-Instruct").architecture, parse_hardware("2xh100")
+    assert arch is not None
+    shape = TrainingShape(
+        micro_batch_size=2,
+        sequence_length=2048,
+        shard=2,
+        activation_checkpointing="full",
+        optimizer="adamw-bf16",
+    )
+    answers = EvaluationShape(batch_size=32, prompt_tokens=2048, new_tokens=512)
+    alone, beside = (
+        estimate_training(
+            arch, Full(), shape, hardware, tokens=1, device="cuda", dtype="bfloat16", evaluation=asked
+        )
+        for asked in (None, answers)
+    )
+    assert beside.phases[-1].name == "evaluate"
+    assert alone.peak.name == beside.peak.name == "backward"
+    assert alone.process == beside.process

@@ -341,12 +341,14 @@ def _apart(memory: TrainingMemory) -> int:
     """Bytes that the allocator takes where weights are divided: no stream gets what another one has freed.
 
     FSDP gathers weights in one stream and leaves gradients in another, so that each of these, and all else,
-    is counted at its own height, whichever phase that is in.
+    is counted at its own height, whichever phase that is in. Answering divides nothing: what its buffers hold
+    is a cache of keys and values, beside no gradients.
     """
-    phases = [phase.parts for phase in memory.phases]
+    phases = [phase.parts for phase in memory.phases if phase.name != "evaluate"]
     elsewhere: tuple[Part, ...] = ("buffers", "gradients")
     here = max(sum(size for part, size in parts.items() if part not in elsewhere) for parts in phases)
-    return here + sum(max(parts.get(part, 0) for parts in phases) for part in elsewhere)
+    divided = here + sum(max(parts.get(part, 0) for parts in phases) for part in elsewhere)
+    return max(divided, memory.peak.total)
 
 
 def _host_memory(memory: TrainingMemory, phases: tuple[Phase, ...]) -> tuple[tuple[Phase, ...], Range, Range]:
