@@ -93,9 +93,7 @@ def copy(name: str, to: Path = Path("recipe.yaml"), /) -> None:
         raise UsageError(f"{to.parent} is not a directory", hint="make it first")
     to.write_text(recipe.path.read_text(encoding="utf-8"), encoding="utf-8")
     if (why := predicted(recipe)["not_trained"]) is not None:
-        out().print(
-            f"! it can be planned, not trained with this version: {why}", style="yellow", soft_wrap=True
-        )
+        out().print(f"! as it stands it cannot be trained: {why}", style="yellow", soft_wrap=True)
     out().print(f"wrote {to}; put your rows where data.train says, then: luthier train {to}", soft_wrap=True)
 
 

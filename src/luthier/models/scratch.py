@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from luthier.files import UNFINISHED
 from luthier.models.load import quiet, weight_files
 
 MARK = "scratch.json"
@@ -49,12 +51,10 @@ def ensure_weights(folder: Path) -> None:
                 module.weight.normal_(0.0, std, generator=generator)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     module.bias.zero_()
-    part = folder / "weights.part"
-    with quiet():
-        model.save_pretrained(part)
-    for file in part.glob("*.safetensors*"):
-        file.chmod(0o644)
-        file.replace(folder / file.name)
-    for file in part.iterdir():
-        file.unlink()
-    part.rmdir()
+    # Another process may write the same weights; each does so apart, and either's are right.
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as apart:
+        with quiet():
+            model.save_pretrained(apart)
+        for file in Path(apart).glob("*.safetensors*"):
+            file.chmod(0o644)
+            file.replace(folder / file.name)
